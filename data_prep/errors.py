@@ -1,0 +1,8 @@
+"""The one exception that a user is meant to read."""
+
+
+class UserError(Exception):
+    """Something the user can mend: one clear sentence that names the field or file, and the remedy.
+
+    The ``phasecollapse`` command prints its text after ``error:``, without a traceback, and exits with status 2.
+    """

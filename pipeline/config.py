@@ -1,0 +1,293 @@
+"""The settings tree: what a run is, in one immutable, typed place.
+
+A configuration file is YAML with the sections of :class:`Settings`; the command line overrides single fields with
+``section.field=value``. Every default stands here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data_prep.errors import UserError
+
+
+class Section(BaseModel):
+    """A part of the tree: immutable, every field documented, unknown fields forbidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class RunSettings(Section):
+    """Which run this is, and where it lives."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    """Folder of the run under `storage`; by default made of the data set, the network and a digest of the settings."""
+    storage: str = "runs"
+    """Folder that holds the runs; with several nodes, one that all of them see."""
+
+
+class DataSettings(Section):
+    """The prepared data set and how its images become batches."""
+
+    path: str
+    """Folder written by `phasecollapse prepare` (it holds manifest.json)."""
+    image_size: Positive = 64
+    """Side, in pixels, of the square images that the network sees."""
+    classes: Positive | None = None
+    """Number of classes the data set must have; by default, whatever it has."""
+    random_crop: bool = True
+    """Train on random resized crops; without it, on the central crop used in validation."""
+    crop_scale: tuple[float, float] = (0.25, 1.0)
+    """Smallest and largest area of a random crop, as a fraction of the image's."""
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    """Smallest and largest aspect ratio (width / height) of a random crop."""
+    flip: bool = True
+    """Mirror training images left to right with probability 1/2. Textures forbid it: it changes their class."""
+    center_crop: Annotated[float, Field(gt=0, le=1)] = 0.875
+    """Side of the central square used in validation, as a fraction of the image's shorter side."""
+    evaluate_on: Literal["validation", "holdout"] = "validation"
+    """What accuracy is measured on: the validation split, or a part of the training images held out from training."""
+    holdout: Fraction = 0.1
+    """Fraction of the training images held out when `evaluate_on` is holdout (none are otherwise)."""
+    decode_threads: Positive = 1
+    """Threads that decode images, in each worker."""
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> Self:
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError("crop_scale must satisfy 0 < smallest <= largest <= 1")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError("crop_ratio must satisfy 0 < smallest <= largest")
+        if self.evaluate_on == "holdout" and self.holdout == 0:
+            raise ValueError("evaluate_on is holdout, so holdout must be above 0")
+        return self
+
+
+Nonlinearity = Literal["collapse", "threshold", "sigmoid", "tanh", "unit_modulus", "power", "identity"]
+
+
+class ModelSettings(Section):
+    """The learned scattering network."""
+
+    widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (32, 64, 128, 128)
+    """Complex channels after each block; their number is the depth."""
+    angles: Annotated[int, Field(ge=4, multiple_of=2)] = 4
+    """L, the number of wavelet angles θ: even, at least 4."""
+    first_factorized_block: Annotated[int, Field(ge=0)] = 0
+    """Blocks before this one are full octaves (each subsamples); from it on, blocks alternate between the first half
+    of an octave (no subsampling) and the second (subsampling)."""
+    nonlinearity: Nonlinearity = "collapse"
+    """ρ, applied to the band-pass coefficients; collapse is the modulus |z|."""
+    skip: bool = False
+    """Keep the coefficients beside ρ of them: [y, ρ(y)] for y = [φ*x, ψ*x], instead of [φ*x, ρ(ψ*x)]."""
+    classifier: Literal["flatten", "pooled"] = "flatten"
+    """Linear classifier on all positions of the last block, or on their average."""
+
+
+class OptimizerSettings(Section):
+    """Stochastic gradient descent and its learning-rate schedule."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    """Peak learning rate."""
+    momentum: Fraction = 0.9
+    nesterov: bool = True
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """L2 penalty on projections and the linear classifier; normalization parameters and biases have none."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """Cosine decay to zero, or a division by `step_factor` every `step_epochs`."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """Linear warm-up from zero over this many epochs."""
+    step_epochs: Positive = 70
+    step_factor: Annotated[float, Field(gt=1)] = 10.0
+
+    @model_validator(mode="after")
+    def _check_nesterov(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum above 0")
+        return self
+
+
+class TrainingSettings(Section):
+    """How long, in what batches, in which precision."""
+
+    epochs: Positive = 30
+    batch_size: Positive = 128
+    """Images in one step, over all workers."""
+    label_smoothing: Fraction = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 means autocast: weights, statistics and norms stay in float32."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides the initial weights, the order of the images and their augmentation."""
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> Self:
+        if self.batch_size < 2:
+            raise ValueError("batch_size must be at least 2: standardization needs more than one image")
+        return self
+
+
+class ClusterSettings(Section):
+    """Workers and what each of them gets."""
+
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Ray Train workers; 0 trains in this process, without a cluster."""
+    cpus_per_worker: Positive = 1
+    """CPUs that each worker reserves, and threads that torch computes with."""
+    gpu: bool = False
+    """One GPU for each worker, with NCCL; otherwise CPU, with gloo."""
+    address: str | None = None
+    """Address of a running Ray cluster, or auto; by default RAY_ADDRESS if it is set, else a local cluster that ends
+    with the command."""
+    max_failures: Annotated[int, Field(ge=-1)] = 3
+    """How often workers that die are replaced and training goes on from the last checkpoint; -1 is without limit."""
+
+
+class TrackingSettings(Section):
+    """MLflow."""
+
+    uri: str | None = None
+    """Tracking address; by default SQLite and a folder inside `run.storage`, which needs no server."""
+    experiment: str = "phasecollapse"
+
+
+class Settings(Section):
+    """Everything that decides a run."""
+
+    data: DataSettings
+    run: RunSettings = RunSettings()
+    model: ModelSettings = ModelSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    training: TrainingSettings = TrainingSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        if self.training.batch_size < 2 * max(1, self.cluster.workers):
+            raise ValueError(
+                f"training.batch_size ({self.training.batch_size}) must be at least twice cluster.workers "
+                f"({self.cluster.workers}), so that every worker has images in every step"
+            )
+        if self.optimizer.warmup_epochs > self.training.epochs:
+            raise ValueError("optimizer.warmup_epochs must not exceed training.epochs")
+        return self
+
+
+Tree = TypeVar("Tree", bound=Section)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Reads a YAML mapping safely.
+
+    Raises:
+        UserError: the file is missing, is not YAML (the line is named), or is not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"configuration file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"configuration file {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"configuration file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"configuration file {path} must hold sections such as 'data:', not a {type(content).__name__}")
+    return content
+
+
+def override(content: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """A copy of `content` with each ``section.field=value`` of `assignments` put in; values are read as YAML.
+
+    Raises:
+        UserError: an assignment is not of that form, or goes through something that is not a section.
+    """
+    result = {key: dict(value) if isinstance(value, dict) else value for key, value in content.items()}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        keys = path.split(".")
+        if not equals or not all(keys):
+            raise UserError(f"override '{assignment}' is not of the form section.field=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"override '{assignment}': the value is not valid YAML") from None
+        section = result
+        for key in keys[:-1]:
+            inner = section.get(key)
+            if inner is None:
+                inner = {}
+            if not isinstance(inner, dict):
+                raise UserError(f"override '{assignment}': '{key}' is a value, not a section")
+            section[key] = dict(inner)
+            section = section[key]
+        section[keys[-1]] = value
+    return result
+
+
+def resolve(tree: type[Tree], content: Mapping[str, Any], source: str) -> Tree:
+    """Checks `content` against the tree `tree`; `source` names it in errors.
+
+    Raises:
+        UserError: names each wrong field, its value and what is allowed.
+    """
+    try:
+        return tree.model_validate(content)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(problem, tree, source) for problem in error.errors())) from None
+
+
+def load(path: Path, assignments: Sequence[str] = ()) -> Settings:
+    """The settings of a configuration file, with overrides.
+
+    Raises:
+        UserError: see :func:`load_yaml`, :func:`override` and :func:`resolve`.
+    """
+    return resolve(Settings, override(load_yaml(path), assignments), str(path))
+
+
+def to_yaml(settings: Section) -> str:
+    """The whole resolved tree; :func:`load` reads it back to an equal one."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+
+
+def flatten(settings: Section) -> dict[str, Any]:
+    """The tree as ``{"section.field": value}``."""
+
+    def walk(prefix: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        return {k: v for key, inner in value.items() for k, v in walk(f"{prefix}.{key}" if prefix else key, inner).items()}
+
+    return walk("", settings.model_dump(mode="json"))
+
+
+def differences(before: Section, after: Section) -> list[str]:
+    """One line, ``section.field: old → new``, for each field in which two trees differ."""
+    old, new = flatten(before), flatten(after)
+    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
+
+
+def _explain(problem: Any, tree: type[Section], source: str) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        section: Any = tree
+        for part in problem["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        return f"{source}: unknown setting '{path}'; allowed here: {', '.join(section.model_fields)}"
+    if problem["type"] == "missing":
+        return f"{source}: setting '{path}' is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":  # a check over several fields: the message names them
+        return f"{source}: {path + ': ' if path else ''}{message}"
+    return f"{source}: setting '{path}' is {problem['input']!r}: {message}"
