@@ -1,0 +1,34 @@
+# `make` alone lists the targets. Each sets up what it needs and can be run twice.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format breakage
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: .venv/.installed ## make .venv and install everything; again at once
+
+.venv/.installed: pyproject.toml constraints.txt scripts/setup.sh
+	@PYTHON='$(PYTHON)' scripts/setup.sh
+
+demo: setup ## the whole path on generated textures, on the CPU: prepare, train, compare, search
+	@$(BIN)/python scripts/demo.py
+
+test: setup ## all tests
+	@test -n "$$PHASECOLLAPSE_SHARED" || echo "PHASECOLLAPSE_SHARED is not set: tests on golden files and photographs are skipped"
+	@$(BIN)/python -m pytest
+
+lint: setup ## formatting, lint, types, import layers
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup ## format the code and mend what ruff can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+breakage: setup ## break the code on purpose, one line at a time, and see that a test fails each time
+	@$(BIN)/python -m tests.breakage
