@@ -40,10 +40,10 @@ MESSAGE
         command -v sudo >/dev/null || fail "please have an administrator run: apt-get install$missing"
         root="sudo"
     fi
-    say "Installing system packages:$missing"
+    say "Installing system packages:$missing (some minutes)"
     $root apt-get update -qq
     # shellcheck disable=SC2086 # one word a package
-    $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing ||
+    $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null ||
         fail "apt-get could not install$missing; its message is above"
 fi
 
@@ -52,6 +52,6 @@ if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then # none yet, or an
     "$PYTHON" -m venv --clear "$VENV"
 fi
 say "Installing phasecollapse and what it needs (some minutes the first time)"
-"$VENV/bin/python" -m pip install --quiet -c constraints.txt -e '.[dev]'
+"$VENV/bin/python" -m pip install --quiet --use-pep517 -c constraints.txt -e '.[dev]'
 touch "$VENV/.installed"
 say "Ready: $VENV/bin/phasecollapse --help"

@@ -1,0 +1,140 @@
+"""Claims about the project as a whole: its configurations, what its parts may need, its documents."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import config, models
+from tests.breakage import MUTATIONS, Mutation
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+COMMANDS = sorted(point.name for point in entry_points(group="phasecollapse.commands"))
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs `code` in a fresh interpreter of this environment."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def run_settings(path: Path) -> config.Settings:
+    if not path.stem.endswith("_search"):
+        return config.load(path)
+    from tuning.config import load
+
+    return load(path).train
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_configuration_loads_and_its_network_is_counted(path: Path) -> None:
+    settings = run_settings(path)
+    classes, size = settings.data.classes or 10, settings.data.image_size
+    with torch.device("meta"):
+        network = models.build(settings.model, classes, size, seed=0)
+    assert all(parameter.is_meta for parameter in network.parameters())
+    assert models.parameters(network) > 0
+    assert models.multiply_adds(settings.model, classes, size) > models.parameters(network)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_configuration_opens_with_its_command(path: Path) -> None:
+    command = "tune" if path.stem.endswith("_search") else "train"
+    comment = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    assert any(f"phasecollapse {command} configs/{path.name}" in line for line in comment)
+
+
+BLOCKED = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"ray", "mlflow", "ffcv"}:
+            raise ModuleNotFoundError(f"{name} is blocked")
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+@pytest.mark.parametrize("module", ["pipeline.engine", "pipeline.models", "pipeline.config", "pipeline.optim"])
+def test_training_mathematics_needs_neither_ray_nor_mlflow_nor_ffcv(module: str) -> None:
+    done = python(f"{BLOCKED}import {module}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_blocker_blocks() -> None:
+    assert "ray is blocked" in python(f"{BLOCKED}import ray").stderr
+
+
+@pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)], ids=" ".join)
+def test_help_is_answered_without_loading_what_is_slow(arguments: list[str]) -> None:
+    code = """
+import sys
+from pipeline.cli import main
+try:
+    main()
+finally:
+    print("loaded:", *sorted({"torch", "ray", "mlflow", "ffcv", "numba", "matplotlib", "sklearn"} & set(sys.modules)))
+"""
+    done = python(code, *arguments, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "Usage:" in done.stdout
+    assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_every_package_contributes_its_commands() -> None:
+    assert COMMANDS == ["prepare", "train", "tune", "ui"]
+    listing = python("from pipeline.cli import main; main()", "--help").stdout
+    assert [command for command in COMMANDS if not re.search(rf"^ *{command} ", listing, re.MULTILINE)] == []
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.what.replace(" ", "-"))
+def test_every_breakage_still_finds_its_place(mutation: Mutation) -> None:
+    assert mutation.occurrences(ROOT) == 1, f"'{mutation.old}' must occur once in {mutation.file}"
+    assert mutation.new != mutation.old
+    for test in mutation.tests:
+        file, _, name = test.partition("::")
+        assert (ROOT / file).is_file(), f"{file} does not exist"
+        assert not name or f"def {name.partition('[')[0]}(" in (ROOT / file).read_text(encoding="utf-8"), (
+            f"{test} is gone"
+        )
+
+
+def project_files() -> list[Path]:
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False).stdout.decode()
+    return [ROOT / name for name in listing.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_file_names_a_folder_of_one_machine() -> None:
+    pattern = re.compile(r"/(?:work|root|home/(?!ubuntu|ray))/|/tmp/(?:w|data)/")
+    naming = [
+        f"{path.relative_to(ROOT)}: {found.group()}"
+        for path in project_files()
+        if path.suffix in {".py", ".md", ".yaml", ".toml", ".txt", ".sh", ""}
+        and (found := pattern.search(path.read_text(encoding="utf-8")))
+    ]
+    assert naming == []
+
+
+def test_every_path_and_target_that_the_documents_name_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    made_by_commands = re.compile(r"^(datasets|runs|demo|\.venv)/")
+    wrong = []
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        text = document.read_text(encoding="utf-8")
+        wrong += [
+            f"{document.name}: make {name}" for name in re.findall(r"`make ([a-z-]+)`", text) if name not in targets
+        ]
+        paths = re.findall(r"`((?:[\w.-]+/)*[\w.-]*(?:/|\.py|\.yaml|\.md|\.sh|\.toml|\.txt))`", text)
+        wrong += [
+            f"{document.name}: {path}"
+            for path in paths
+            if not made_by_commands.match(path) and not any((base / path).exists() for base in (ROOT, document.parent))
+        ]
+    assert wrong == []
