@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.textures import Textures
+from data_prep.write import prepare
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
@@ -15,3 +18,11 @@ def shared() -> Path:
     if not folder:
         pytest.skip("set PHASECOLLAPSE_SHARED to the folder that holds data/ and golden/ to run this test")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small prepared data set of textures, in several shards: 10 classes, 240 training and 70 validation images."""
+    folder = tmp_path_factory.mktemp("prepared") / "textures"
+    prepare(Textures(seed=0, train_per_class=24, validation_per_class=7), folder, seed=0, shard_samples=100)
+    return folder

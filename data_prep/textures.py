@@ -1,0 +1,130 @@
+"""Textures: a generated data set whose classes differ in oriented structure and in nothing else.
+
+An image is a stationary random field: white noise given the power spectrum
+
+    P(ω) = ring(|ω|) · (bump(∠ω − θ) + CLUTTER) + GRAIN,
+
+an oriented part of angle θ, and isotropic clutter in the same band of frequencies and fine grain that hide it. The ten
+classes are ten angles θ, 18° apart; frequency and angle vary a little from image to image. Phases are noise, and every
+field is as likely as its negative: the average image of every class is flat gray, so that no linear function of the
+pixels separates the classes. The energy in a direction does, and that is what removing phase leaves.
+
+Nothing else tells classes apart. Each image has the same mean in every channel and the same contrast; its color, a
+random direction of RGB, does not depend on the class; every file has the same size, filled up with a JPEG comment.
+A mirrored image belongs to another class, so training must not flip.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from data_prep.manifest import ImageClass
+from data_prep.sources import SPLITS, Split
+
+SIDE = 64
+"""Height and width, in pixels."""
+CLASSES = 10
+FREQUENCY = 0.16
+"""Center of the ring, in cycles per pixel: half an octave below a quarter."""
+FREQUENCY_WIDTH = 0.035
+"""Standard deviation of the ring's profile, in cycles per pixel."""
+FREQUENCY_JITTER = 0.1
+"""Standard deviation of the logarithm of an image's frequency."""
+ANGLE_WIDTH = np.radians(9)
+"""Standard deviation of the bump's profile."""
+ANGLE_JITTER = np.radians(3)
+"""Standard deviation of an image's angle."""
+CLUTTER = 0.6
+"""Energy of the isotropic part of the ring, relative to the oriented part's."""
+GRAIN = 0.15
+"""Energy of the white noise, relative to the oriented part's."""
+CONTRAST = 45.0
+"""Standard deviation of a texture, in gray levels, averaged (in the square) over channels."""
+MIDDLE = 127.5
+"""Mean of every channel of every texture, before rounding."""
+QUALITY = 90
+FILE_BYTES = 6144
+"""Size of every JPEG file; before they are filled up they have 3,000 to 4,700 bytes."""
+
+_VERTICAL = np.fft.fftfreq(SIDE)[:, None]
+_HORIZONTAL = np.fft.rfftfreq(SIDE)[None, :]
+_RADIUS = np.hypot(_VERTICAL, _HORIZONTAL)
+_ANGLE = np.arctan2(_VERTICAL, _HORIZONTAL)
+# A real field's spectrum is symmetric: all columns but the first and the last stand for two of the full spectrum.
+_MULTIPLICITY = np.where((_HORIZONTAL == 0) | (_HORIZONTAL == 0.5), 1, 2)
+
+
+class Textures:
+    """The generated data set as a source of images: each one is made, alone, when it is read."""
+
+    kind = "textures"
+    location = "generated"
+
+    def __init__(self, seed: int, train_per_class: int = 400, validation_per_class: int = 100) -> None:
+        self._seed = seed
+        self._per_class = {"train": train_per_class, "validation": validation_per_class}
+        self.options = {f"{split}_per_class": count for split, count in self._per_class.items()}
+        angles = [180 * index // CLASSES for index in range(CLASSES)]
+        self.classes = [ImageClass(index=i, id=f"{a:03d}", name=f"{a} degrees") for i, a in enumerate(angles)]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the first image of every class: another recipe, seed or JPEG library would change it."""
+        first = [self.read("train", label * self._per_class["train"]) for label in range(CLASSES)]
+        return hashlib.sha256(b"".join(first)).hexdigest()
+
+    def labels(self, split: Split) -> Sequence[int]:
+        """The class of each image of a split."""
+        return np.repeat(np.arange(CLASSES), self._per_class[split]).tolist()
+
+    def describe(self, split: Split, index: int) -> str:
+        """Names an image in messages."""
+        return f"texture {index} of {split}"
+
+    def read(self, split: Split, index: int) -> bytes:
+        """The JPEG file of an image: the same bytes for the same seed, whatever else is read."""
+        label, number = divmod(index, self._per_class[split])
+        random = np.random.default_rng((self._seed, SPLITS.index(split), label, number))
+        return to_jpeg(to_rgb(make_field(label, random), random))
+
+
+def make_field(label: int, random: np.random.Generator) -> np.ndarray:
+    """A texture of a class: (SIDE, SIDE) float64 of mean 0 and variance 1."""
+    angle = np.pi * label / CLASSES + ANGLE_JITTER * random.standard_normal()
+    frequency = FREQUENCY * np.exp(FREQUENCY_JITTER * random.standard_normal())
+    turn = (_ANGLE - angle + np.pi / 2) % np.pi - np.pi / 2  # angles are those of lines: half a turn changes nothing
+    ring = np.exp(-((_RADIUS - frequency) ** 2) / (2 * FREQUENCY_WIDTH**2))
+    oriented = ring * np.exp(-(turn**2) / (2 * ANGLE_WIDTH**2))
+    power = _normalize(oriented) + CLUTTER * _normalize(ring) + GRAIN
+    noise = random.standard_normal((SIDE, SIDE))
+    field = np.fft.irfft2(np.fft.rfft2(noise) * np.sqrt(power), s=(SIDE, SIDE))
+    return (field - field.mean()) / field.std()
+
+
+def to_rgb(field: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Paints a field (H, W) of mean 0 and variance 1 in a random color: (H, W, 3) uint8."""
+    color = random.uniform(0.4, 1, 3)
+    color /= np.sqrt(np.mean(color**2))
+    return np.clip(np.rint(MIDDLE + CONTRAST * color * field[..., None]), 0, 255).astype(np.uint8)
+
+
+def to_jpeg(pixels: np.ndarray) -> bytes:
+    """A JPEG file of FILE_BYTES bytes: the rest of them are a comment."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=QUALITY, subsampling=0)  # color in full detail
+    jpeg = buffer.getvalue()
+    length = FILE_BYTES - len(jpeg) - 2  # a comment is its marker, its length (which counts itself) and its text
+    if length < 2:
+        raise ValueError(f"a texture of {len(jpeg)} bytes, which leaves no room for a comment in {FILE_BYTES}")
+    comment = b"\xff\xfe" + length.to_bytes(2, "big") + bytes(length - 2)
+    return jpeg[:2] + comment + jpeg[2:]
+
+
+def _normalize(power: np.ndarray) -> np.ndarray:
+    """Scales a power spectrum (SIDE, SIDE // 2 + 1) so that its mean, the variance of a field, is 1."""
+    return power / ((power * _MULTIPLICITY).sum() / SIDE**2)
