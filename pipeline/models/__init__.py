@@ -1,0 +1,82 @@
+"""Phase-collapse networks in plain PyTorch: settings → a network that maps pixels to logits.
+
+wavelets.py     the fixed filters, as numbers
+transform.py    filtering, as matrix products
+operators.py    ρ, the non-linearities
+scattering.py   blocks, classifier, network
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import ModelSettings
+from pipeline.models.scattering import ScatteringNetwork
+
+__all__ = ["ImageNetwork", "ScatteringNetwork", "build", "multiply_adds", "parameters"]
+
+PIXEL_MEAN = (0.485, 0.456, 0.406)
+PIXEL_DEVIATION = (0.229, 0.224, 0.225)
+"""Mean and deviation of ImageNet's pixels in 0 … 1, for red, green and blue: the values that torchvision's models use."""
+
+
+class ImageNetwork(nn.Module):
+    """Pixels, uint8 (B, H, W, 3) → logits (B, classes), float32: a network with the normalization of its input inside."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, network: ScatteringNetwork) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", 255 * torch.tensor(PIXEL_MEAN))
+        self.register_buffer("deviation", 255 * torch.tensor(PIXEL_DEVIATION))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        images = (pixels.to(self.mean.dtype) - self.mean) / self.deviation
+        return self.network(images.permute(0, 3, 1, 2)).float()
+
+    def no_decay_names(self) -> set[str]:
+        """Parameters that weight decay leaves alone: those of the classifier's normalization, biases, and ρ's."""
+        return {name for name, value in self.named_parameters() if value.ndim == 1}
+
+    def multiply_adds(self) -> int:
+        """Real multiplications with an addition, for the forward pass of one image."""
+        return self.network.multiply_adds()
+
+
+def build(model: ModelSettings, classes: int, image_size: int, seed: int = 0) -> ImageNetwork:
+    """The network of `model` for square images, with initial weights that `seed` decides.
+
+    Raises:
+        UserError: a block would get smaller than 3 pixels.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = ScatteringNetwork(
+            widths=model.widths,
+            angles=model.angles,
+            first_factorized_block=model.first_factorized_block,
+            nonlinearity=model.nonlinearity,
+            skip=model.skip,
+            pooled=model.classifier == "pooled",
+            classes=classes,
+            size=(image_size, image_size),
+        )
+    return ImageNetwork(network)
+
+
+def parameters(network: nn.Module) -> int:
+    """Learned numbers; a complex one, stored as two real ones, counts as two."""
+    return sum(value.numel() for value in network.parameters())
+
+
+def multiply_adds(model: ModelSettings, classes: int, image_size: int) -> int:
+    """Multiply-adds of the forward pass of one image, without making the weights.
+
+    Raises:
+        UserError: a block would get smaller than 3 pixels.
+    """
+    with torch.device("meta"):
+        return build(model, classes, image_size).multiply_adds()
