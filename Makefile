@@ -9,6 +9,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 setup: .venv/.installed ## make .venv and install everything; again at once
+	@:
 
 .venv/.installed: pyproject.toml constraints.txt scripts/setup.sh
 	@PYTHON='$(PYTHON)' scripts/setup.sh

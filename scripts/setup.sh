@@ -17,7 +17,7 @@ version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
 # What FFCV's C++ part needs to build and run, asked of the tools that will look for it, not of a package manager.
 missing=""
-command -v g++ >/dev/null || command -v c++ >/dev/null || missing="$missing g++"
+command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || missing="$missing g++"
 command -v pkg-config >/dev/null || missing="$missing pkg-config"
 pkg-config --exists opencv4 2>/dev/null || missing="$missing libopencv-dev"
 pkg-config --exists libturbojpeg 2>/dev/null || missing="$missing libturbojpeg0-dev"
@@ -41,7 +41,7 @@ MESSAGE
         root="sudo"
     fi
     say "Installing system packages:$missing (some minutes)"
-    $root apt-get update -qq
+    $root apt-get update -qq || say "apt-get update failed: trying with the package lists that are here"
     # shellcheck disable=SC2086 # one word a package
     $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null ||
         fail "apt-get could not install$missing; its message is above"
