@@ -1,0 +1,157 @@
+"""A run has one identity: a folder, made of what decides its result, that one process at a time may train.
+
+run.yaml         id, digest of the data set, resolved settings: what the run was started with
+run.lock         held while a process trains the run; the system releases it however that process ends
+checkpoints/     the last two checkpoints, one an epoch
+history.json     what every epoch came to, as in the last checkpoint
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from data_prep.errors import UserError
+from data_prep.manifest import Manifest
+from pipeline import history
+from pipeline.config import ModelSettings, Section, Settings, flatten, to_yaml
+
+EXECUTION_ONLY = frozenset(
+    {
+        "run.name",
+        "run.storage",
+        "data.path",  # the digest of the data set decides, wherever it lies
+        "data.decode_threads",
+        "cluster.address",
+        "cluster.cpus_per_worker",
+        "cluster.gpu",
+        "cluster.max_failures",
+        "tracking.uri",
+        "tracking.experiment",
+    }
+)
+"""Settings that may change while a run is interrupted: where and how fast it computes, and where it is tracked, but
+nothing that it computes beyond rounding. The number of workers is not among them: statistics of standardization are
+those of a worker's part of the batch."""
+
+
+class Identity(Section):
+    """The content of run.yaml."""
+
+    id: str
+    """Unique; the run's tag in MLflow."""
+    data_digest: str
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the parts of a run lie."""
+
+    path: Path
+    identity: Identity
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def latest_checkpoint(self) -> Path | None:
+        """The last checkpoint of those that are there in full."""
+        return max(self.checkpoints.glob("epoch-*"), default=None)
+
+    def history(self) -> list[history.EpochRecord]:
+        """The epochs finished so far."""
+        return history.read(self.path)
+
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return len(self.history()) >= self.identity.settings.training.epochs
+
+
+def default_name(settings: Settings, data: Manifest) -> str:
+    """Data set, network and a digest of all that decides the result, as in ``imagenette-collapse-32-64x2-1f00ba12``."""
+    decisive = json.dumps([_decisive(settings), data.digest], sort_keys=True)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", data.name).strip("-._") or "data"
+    return f"{name}-{_network_name(settings.model)}-{hashlib.sha256(decisive.encode()).hexdigest()[:8]}"
+
+
+@contextmanager
+def claim(settings: Settings, data: Manifest) -> Iterator[RunFolder]:
+    """Opens the run of `settings`, or starts it, for this process alone.
+
+    Raises:
+        UserError: another process trains it; it was started with other settings or another data set (each difference is
+            named); or the folder holds something else.
+    """
+    path = Path(settings.run.storage) / (settings.run.name or default_name(settings, data))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / "run.lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"run {path} is being trained by {_owner(path)}: wait for it, or choose another run.name"
+        ) from None
+    except OSError as error:
+        raise UserError(f"run.storage: {path} cannot be written: {error.strerror}") from None
+    try:
+        (path / "run.owner").write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield RunFolder(path, _identify(path, settings, data))
+    finally:
+        lock.release()
+
+
+def _identify(path: Path, settings: Settings, data: Manifest) -> Identity:
+    file = path / "run.yaml"
+    if not file.exists():
+        foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in {"run.lock", "run.owner"})
+        if foreign:
+            raise UserError(f"{path} exists and is not a run (it holds {foreign[0]}): choose another run.name")
+        identity = Identity(id=uuid.uuid4().hex, data_digest=data.digest, settings=settings)
+        history.write_atomically(file, to_yaml(identity))
+        return identity
+    try:
+        identity = Identity.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise UserError(f"{file} cannot be read ({str(error).splitlines()[0]}): choose another run.name") from None
+    old, new = _decisive(identity.settings), _decisive(settings)
+    changes = [f"{field}: {old[field]} → {new[field]}" for field in new if old[field] != new[field]]
+    if identity.data_digest != data.digest:
+        changes.append(f"data set: {identity.data_digest[:12]} → {data.digest[:12]}")
+    if changes:
+        raise UserError(
+            f"run {path} was started with other settings ({'; '.join(changes)}): "
+            "put them back to resume it, or choose another run.name"
+        )
+    return identity
+
+
+def _decisive(settings: Settings) -> dict[str, object]:
+    return {field: value for field, value in flatten(settings).items() if field not in EXECUTION_ONLY}
+
+
+def _network_name(model: ModelSettings) -> str:
+    runs = [(width, len(list(group))) for width, group in itertools.groupby(model.widths)]
+    widths = "-".join(f"{width}x{times}" if times > 1 else str(width) for width, times in runs)
+    return f"{model.nonlinearity}{'-skip' if model.skip else ''}-{widths}"
+
+
+def _owner(path: Path) -> str:
+    try:
+        return (path / "run.owner").read_text(encoding="utf-8")
+    except OSError:
+        return "another process"
