@@ -88,7 +88,6 @@ def errors(golden: dict[str, NDArray]) -> Iterator[tuple[str, str, float]]:
     """Runs one training step and one evaluation; yields (kind, quantity, relative error), kind forward or gradient."""
     network = build(golden)
     blocks: list[Block] = list(network.blocks)  # type: ignore[arg-type]
-    size = golden["input"].shape[2:]
     for number in range(len(blocks)):
         if f"block{number}_phi_hat" in golden:
             octave = octave_of_block(number, int(golden["first_factorized_block"]))

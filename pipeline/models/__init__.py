@@ -18,11 +18,11 @@ __all__ = ["ImageNetwork", "ScatteringNetwork", "build", "multiply_adds", "param
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_DEVIATION = (0.229, 0.224, 0.225)
-"""Mean and deviation of ImageNet's pixels in 0 … 1, for red, green and blue: the values that torchvision's models use."""
+"""Mean and deviation of ImageNet's pixels in 0 … 1, for red, green and blue, as torchvision's models use them."""
 
 
 class ImageNetwork(nn.Module):
-    """Pixels, uint8 (B, H, W, 3) → logits (B, classes), float32: a network with the normalization of its input inside."""
+    """Pixels, uint8 (B, H, W, 3) → logits (B, classes), float32: a network that normalizes its input itself."""
 
     mean: Tensor
     deviation: Tensor

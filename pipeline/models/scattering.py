@@ -3,8 +3,8 @@
     x_{j+1} = normalize( P_j · standardize( [φ*x_j, ρ(ψ*x_j)] ) )             without skip connection
     x_{j+1} = normalize( P_j · standardize( [y, ρ(y)] ) ),  y = [φ*x_j, ψ*x_j]    with it
 
-ρ acts on each complex coefficient, P_j is a complex 1×1 convolution without bias, and normalize divides by the Euclidean
-norm across channels at each position. Only P_j, the classifier, and what ρ may have to learn are learned.
+ρ acts on each complex coefficient, P_j is a complex 1×1 convolution without bias, and normalize divides by the
+Euclidean norm across channels at each position. Only P_j, the classifier, and what ρ may have to learn are learned.
 
 Signals are (B, H, W, parts, C), see :mod:`pipeline.models.transform`. Channels of weights and statistics stand in the
 order of the paper's code: φ*x is channel c = 0 … C−1, and ψ_θ of channel c at angle k is C + c·L + k.
@@ -182,7 +182,7 @@ class Block(nn.Module):
         return result
 
     def _feature_index(self, angles: int, parts_after: int) -> Tensor:
-        """For each real feature, in the order of `features`, its channel (imaginary parts: plus the number of channels)."""
+        """For each real feature, in the order of `features`, its channel (imaginary parts: channels + channel)."""
         channels = self.shape.in_channels
         low = np.arange(channels)[None]  # (K, C)
         band = np.arange(channels) * angles + np.array(self.wavelets.angle_order)[:, None]
@@ -202,7 +202,8 @@ class Block(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Batch normalization of real and imaginary parts (channels c re, c im), then a linear map of all positions or their mean."""
+    """Batch normalization of real and imaginary parts (channels c re, c im), then a linear map of all positions or of
+    their mean."""
 
     def __init__(self, channels: int, size: tuple[int, int], classes: int, pooled: bool) -> None:
         super().__init__()
@@ -252,8 +253,8 @@ class ScatteringNetwork(nn.Module):
             output = (output_size(size[0], octave), output_size(size[1], octave))
             if min(output) < SMALLEST_SIDE:
                 raise UserError(
-                    f"model.widths: block {number} of {len(widths)} would have {output[0]}×{output[1]} pixels for images of "
-                    f"{input_size[0]}×{input_size[1]}, and needs {SMALLEST_SIDE}×{SMALLEST_SIDE}; "
+                    f"model.widths: block {number} of {len(widths)} would have {output[0]}×{output[1]} pixels "
+                    f"for images of {input_size[0]}×{input_size[1]}, and needs {SMALLEST_SIDE}×{SMALLEST_SIDE}; "
                     "use fewer blocks or larger images (data.image_size)"
                 )
             shape = BlockShape(channels, width, size, parts)
@@ -286,11 +287,11 @@ class ScatteringNetwork(nn.Module):
 
     def multiply_adds(self) -> int:
         """Real multiplications with an addition, for the forward pass of one image."""
-        return sum(block.multiply_adds() for block in self.blocks) + self.classifier.multiply_adds()  # type: ignore[operator,union-attr]
+        return sum(block.multiply_adds() for block in self.blocks) + self.classifier.multiply_adds()  # type: ignore[operator]
 
 
 def orthonormal(out_channels: int, in_channels: int) -> Tensor:
-    """A random complex matrix with orthonormal rows, W Wᴴ = 1 (columns where out > in), as (2, out, in) real numbers."""
+    """A random complex matrix with orthonormal rows, W Wᴴ = 1 (columns where out > in), as (2, out, in) reals."""
     tall, narrow = max(out_channels, in_channels), min(out_channels, in_channels)
     q, _ = torch.linalg.qr(torch.randn(tall, narrow, dtype=torch.complex128))
     weight = q.mH if out_channels <= in_channels else q

@@ -1,8 +1,9 @@
 """The wavelet transform of one block as a few dense matrix products, exact up to rounding.
 
 Reflecting the borders, convolving on a periodic grid and subsampling are linear along each axis, and a sum of a few
-products *vertical filter × horizontal filter* gives each wavelet: mirrored angles share them, and for L = 4 a pair needs
-three, θ = 0 two, θ = −π/2 and φ one. So a group of wavelets is one matrix along the rows, then one along the columns.
+products *vertical filter × horizontal filter* gives each wavelet: mirrored angles share them, and for L = 4 a pair
+needs three, θ = 0 two, θ = −π/2 and φ one. So a group of wavelets is one matrix along the rows, then one along the
+columns.
 
 Memory layout of signals, everywhere between the input and the classifier:
 
@@ -37,7 +38,7 @@ def output_size(size: int, octave: Octave) -> int:
 
 
 def axis_matrix(kernel: NDArray[np.float64], size: int, subsampling: int) -> NDArray[np.float64]:
-    """The matrix (size out, size in) that filters one axis: reflect to P, convolve circularly with `kernel`, keep samples."""
+    """The matrix (size out, size in) that filters one axis: reflect to P, convolve with `kernel`, subsample."""
     period = len(kernel)
     before = (period - size) // 2
     reflect = np.pad(np.eye(size), ((before, period - size - before), (0, 0)), mode="reflect")
@@ -129,7 +130,7 @@ class WaveletTransform(nn.Module):
         """The angle index k of each wavelet, in the order in which `forward` returns them."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Returns φ*x (B, H', W', 1, parts, C), and ψ*x in groups (B, H', W', K, 2, C) in the order of `angle_order`."""
+        """φ*x (B, H', W', 1, parts, C), and ψ*x in groups (B, H', W', K, 2, C) in the order of `angle_order`."""
         return self.low_pass(x), [filters(x) for filters in self.band_pass]
 
     def multiply_adds(self, channels: int) -> int:
