@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -62,7 +63,7 @@ _MULTIPLICITY = np.where((_HORIZONTAL == 0) | (_HORIZONTAL == 0.5), 1, 2)
 class Textures:
     """The generated data set as a source of images: each one is made, alone, when it is read."""
 
-    kind = "textures"
+    kind: Literal["textures"] = "textures"
     location = "generated"
 
     def __init__(self, seed: int, train_per_class: int = 400, validation_per_class: int = 100) -> None:
