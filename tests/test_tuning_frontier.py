@@ -1,0 +1,67 @@
+"""The frontier among trials, and how it is shown."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from PIL import Image
+
+from tuning import frontier
+from tuning.frontier import Row
+
+
+def row(name: str, cost: int, error: float | None, status: str = "completed", reason: str = "") -> Row:
+    return Row(name, (8, 16), parameters=1000, multiply_adds=cost, error=error, epochs=4, status=status, reason=reason)
+
+
+def test_a_point_is_on_the_frontier_unless_another_is_as_good_in_both_and_better_in_one() -> None:
+    points = [(1, 0.9), (2, 0.5), (2, 0.6), (3, 0.5), (4, 0.1), (9, 0.1), (5, 0.7)]
+    assert frontier.frontier(points) == [True, True, False, False, True, False, False]
+
+
+def test_equal_points_are_on_the_frontier_together() -> None:
+    assert frontier.frontier([(1, 0.5), (1, 0.5)]) == [True, True]
+
+
+def test_the_frontier_of_nothing_is_nothing() -> None:
+    assert frontier.frontier([]) == []
+
+
+def test_error_never_rises_along_the_frontier() -> None:
+    points = [(float(7 * index % 31), float(11 * index % 29)) for index in range(60)]
+    best = sorted(point for point, flag in zip(points, frontier.frontier(points), strict=True) if flag)
+    errors = [error for _, error in best]
+    assert errors == sorted(errors, reverse=True)
+    assert all(any(other <= point for other in best) for point in points)
+
+
+def test_only_completed_trials_are_on_the_frontier() -> None:
+    rows = [row("good", 10, 0.2), row("stopped", 5, 0.1, "stopped early"), row("failed", 1, None, "failed", "it broke")]
+    assert frontier.on_frontier(rows) == {"good"}
+
+
+def test_the_table_shows_every_trial_with_its_status_and_reason() -> None:
+    rows = [row("b", 2000, 0.25), row("a", 10, None, "failed", "a | b")]
+    lines = frontier.markdown(rows).splitlines()
+    assert lines[2] == "| 2 | 8-16 | 1,000 | 10 |  | 4 | failed: a / b |  | a |"
+    assert lines[3] == "| 2 | 8-16 | 1,000 | 2,000 | 0.2500 | 4 | completed | * | b |"
+    assert frontier.table(rows, "title").row_count == 2
+
+
+def test_the_csv_can_be_read_back(tmp_path: Path) -> None:
+    rows = [row("b", 2000, 0.25), row("a", 10, None, "failed", "why, oh")]
+    read = list(csv.DictReader(frontier.comma_separated(rows).splitlines()))
+    assert [(one["trial"], one["multiply-adds"], one["error"], one["frontier"]) for one in read] == [
+        ("b", "2000", "0.25", "1"),
+        ("a", "10", "", "0"),
+    ]
+    assert read[1]["reason"] == "why, oh"
+
+
+def test_the_picture_is_drawn_with_and_without_completed_trials(tmp_path: Path) -> None:
+    for name, rows in {"some": [row("a", 10, 0.4), row("b", 999, 0.2)], "none": [row("c", 1, None, "failed")]}.items():
+        path = tmp_path / f"{name}.png"
+        frontier.picture(rows, path, "top1")
+        with Image.open(path) as image:
+            assert image.size == (960, 600)

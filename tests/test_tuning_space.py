@@ -1,0 +1,125 @@
+"""The search space: which networks a search tries, and what each trial is measured on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.errors import UserError
+from pipeline.config import resolve
+from tuning import config, space
+from tuning.config import SearchSettings
+
+
+def settings(train: dict[str, Any] | None = None, **search: Any) -> SearchSettings:
+    content = {"train": {"data": {"path": "nowhere"}, **(train or {})}, "search": {"name": "test", **search}}
+    return resolve(SearchSettings, content, "test.yaml")
+
+
+def test_width_doubles_at_each_octave_and_stops_at_the_cap() -> None:
+    assert space.block_widths(7, 16, 100, first_factorized_block=0) == (16, 16, 32, 32, 64, 64, 100)
+    assert space.block_widths(4, 16, 512, first_factorized_block=9) == (16, 32, 64, 128)
+    assert space.block_widths(5, 8, 512, first_factorized_block=1) == (8, 16, 16, 32, 32)
+
+
+def test_octaves_are_those_of_the_network() -> None:
+    """A block's width follows how often its input was halved, which the network itself shows."""
+    import torch
+
+    from pipeline import models
+    from pipeline.config import ModelSettings
+
+    for first_factorized in (0, 1, 2):
+        depth = 4
+        model = ModelSettings(widths=(2,) * depth, first_factorized_block=first_factorized)
+        network = models.build(model, classes=2, image_size=48)
+        sides = _input_sides(network, depth)
+        octaves = [space.octave(block, first_factorized) for block in range(depth)]
+        halvings = [round(float(torch.log2(torch.tensor(48 / side)))) for side in sides]
+        assert octaves == halvings
+
+
+def _input_sides(network: Any, depth: int) -> list[int]:
+    import torch
+
+    sides: list[int] = []
+    for block in list(network.network.blocks)[:depth]:
+        block.register_forward_pre_hook(lambda _, inputs: sides.append(min(inputs[0].shape[1:3])))
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, 48, 48, 3, dtype=torch.uint8))
+    return sides
+
+
+def test_the_grid_is_tried_whole_and_each_network_once() -> None:
+    names = [one.name for one in space.candidates(settings(depths=[1, 3], widths=[8, 16], max_width=8))]
+    assert names == ["8", "8-8-8"]
+
+
+def test_the_draw_is_decided_by_the_seed() -> None:
+    def draw(seed: int) -> list[str]:
+        grid = settings(depths=[1, 2, 3, 4], widths=[4, 8, 16, 32], trials=5, seed=seed)
+        return [one.name for one in space.candidates(grid)]
+
+    assert draw(1) == draw(1) != draw(2)
+    assert len(draw(1)) == 5
+
+
+def test_named_candidates_come_after_the_grid_and_carry_their_own_settings() -> None:
+    search = settings(depths=[2], widths=[8], candidates=[{"widths": [2], "optimizer.learning_rate": 1e-05}])
+    tried = space.candidates(search)
+    assert [one.name for one in tried] == ["8-8", "2_learning_rate-1e-05"]
+    bad = space.trial_settings(search, tried[1], "runs/test")
+    assert (bad.model.widths, bad.optimizer.learning_rate) == ((2,), 1e-05)
+    assert space.trial_settings(search, tried[0], "runs/test").optimizer == search.train.optimizer
+
+
+def test_trials_are_measured_on_held_out_training_images_whatever_the_file_says() -> None:
+    search = settings({"data": {"path": "nowhere", "evaluate_on": "validation"}}, depths=[2], widths=[8])
+    trial = space.trial_settings(search, space.candidates(search)[0], "runs/test")
+    assert trial.data.evaluate_on == "holdout"
+    assert (trial.run.storage, trial.run.name) == ("runs/test", "8-8")
+
+
+@pytest.mark.parametrize(
+    ("train", "search", "words"),
+    [
+        ({}, {"depths": [2]}, "give both"),
+        ({}, {}, "nothing to try"),
+        ({}, {"candidates": [{"optimizer.learning_rate": 1}]}, "needs widths"),
+        ({}, {"depths": [2], "widths": [8], "rungs": 3}, "unknown setting 'search.rungs'"),
+        ({}, {"depths": [2], "widths": [8], "reduction_factor": 1}, "search.reduction_factor"),
+        ({"run": {"name": "mine"}}, {"depths": [2], "widths": [8]}, "train.run.name"),
+        ({"data": {"path": "nowhere", "holdout": 0}}, {"depths": [2], "widths": [8]}, "train.data.holdout"),
+        ({"cluster": {"workers": 0}}, {"depths": [2], "widths": [8]}, "train.cluster.workers"),
+        ({"training": {"epochs": 1}}, {"depths": [2], "widths": [8]}, "search.grace_epochs"),
+    ],
+)
+def test_wrong_settings_are_named(train: dict[str, Any], search: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        settings(train, **search)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "words"),
+    [
+        ({"widths": 8}, "list of whole numbers"),
+        ({"widths": [8], "optimizer.speed": 3}, "unknown setting 'optimizer.speed'"),
+        ({"widths": [8], "optimizer.momentum": 2}, "optimizer.momentum"),
+        ({"widths": [8], "data.holdout": 0.5}, "data.holdout"),
+        ({"widths": [0]}, "model.widths"),
+    ],
+)
+def test_wrong_candidates_are_named(candidate: dict[str, Any], words: str) -> None:
+    search = settings(candidates=[candidate])
+    with pytest.raises(UserError, match=words):
+        for one in space.candidates(search):
+            space.trial_settings(search, one, "runs/test")
+
+
+def test_overrides_reach_every_level(tmp_path: Path) -> None:
+    file = tmp_path / "search.yaml"
+    file.write_text("train: {data: {path: nowhere}}\nsearch: {name: test, depths: [2], widths: [8]}\n")
+    loaded = config.load(file, ["train.training.epochs=7", "search.trials=1", "train.data.holdout=0.2"])
+    assert (loaded.train.training.epochs, loaded.search.trials, loaded.train.data.holdout) == (7, 1, 0.2)

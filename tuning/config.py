@@ -1,0 +1,82 @@
+"""The settings tree of a search: what is searched, around the settings of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config import Positive, Section, Settings, load_yaml, override, resolve
+
+
+class SearchSection(Section):
+    """Which networks are tried, on what budget, and what decides between them."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Folder of the search under `train.run.storage`; the runs of its trials lie in it."""
+    depths: tuple[Positive, ...] = ()
+    """Numbers of blocks to try, each with each of `widths`."""
+    widths: tuple[Positive, ...] = ()
+    """Widths of the first block to try; later blocks are twice as wide at each octave (see tuning/space.py)."""
+    max_width: Positive = 512
+    """No block gets wider than this."""
+    candidates: tuple[dict[str, Any], ...] = ()
+    """Further trials, named one by one: each has `widths`, and may set fields of model and optimizer by their dotted
+    names, as in `{widths: [8, 16], optimizer.learning_rate: 0.3}`. They start after those of the grid."""
+    trials: Positive | None = None
+    """How many points of the grid depths × widths are tried, drawn at random; by default all of them. `candidates`
+    come on top."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides which points of the grid are drawn."""
+    max_concurrent: Positive | None = None
+    """Trials that train at the same time; by default, and at most, as many as the cluster has room for."""
+    grace_epochs: Positive = 2
+    """No trial is stopped before it has trained this long."""
+    reduction_factor: Annotated[float, Field(gt=1)] = 2.0
+    """At `grace_epochs`, and at each multiple of it by this factor, a trial goes on only if it is among the best
+    1/reduction_factor of those that have got there."""
+    error: Literal["top1", "top5"] = "top1"
+    """The error that decides, on training images held out: 1 − top-1 accuracy, or 1 − top-5."""
+
+    @model_validator(mode="after")
+    def _check_space(self) -> Self:
+        if bool(self.depths) != bool(self.widths):
+            raise ValueError("depths and widths make a grid together: give both, or neither")
+        if not self.depths and not self.candidates:
+            raise ValueError("nothing to try: give depths and widths, or candidates")
+        for candidate in self.candidates:
+            if "widths" not in candidate:
+                raise ValueError(f"each of candidates needs widths, and {candidate} has none")
+        return self
+
+
+class SearchSettings(Section):
+    """A search and the run that it varies."""
+
+    train: Settings
+    """The settings that all trials share. The search decides `model.widths` and the run's name, and measures on the
+    images held out from training, whatever `data.evaluate_on` says."""
+    search: SearchSection
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        if self.train.run.name is not None:
+            raise ValueError("train.run.name must stay unset: a search names the runs of its trials")
+        if self.train.data.holdout == 0:
+            raise ValueError("train.data.holdout must be above 0: a search selects on images held out from training")
+        if self.train.cluster.workers == 0:
+            raise ValueError("train.cluster.workers must be at least 1: trials run on the cluster")
+        if self.search.grace_epochs > self.train.training.epochs:
+            raise ValueError("search.grace_epochs must not exceed train.training.epochs")
+        return self
+
+
+def load(path: Path, assignments: Sequence[str] = ()) -> SearchSettings:
+    """The settings of a search's configuration file, with overrides such as ``train.training.epochs=3``.
+
+    Raises:
+        UserError: the file or an override is wrong; the sentence names the field.
+    """
+    return resolve(SearchSettings, override(load_yaml(path), assignments), str(path))

@@ -1,0 +1,133 @@
+"""What a search found: the table of its trials, the frontier among them, and the picture of both."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial."""
+
+    name: str
+    widths: tuple[int, ...]
+    parameters: int
+    """Learned numbers; a complex one counts as two."""
+    multiply_adds: int
+    """Of the forward pass of one image."""
+    error: float | None
+    """On the images held out, after the last epoch; None where no epoch was finished."""
+    epochs: int
+    status: str
+    """completed, stopped early, failed or pending."""
+    reason: str = ""
+    """Why it failed."""
+
+
+HEADER = ("depth", "widths", "parameters", "multiply-adds", "error", "epochs", "status", "frontier", "trial")
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """For each point (cost, error), whether it is on the frontier: no other point is at least as good in both and
+    better in one. Equal points are on it together."""
+
+    def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+        return one != other and one[0] <= other[0] and one[1] <= other[1]
+
+    return [not any(beats(other, point) for other in points) for point in points]
+
+
+def on_frontier(rows: Sequence[Row]) -> set[str]:
+    """Names of the completed trials on the frontier of multiply-adds and error.
+
+    Trials stopped early have trained for less time than the others, so their error says nothing beside theirs.
+    """
+    completed = [
+        (row, (row.multiply_adds, row.error)) for row in rows if row.status == "completed" and row.error is not None
+    ]
+    flags = frontier([(cost, error) for _, (cost, error) in completed])
+    return {row.name for (row, _), flag in zip(completed, flags, strict=True) if flag}
+
+
+def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """The table's text, row by row, cheapest network first."""
+    best = on_frontier(rows)
+    return [
+        (
+            str(len(row.widths)),
+            "-".join(map(str, row.widths)),
+            f"{row.parameters:,}",
+            f"{row.multiply_adds:,}",
+            "" if row.error is None else f"{row.error:.4f}",
+            str(row.epochs),
+            f"{row.status}: {row.reason}" if row.reason else row.status,
+            "*" if row.name in best else "",
+            row.name,
+        )
+        for row in sorted(rows, key=lambda row: (row.multiply_adds, row.name))
+    ]
+
+
+def table(rows: Sequence[Row], title: str) -> Table:
+    """The table for a terminal."""
+    result = Table(title=title)
+    for column in HEADER:
+        numeric = column in ("depth", "parameters", "multiply-adds", "error", "epochs")
+        result.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in cells(rows):
+        result.add_row(*row)
+    return result
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table as Markdown."""
+    lines = [HEADER, ("---",) * len(HEADER), *cells(rows)]
+    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
+
+
+def comma_separated(rows: Sequence[Row]) -> str:
+    """The table as CSV, numbers without separators."""
+    best = on_frontier(rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*HEADER, "reason"])
+    for row in rows:
+        widths = "-".join(map(str, row.widths))
+        error = "" if row.error is None else row.error
+        flag = int(row.name in best)
+        numbers = [len(row.widths), widths, row.parameters, row.multiply_adds, error, row.epochs]
+        writer.writerow([*numbers, row.status, flag, row.name, row.reason])
+    return text.getvalue()
+
+
+def picture(rows: Sequence[Row], path: Path, error_name: str) -> None:
+    """Draws error against multiply-adds of the completed trials, with the frontier as a line."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    best = on_frontier(rows)
+    completed = sorted(
+        (row.multiply_adds, row.error, row.name) for row in rows if row.status == "completed" and row.error is not None
+    )
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    line = [(cost, error) for cost, error, name in completed if name in best]
+    axes.plot(*zip(*line, strict=True), color="tab:blue", label="frontier") if line else None
+    for cost, error, name in completed:
+        axes.plot(cost, error, "o", color="tab:blue" if name in best else "tab:gray")
+        axes.annotate(name, (cost, error), xytext=(5, 5), textcoords="offset points", fontsize=8)
+    if not completed:
+        axes.text(0.5, 0.5, "no trial was completed", ha="center", transform=axes.transAxes)
+    axes.set_xscale("log")
+    axes.margins(x=0.25, y=0.15)
+    axes.set_xlabel("multiply-adds for one image")
+    axes.set_ylabel(f"{error_name} error on images held out from training")
+    axes.grid(True, alpha=0.3)
+    figure.savefig(path, dpi=120)

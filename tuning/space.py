@@ -1,0 +1,95 @@
+"""The search space: depth × width → widths of the blocks → the settings of a trial."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_prep.errors import UserError
+from pipeline.config import Settings, override, resolve
+from tuning.config import SearchSettings
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One point of the space: the widths of the blocks, and further settings by their dotted names."""
+
+    widths: tuple[int, ...]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Unique in a search and fit for a folder, as in ``16-32-64`` or ``16-32-64_learning_rate-1e-05``."""
+        parts = ["-".join(map(str, self.widths))]
+        parts += [f"{key.rpartition('.')[2]}-{value}" for key, value in sorted(self.overrides.items())]
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts)).strip("-._")
+
+
+def octave(block: int, first_factorized_block: int) -> int:
+    """How often the image has been halved before `block` (counted from 0).
+
+    Blocks before `first_factorized_block` halve it each, those from it on only every second one.
+    """
+    return min(block, first_factorized_block) + max(0, block - first_factorized_block) // 2
+
+
+def block_widths(depth: int, first: int, max_width: int, first_factorized_block: int) -> tuple[int, ...]:
+    """Widths of `depth` blocks: `first`, twice as many at each octave, never above `max_width`.
+
+    Halving an image's sides leaves a quarter of its positions, so the multiply-adds of a block, which grow with the
+    square of its width, stay about the same from octave to octave until `max_width` is reached.
+
+    >>> block_widths(depth=6, first=16, max_width=48, first_factorized_block=0)
+    (16, 16, 32, 32, 48, 48)
+    """
+    return tuple(min(max_width, first * 2 ** octave(block, first_factorized_block)) for block in range(depth))
+
+
+def candidates(settings: SearchSettings) -> list[Candidate]:
+    """What the search tries, in this order: points of the grid (all, or as many as `search.trials` says), then those
+    of `search.candidates`, each network once.
+
+    Raises:
+        UserError: a candidate's widths are not a list of numbers, or it sets what trials must share.
+    """
+    search, model = settings.search, settings.train.model
+    grid = [
+        Candidate(block_widths(depth, width, search.max_width, model.first_factorized_block))
+        for depth, width in itertools.product(search.depths, search.widths)
+    ]
+    grid = list({candidate.name: candidate for candidate in grid}.values())  # max_width makes some of them equal
+    if search.trials is not None and search.trials < len(grid):
+        chosen = set(random.Random(search.seed).sample(range(len(grid)), search.trials))
+        grid = [candidate for index, candidate in enumerate(grid) if index in chosen]
+    named = [_named(dict(content)) for content in search.candidates]
+    return list({candidate.name: candidate for candidate in [*grid, *named]}.values())
+
+
+def trial_settings(settings: SearchSettings, candidate: Candidate, folder: str) -> Settings:
+    """The run of one trial: the shared settings with the candidate's, measured on images held out from training.
+
+    Raises:
+        UserError: the candidate sets an unknown field, or a value that is not allowed.
+    """
+    content = settings.train.model_dump(mode="json")
+    content["model"]["widths"] = list(candidate.widths)
+    for key, value in candidate.overrides.items():
+        content = override(content, [f"{key}={json.dumps(value)}"])
+    content["data"]["evaluate_on"] = "holdout"
+    content["run"] = {"name": candidate.name, "storage": folder}
+    return resolve(Settings, content, f"search.candidates, {candidate.name}")
+
+
+def _named(content: dict[str, Any]) -> Candidate:
+    widths = content.pop("widths")
+    if not isinstance(widths, list) or not all(isinstance(width, int) for width in widths) or not widths:
+        raise UserError(f"search.candidates: widths must be a list of whole numbers such as [8, 16], not {widths!r}")
+    for key in content:
+        if not key.startswith(("model.", "optimizer.")) or key == "model.widths":
+            raise UserError(f"search.candidates: besides widths, fields of model and optimizer may be set, not '{key}'")
+    return Candidate(tuple(widths), content)
