@@ -191,14 +191,10 @@ def _map_in_order(
     """The results of `function`, in order, computed by a pool that runs at most `ahead` arguments ahead."""
     remaining = iter(arguments)
     pending: deque[Future[Result]] = deque(pool.submit(function, argument) for argument in islice(remaining, ahead))
-    try:
-        while pending:
-            result = pending.popleft().result()
-            pending.extend(pool.submit(function, argument) for argument in islice(remaining, 1))
-            yield result
-    finally:
-        for future in pending:
-            future.cancel()
+    while pending:
+        result = pending.popleft().result()
+        pending.extend(pool.submit(function, argument) for argument in islice(remaining, 1))
+        yield result
 
 
 def _describe_shard(path: Path, samples: int) -> Shard:

@@ -1,0 +1,370 @@
+"""From images to a prepared data set: what is kept, converted and refused, and that nothing half-written stays."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from filelock import FileLock
+from PIL import Image
+
+from data_prep import commands, manifest, write
+from data_prep.beton import open_shard
+from data_prep.decoding import DecodeError, decode, read_header
+from data_prep.errors import UserError
+from data_prep.images import to_stored
+from data_prep.sources import ClassFolders
+from data_prep.textures import Textures
+from data_prep.write import prepare
+
+
+def encode(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def picture(height: int = 30, width: int = 40) -> Image.Image:
+    """Red on the left, blue on the right."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2, 0] = 255
+    pixels[:, width // 2 :, 2] = 255
+    return Image.fromarray(pixels)
+
+
+def decoded(jpeg: bytes) -> np.ndarray:
+    header = read_header(jpeg)
+    out = np.empty((header.height, header.width, 3), np.uint8)
+    decode(jpeg, header.height, header.width, out)
+    return out
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes, three training and two validation images of each, all different."""
+    root = tmp_path / "photos"
+    for split, count in (("train", 3), ("val", 2)):
+        for number, name in enumerate(("n01", "n02")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                (folder / f"{i}.JPEG").write_bytes(encode(picture(30 + number, 40 + 2 * i + len(split))))
+    return root
+
+
+def run(*arguments: object) -> str:
+    """Calls the command, as the phasecollapse program does; returns what it prints."""
+    result = CliRunner().invoke(commands.prepare, [str(argument) for argument in arguments])
+    if result.exception:
+        raise result.exception
+    return result.output
+
+
+# What is stored
+
+
+def test_small_upright_jpegs_keep_their_bytes() -> None:
+    for image in (picture(), picture().convert("L")):
+        content = encode(image)
+        assert to_stored(content, 40) == (content, 30, 40)
+
+
+def test_large_images_shrink_and_keep_their_proportions() -> None:
+    stored = to_stored(encode(picture(300, 400)), 100)
+    assert (stored.height, stored.width) == (75, 100) == decoded(stored.jpeg).shape[:2]
+
+
+def test_images_are_turned_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise: its left becomes its top
+    stored = to_stored(encode(picture(), exif=exif), 100)
+    top, bottom = decoded(stored.jpeg)[3, 15], decoded(stored.jpeg)[-3, 15]
+    assert (stored.height, stored.width) == (40, 30)
+    assert top[0] > 200 > 50 > top[2] and bottom[2] > 200 > 50 > bottom[0]
+
+
+@pytest.mark.parametrize(
+    "kind", ["CMYK", "palette", "transparent", "transparent palette", "16 bits", "PNG", "WebP", "BMP"]
+)
+def test_other_kinds_of_images_become_rgb_jpegs(kind: str) -> None:
+    rgb = picture()
+    transparent = Image.merge("RGBA", (*rgb.split(), Image.new("L", rgb.size, 0)))
+    deep = Image.fromarray(np.full((30, 40), 40_000, np.uint16))
+    content, expected = {
+        "CMYK": (encode(rgb.convert("CMYK")), (255, 0, 0)),
+        "palette": (encode(rgb.convert("P"), "PNG"), (255, 0, 0)),
+        "transparent": (encode(transparent, "PNG"), (255, 255, 255)),
+        "transparent palette": (encode(transparent.quantize(), "PNG"), (255, 255, 255)),
+        "16 bits": (encode(deep, "PNG"), (156, 156, 156)),
+        "PNG": (encode(rgb, "PNG"), (255, 0, 0)),
+        "WebP": (encode(rgb, "WEBP"), (255, 0, 0)),
+        "BMP": (encode(rgb, "BMP"), (255, 0, 0)),
+    }[kind]
+    stored = to_stored(content, 100)
+    assert read_header(stored.jpeg) == (30, 40, 3)
+    assert np.all(np.abs(decoded(stored.jpeg)[5, 5].astype(int) - expected) < 12)
+
+
+def test_damaged_images_are_not_stored() -> None:
+    good, png = encode(picture()), encode(picture(), "PNG")
+    for damaged in (b"", b"a text", good[: len(good) // 2], good[:100], png[:60]):
+        with pytest.raises(DecodeError):
+            to_stored(damaged, 100)
+
+
+def test_every_real_photograph_keeps_its_pixels(shared: Path) -> None:
+    with tarfile.open(shared / "data" / "imagenet-sample.tar") as archive:
+        contents = [archive.extractfile(member).read() for member in archive if member.isfile()]  # type: ignore[union-attr]
+    assert len(contents) == 58
+    for content in contents:
+        stored = to_stored(content, 500)
+        with Image.open(io.BytesIO(content)) as image:
+            fitted = image.convert("RGB")
+        fitted.thumbnail((500, 500), Image.Resampling.LANCZOS)
+        assert max(stored.height, stored.width) <= 500
+        assert np.abs(decoded(stored.jpeg).astype(int) - np.asarray(fitted)).mean() < 4  # half the color is left out
+
+
+# Whole data sets
+
+
+def test_every_image_is_stored_once_under_its_class(photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run(photos, output, "--shard-samples", 4)
+    described = manifest.load(output)
+    assert [shard.samples for shard in described.splits["train"].shards] == [4, 2]
+    assert described.splits["train"].samples_per_class == [3, 3]
+    assert described.splits["validation"].samples == 4
+    assert (described.min_side, described.max_side) == (30, 49)
+    assert [(each.index, each.id) for each in described.classes] == [(0, "n01"), (1, "n02")]
+    for split, folder in (("train", "train"), ("validation", "val")):
+        shards = [open_shard(output / shard.file) for shard in described.splits[split].shards]  # type: ignore[index]
+        stored = Counter((int(s.index["label"][i]), s.jpeg(i).tobytes()) for s in shards for i in range(len(s.index)))
+        files = Counter((int(path.parent.name[1:]) - 1, path.read_bytes()) for path in photos.glob(f"{folder}/*/*"))
+        assert stored == files
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
+
+
+def test_images_are_shuffled_by_the_seed_and_written_reproducibly(tmp_path: Path) -> None:
+    source = Textures(0, 20, 2)
+    digests = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        digests[name] = prepare(source, tmp_path / name, seed=seed).manifest.digest
+    labels = {name: open_shard(tmp_path / name / "train-00000.beton").index["label"].tolist() for name in digests}
+    assert digests["a"] == digests["b"] != digests["c"]
+    assert labels["a"] == labels["b"] != labels["c"] and sorted(labels["a"]) == sorted(labels["c"])
+    assert labels["a"] != sorted(labels["a"])
+
+
+def test_hashes_in_the_manifest_are_those_of_the_files(textures: Path) -> None:
+    for split in manifest.load(textures).splits.values():
+        for shard in split.shards:
+            printed = subprocess.run(
+                ["sha256sum", str(textures / shard.file)], capture_output=True, text=True, check=True
+            )
+            assert printed.stdout.split()[0] == shard.sha256
+
+
+def test_classes_get_their_human_names(photos: Path, tmp_path: Path) -> None:
+    assert [each.name for each in ClassFolders(photos).classes] == ["n01", "n02"]
+    (photos / "LOC_synset_mapping.txt").write_text("n01 tench, Tinca tinca\nn07 cock\n")
+    assert [each.name for each in ClassFolders(photos).classes] == ["tench", "n02"]
+    names = tmp_path / "names.txt"
+    names.write_text("n01\tgreat fish\nn02 bird\n")
+    assert [each.name for each in ClassFolders(photos, names).classes] == ["great fish", "bird"]
+
+
+def test_validation_folder_may_have_other_names_and_hidden_files_are_ignored(photos: Path) -> None:
+    (photos / "train" / "n01" / ".DS_Store").write_bytes(b"x")
+    (photos / "train" / "README.txt").write_text("about")
+    for name in ("valid", "validation", "test"):
+        next(path for path in photos.iterdir() if path.name != "train").rename(photos / name)
+        assert len(ClassFolders(photos).labels("validation")) == 4
+        assert len(ClassFolders(photos).labels("train")) == 6
+
+
+def test_textures_are_the_default(tmp_path: Path) -> None:
+    printed = run(tmp_path / "out", "--train-per-class", 2, "--validation-per-class", 1)
+    assert "20 train and 10 validation images of 10 classes" in printed
+    assert manifest.load(tmp_path / "out").source.kind == "textures"
+
+
+# Again, interrupted, at once
+
+
+def test_the_same_request_again_changes_nothing_and_another_is_refused(photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert "is prepared" in run(photos, output)
+    before = {path: path.stat().st_mtime_ns for path in output.iterdir()}
+    assert "was already prepared" in run(photos, output)
+    for request in ((photos, output, "--seed", 1), (photos, output, "--max-side", 20), ("textures", output)):
+        with pytest.raises(UserError, match="already holds another data set"):
+            run(*request)
+    (photos / "train" / "n01" / "new.jpg").write_bytes(encode(picture()))
+    with pytest.raises(UserError, match="already holds another data set"):
+        run(photos, output)
+    assert {path: path.stat().st_mtime_ns for path in output.iterdir()} == before
+
+
+def test_an_output_that_is_something_else_is_left_alone(photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="is not a prepared data set"):
+        run(photos, output)
+    with pytest.raises(UserError, match="name an output too"):
+        run(photos)
+    assert (output / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("signal", ["SIGINT", "SIGKILL"])
+def test_interrupted_preparing_leaves_no_output_and_works_again(tmp_path: Path, signal: str) -> None:
+    program = """
+import os, signal, sys
+from pathlib import Path
+from data_prep.textures import Textures
+from data_prep.write import prepare
+done = []
+def advance():
+    done.append(1)
+    if len(done) == 60:
+        os.kill(os.getpid(), signal.Signals[sys.argv[2]])
+prepare(Textures(0, 50, 1), Path(sys.argv[1]), seed=0, shard_samples=10, advance=advance)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "out"), signal]
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode != 0
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left == ([] if signal == "SIGINT" else [".out.partial"])
+    prepare(Textures(0, 8, 1), tmp_path / "out", seed=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["manifest.json", "train-00000.beton", "validation-00000.beton"]
+
+
+def test_two_commands_cannot_write_the_same_output(photos: Path, tmp_path: Path) -> None:
+    partial = tmp_path / ".out.partial"
+    partial.mkdir()
+    with FileLock(partial / ".lock"), pytest.raises(UserError, match="is being prepared by another command"):
+        run(photos, tmp_path / "out")
+    run(photos, tmp_path / "out")
+
+
+# Bad input
+
+
+def test_missing_folders_are_named(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        run(tmp_path / "nowhere", tmp_path / "out")
+    (photos / "val").rename(photos / "other")
+    with pytest.raises(UserError, match="has no folder val or valid or validation or test"):
+        run(photos, tmp_path / "out")
+    (photos / "train").rename(photos / "val")
+    with pytest.raises(UserError, match="has no folder train"):
+        run(photos, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_classes_must_be_those_of_both_splits(photos: Path, tmp_path: Path) -> None:
+    (photos / "val" / "n02").rename(photos / "val" / "n03")
+    with pytest.raises(UserError, match=r"train has classes that .*val lacks: n02"):
+        run(photos, tmp_path / "out")
+    (photos / "val" / "n03").rename(photos / "val" / "n02")
+    (photos / "val" / "n04").mkdir()
+    with pytest.raises(UserError, match=r"val has classes that .*train lacks: n04"):
+        run(photos, tmp_path / "out")
+
+
+def test_an_empty_class_or_split_is_an_error(photos: Path, tmp_path: Path) -> None:
+    for path in (photos / "val" / "n02").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="val/n02 has no images"):
+        run(photos, tmp_path / "out")
+    (tmp_path / "empty" / "train").mkdir(parents=True)
+    (tmp_path / "empty" / "val").mkdir()
+    with pytest.raises(UserError, match="holds no class folders"):
+        run(tmp_path / "empty", tmp_path / "out")
+    (photos / "val" / "n02" / "deeper").mkdir()
+    with pytest.raises(UserError, match="holds another folder, deeper"):
+        run(photos, tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [b"no image at all", encode(picture(80, 80))[:-300], b""])
+def test_an_undecodable_image_stops_with_its_name(photos: Path, tmp_path: Path, content: bytes) -> None:
+    bad = photos / "train" / "n02" / "bad.jpg"
+    bad.write_bytes(content)
+    with pytest.raises(UserError, match=r"train/n02/bad\.jpg cannot be decoded"):
+        run(photos, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_class_names_must_cover_every_class(photos: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("n01 tench\n")
+    with pytest.raises(UserError, match=r"names\.txt has no line for n02"):
+        run(photos, tmp_path / "out", "--class-names", names)
+    with pytest.raises(UserError, match=r"gone\.txt cannot be read"):
+        run(photos, tmp_path / "out", "--class-names", tmp_path / "gone.txt")
+
+
+def test_options_of_the_other_source_are_refused(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--train-per-class is for textures, not for the folder"):
+        run(photos, tmp_path / "out", "--train-per-class", 3)
+    with pytest.raises(UserError, match="--max-side is for folders of images, not for textures"):
+        run("textures", tmp_path / "out", "--max-side", 32)
+    with pytest.raises(UserError, match="got 3 arguments"):
+        run(photos, tmp_path / "out", "more")
+
+
+def test_an_output_below_a_file_is_named(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="out cannot be written: Not a directory"):
+        run(photos, tmp_path / "file" / "out")
+
+
+def test_damaged_data_sets_are_refused(textures: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        manifest.load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"has no manifest\.json"):
+        manifest.load(tmp_path)
+    content = json.loads((textures / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"train-00000\.beton is missing"):
+        manifest.load(tmp_path)
+    for path in textures.glob("*.beton"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert manifest.load(tmp_path).digest == manifest.load(textures).digest
+    with (tmp_path / "train-00001.beton").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match=r"train-00001\.beton has \d+ bytes instead of"):
+        manifest.load(tmp_path)
+    for damaged in ('{"format_version": 2}', json.dumps({**content, "colour": 1}), "{"):
+        (tmp_path / "manifest.json").write_text(damaged)
+        with pytest.raises(UserError, match="is damaged"):
+            manifest.load(tmp_path)
+
+
+# The command
+
+
+def test_help_states_the_defaults_and_answers_at_once() -> None:
+    text = " ".join(run("--help").split())
+    per_class = Textures(0).options
+    for number in (
+        write.MAX_SIDE,
+        write.SHARD_SAMPLES,
+        per_class["train_per_class"],
+        per_class["validation_per_class"],
+    ):
+        assert f"[default: {number}]" in text
+    program = (
+        "import sys, data_prep.commands; print([m for m in ('numpy', 'pydantic', 'PIL', 'rich') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
