@@ -42,10 +42,9 @@ def axis_matrix(kernel: NDArray[np.float64], size: int, subsampling: int) -> NDA
     period = len(kernel)
     before = (period - size) // 2
     reflect = np.pad(np.eye(size), ((before, period - size - before), (0, 0)), mode="reflect")
-    shifts = np.arange(period)
-    circulant = kernel[(shifts[:, None] - shifts[None, :]) % period]
-    filtered = circulant @ reflect
-    return filtered[::2][1:-1] if subsampling == 2 else filtered[2:-2]
+    positions = np.arange(period)
+    kept = positions[::2][1:-1] if subsampling == 2 else positions[2:-2]
+    return kernel[(kept[:, None] - positions) % period] @ reflect
 
 
 def separable_terms(kernels: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -54,11 +53,17 @@ def separable_terms(kernels: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
     Args:
         kernels: real filters (N, P, Q).
     """
-    count, rows, columns = kernels.shape
-    u, singular, vh = np.linalg.svd(kernels.transpose(1, 0, 2).reshape(rows, count * columns), full_matrices=False)
+    magnitude = np.abs(kernels).max(0)
+    support = magnitude > np.finfo(np.float64).eps * magnitude.max()  # what lies outside is zero in double precision
+    rows, columns = support.any(1).nonzero()[0], support.any(0).nonzero()[0]
+    inside = kernels[:, rows][:, :, columns]
+    u, singular, vh = np.linalg.svd(inside.transpose(1, 0, 2).reshape(len(rows), -1), full_matrices=False)
     rank = int((singular > SMALLEST_TERM * singular[0]).sum())
-    horizontal = (singular[:rank, None] * vh[:rank]).reshape(rank, count, columns)
-    return u[:, :rank].T, horizontal
+    count, height, width = kernels.shape
+    vertical, horizontal = np.zeros((rank, height)), np.zeros((rank, count, width))
+    vertical[:, rows] = u[:, :rank].T
+    horizontal[:, :, columns] = (singular[:rank, None] * vh[:rank]).reshape(rank, count, -1)
+    return vertical, horizontal
 
 
 class SeparableFilters(nn.Module):
