@@ -1,0 +1,91 @@
+"""The command ``phasecollapse``: finds its sub-commands by entry point and says what went wrong in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points, version
+
+import click
+
+from data_prep.errors import UserError
+
+GROUP = "phasecollapse.commands"
+
+
+class Commands(click.Group):
+    """Sub-commands that any installed package contributes; each is loaded when it is asked for."""
+
+    def __init__(self, points: Mapping[str, EntryPoint]) -> None:
+        super().__init__(
+            name="phasecollapse",
+            help="Phase-collapse networks: prepare images, train, search, look at the results.",
+            params=[
+                click.Option(["--version"], is_flag=True, is_eager=True, callback=_version, help="Show the version.")
+            ],
+        )
+        self._points = points
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """In alphabetical order."""
+        return sorted(self._points)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Imports the module that holds the command."""
+        if name not in self._points:
+            return None
+        try:
+            command: click.Command = self._points[name].load()
+        except ImportError as error:
+            return _broken(name, error)
+        return command
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Adds the nearest name to the complaint about an unknown one."""
+        name = arguments[0]
+        if not name.startswith("-") and name not in self._points:
+            near = difflib.get_close_matches(name, self._points, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"choose one of: {', '.join(self.list_commands(context))}"
+            raise UserError(f"there is no command '{name}': {hint}")
+        return super().resolve_command(context, arguments)
+
+
+def main() -> None:
+    """Runs a command and exits: 2 for what the user can mend, 130 after Ctrl-C, 1 for a defect (with traceback)."""
+    commands = Commands({point.name: point for point in entry_points(group=GROUP)})
+    try:
+        commands.main(prog_name="phasecollapse", standalone_mode=False)
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        click.echo(f"error: {error.format_message()}", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted: the same command continues", err=True)
+        sys.exit(130)
+
+
+def _version(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if asked:
+        click.echo(f"phasecollapse {version('phasecollapse')}")
+        context.exit()
+
+
+def _broken(name: str, error: ImportError) -> click.Command:
+    """Stands for a command whose package cannot be imported, so that the others still work."""
+
+    def explain() -> None:
+        raise UserError(f"command '{name}' cannot be loaded ({error}): install what is missing")
+
+    return click.Command(name, callback=explain, short_help=f"cannot be loaded: {error}")
+
+
+if __name__ == "__main__":
+    main()

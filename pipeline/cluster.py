@@ -1,0 +1,103 @@
+"""A Ray cluster to work in: one that is already up, or one of our own that ends with the command.
+
+Our own listens on the loopback interface only and asks for a token, as any open Ray port would run anybody's code. Its
+dashboard is on: when a controller dies, Ray asks it whether the controller's reserved CPUs may be freed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from data_prep.errors import UserError
+from pipeline.config import ClusterSettings
+
+LOOPBACK = "127.0.0.1"
+POLL_SECONDS = "0.5"
+"""How often Ray Train looks at its workers: an epoch's report waits for it."""
+
+_TOKEN = secrets.token_hex(32)  # one for the process: Ray reads it once
+
+
+@contextmanager
+def connect(settings: ClusterSettings) -> Iterator[None]:
+    """Joins a cluster or starts one, and leaves it (and ends ours) with the body.
+
+    Inside a Ray process, or where the caller has connected already, that connection is used and left open.
+    An existing cluster is joined with the authentication that the environment names (RAY_AUTH_MODE, RAY_AUTH_TOKEN).
+
+    Raises:
+        UserError: the cluster does not answer, or cannot be started.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    port = _free_port()
+    environment = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": POLL_SECONDS}
+    if not address:
+        environment["RAY_GCS_SERVER_PORT"] = str(port)
+        if "RAY_AUTH_MODE" not in os.environ:  # else the user has decided
+            environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
+    with _environment(environment):
+        if address:
+            _init(f"cluster.address: {address}", address=address, runtime_env=_runtime(address))
+        else:
+            _init(
+                "a local Ray cluster cannot be started",
+                _node_ip_address=LOOPBACK,
+                include_dashboard=True,
+                dashboard_host=LOOPBACK,
+                runtime_env=_runtime(f"{LOOPBACK}:{port}"),
+            )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _init(what: str, **options: Any) -> None:
+    import ray
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
+        except Exception as error:  # Ray raises whatever its parts raise
+            raise UserError(f"{what}: {_first_line(error)}") from None
+
+
+def _runtime(address: str) -> dict[str, Any]:
+    """Tells processes of the job which cluster is theirs: with several on a machine, Ray's clean-up cannot know."""
+    return {"env_vars": {"RAY_ADDRESS": address}} if ":" in address and "://" not in address else {}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables that are not set, and takes them back."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

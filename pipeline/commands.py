@@ -1,0 +1,57 @@
+"""The commands ``train`` and ``ui``. What is slow to import is imported when a command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from data_prep.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.launch import Outcome
+
+
+@click.command(short_help="Train a network on a prepared data set; run again to resume.")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")
+def train(config: Path, overrides: tuple[str, ...]) -> None:
+    """Trains the run that the YAML file CONFIG describes; SECTION.FIELD=VALUE overrides single settings.
+
+    A run lives in a folder, run.storage/run.name. The same command resumes one that was interrupted, from its last
+    finished epoch, and says so if nothing is left to do.
+    """
+    from pipeline import config as settings_tree
+
+    settings = settings_tree.load(config, overrides)
+    from pipeline import launch
+
+    outcome = launch.train(settings)
+    click.echo(summary(outcome, settings.data.evaluate_on))
+    address = f"--uri {settings.tracking.uri}" if settings.tracking.uri else f"--storage {settings.run.storage}"
+    click.echo(f"curves and settings: phasecollapse ui {address}")
+
+
+def summary(outcome: Outcome, measured_on: str) -> str:
+    """The result of a run in two lines."""
+    top1, top5 = (100 * outcome.metrics[f"{measured_on}/{name}"] for name in ("top1", "top5"))
+    state = "had already finished" if outcome.already_finished else "finished"
+    return (
+        f"run {outcome.folder.name} {state}: {outcome.epochs} epochs, "
+        f"{measured_on} top-1 {top1:.2f} %, top-5 {top5:.2f} %\n"
+        f"folder: {outcome.folder}"
+    )
+
+
+@click.command(short_help="Show tracked runs in the browser (MLflow, on this machine only).")
+@click.option("--storage", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of the runs [runs].")
+@click.option("--uri", help="Store that the runs are tracked in, if it is not the one inside the folder.")
+@click.option("--port", type=click.IntRange(0, 65535), default=5000, help="Port [5000, or a free one].")
+def ui(storage: Path, uri: str | None, port: int) -> None:
+    """Serves MLflow's pages on the loopback interface and prints their address, until Ctrl-C."""
+    from pipeline import pages
+
+    if uri and uri.startswith("http"):
+        raise UserError(f"--uri: {uri} is a tracking server, which shows its own pages: open {uri}")
+    pages.serve(storage, uri, port, announce=click.echo)

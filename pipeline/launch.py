@@ -1,0 +1,173 @@
+"""Settings → a finished, tracked run.
+
+Checks everything that can be checked before a worker starts, claims the run's folder, and lets workers train while
+MLflow and the display follow what they write there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from data_prep import manifest
+from data_prep.errors import UserError
+from data_prep.manifest import Manifest
+from pipeline import allocator, cluster, environment, models, run_folder, tracking, worker
+from pipeline.config import Settings, flatten, to_yaml
+from pipeline.progress import Display, Follower
+from pipeline.run_folder import RunFolder
+from pipeline.tracking import Tracker
+
+if TYPE_CHECKING:
+    from ray.train import UserCallback
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    folder: Path
+    epochs: int
+    metrics: dict[str, float]
+    """Those of the last epoch."""
+    run_id: str
+    """Of the run in MLflow."""
+    already_finished: bool
+    """Nothing was left to train."""
+
+
+def train(
+    settings: Settings,
+    *,
+    parent_run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    callbacks: Sequence[UserCallback] = (),
+    progress: bool = True,
+) -> Outcome:
+    """Trains the run that `settings` name, from its last checkpoint on; one that has finished stays as it is.
+
+    Works in a Ray process, too (a Tune trial): a connection that is there is used.
+
+    Args:
+        parent_run_id: MLflow run whose child this one becomes.
+        tags: more tags for the MLflow run.
+        callbacks: for Ray Train's controller; they see the metrics of each epoch after its checkpoint is stored.
+        progress: show epochs and time left on standard output.
+
+    Raises:
+        UserError: something that the user can mend, see the functions that are called here.
+        KeyboardInterrupt: the user stopped the run; the same call continues it.
+    """
+    settings = _absolute(settings)
+    data = manifest.load(Path(settings.data.path))
+    check(settings, data)
+    with run_folder.claim(settings, data) as folder:
+        tracker = _open_tracked_run(folder, parent_run_id, tags or {}, settings)
+        finished_before = folder.finished()
+        if not (finished_before and tracker.finished):
+            with _status(tracker, folder), _followed(folder, tracker, shown=progress and not finished_before):
+                if not finished_before:
+                    _run_workers(settings, folder, callbacks)
+        records = folder.history()
+        return Outcome(folder.path, len(records), records[-1].metrics, tracker.run_id, finished_before)
+
+
+def check(settings: Settings, data: Manifest) -> None:
+    """Compares settings with the data set and, without a cluster, with this machine.
+
+    Raises:
+        UserError: names the setting that does not fit.
+    """
+    classes = settings.data.classes
+    if classes is not None and classes != len(data.classes):
+        raise UserError(
+            f"data.classes is {classes}, but the data set in {settings.data.path} has {len(data.classes)} classes: "
+            "correct it, or leave it out"
+        )
+    models.multiply_adds(settings.model, len(data.classes), settings.data.image_size)  # raises where a block gets small
+    images = data.splits["train"].samples
+    if images < 2 * max(1, settings.cluster.workers):
+        raise UserError(
+            f"the data set in {settings.data.path} has {images} training images, too few for "
+            f"{settings.cluster.workers} workers: lower cluster.workers"
+        )
+    if settings.cluster.gpu and settings.cluster.workers == 0 and not torch.cuda.is_available():
+        raise UserError("cluster.gpu is true, but torch sees no GPU on this machine: set it to false")
+
+
+def _absolute(settings: Settings) -> Settings:
+    """The same settings with absolute paths: workers run in folders of their own."""
+    run = settings.run.model_copy(update={"storage": str(Path(settings.run.storage).absolute())})
+    data = settings.data.model_copy(update={"path": str(Path(settings.data.path).absolute())})
+    return settings.model_copy(update={"run": run, "data": data})
+
+
+def _open_tracked_run(
+    folder: RunFolder, parent_run_id: str | None, tags: Mapping[str, str], settings: Settings
+) -> Tracker:
+    original = folder.identity.settings  # what the run was started with; parameters do not change
+    tracker = tracking.open_run(
+        tracking.store_of(settings),
+        settings.tracking.experiment,
+        identity=folder.identity.id,
+        name=folder.path.name,
+        folder=folder.path,
+        parameters={**flatten(original), "data.digest": folder.identity.data_digest},
+        tags={**environment.git_state(Path.cwd()), **tags},
+        parent_run_id=parent_run_id,
+    )
+    if not tracker.finished:
+        tracker.log_text(to_yaml(original), "settings.yaml")
+    return tracker
+
+
+@contextmanager
+def _status(tracker: Tracker, folder: RunFolder) -> Iterator[None]:
+    """Ends the tracked run as the body ends: finished (then it gets the final model), killed or failed."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        tracker.end("KILLED")
+        raise
+    except BaseException:
+        tracker.end("FAILED")
+        raise
+    described = folder.path / worker.ENVIRONMENT_FILE
+    tracker.tag(json.loads(described.read_text(encoding="utf-8")))
+    final = folder.latest_checkpoint()
+    if final is not None:
+        tracker.log_file(final, "model")
+    tracker.end("FINISHED")
+
+
+@contextmanager
+def _followed(folder: RunFolder, tracker: Tracker, shown: bool) -> Iterator[None]:
+    """Passes what workers write into the run's folder on to MLflow and the display, while the body runs."""
+    display = Display(folder.identity.settings.training.epochs, shown)
+    with Follower(folder.path, folder.history, tracker.follow, display).following():
+        yield
+
+
+def _run_workers(settings: Settings, folder: RunFolder, callbacks: Sequence[UserCallback]) -> None:
+    if settings.cluster.workers == 0:
+        _run_here(worker.Job(settings, folder))
+        return
+    from pipeline import trainer  # imports Ray, which a run in this process does not need
+
+    with cluster.connect(settings.cluster):
+        trainer.fit(settings, folder, callbacks)
+
+
+def _run_here(job: worker.Job) -> None:
+    allocator.keep_freed_memory()
+    threads = torch.get_num_threads()
+    try:
+        worker.train(job, worker.LocalSession(job))
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,179 @@
+"""How far a run is: the worker notes it in the run's folder, the process that was started by the user shows it.
+
+The note is a small file, rewritten at most twice a second. Training and its display share nothing else, so that workers
+may run on any machine that sees the folder, and a display that dies harms nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from pipeline.history import EpochRecord, write_atomically
+
+FILE = "progress.json"
+INTERVAL = 0.5
+"""Seconds between two notes, and between two looks at them."""
+
+
+class Position(NamedTuple):
+    """Where a run stands."""
+
+    epoch: int
+    phase: str
+    step: int
+    """Steps of this phase that are done."""
+    steps: int
+
+
+class Notes:
+    """The worker's side: says how far it is. Ranks other than the first are silent."""
+
+    def __init__(self, folder: Path, silent: bool = False) -> None:
+        self._file = folder / FILE
+        self._silent = silent
+        self._last = 0.0
+
+    def phase(self, epoch: int, phase: str, steps: int) -> Callable[[int], None]:
+        """A function that takes the number of steps done in this phase."""
+
+        def on_step(step: int) -> None:
+            now = time.monotonic()
+            if not self._silent and now - self._last >= INTERVAL:
+                self._last = now
+                write_atomically(self._file, json.dumps(Position(epoch, phase, step, steps)))
+
+        return on_step
+
+
+class Display:
+    """The user's side: a line for each epoch and, on a terminal, a bar with the time left."""
+
+    def __init__(self, epochs: int, shown: bool) -> None:
+        self._epochs = epochs
+        self._shown = shown
+        self._began: tuple[float, float] | None = None  # when this session saw its first position, and which it was
+        self._bar: Progress | None = None
+        if shown and sys.stdout.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(), transient=True, speed_estimate_period=600)
+            self._task = self._bar.add_task("starting", total=None)
+
+    def start(self) -> None:
+        """Shows the bar."""
+        if self._bar:
+            self._bar.start()
+
+    def stop(self) -> None:
+        """Takes the bar away."""
+        if self._bar:
+            self._bar.stop()
+
+    def position(self, position: Position) -> None:
+        """Moves the bar."""
+        done = position.epoch - 1 + (position.step / position.steps if position.phase == "training" else 1.0)
+        if self._began is None:
+            self._began = (time.monotonic(), done)
+        if self._bar:
+            self._bar.update(
+                self._task,
+                description=f"epoch {position.epoch}/{self._epochs} {position.phase}",
+                total=self._epochs,
+                completed=done,
+            )
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Prints the line of a finished epoch."""
+        if not self._shown:
+            return
+        line = f"epoch {record.epoch:>{len(str(self._epochs))}}/{self._epochs}  {_summary(record)}{self._left(record)}"
+        if self._bar:
+            self._bar.console.print(line, highlight=False)
+        else:
+            print(line, flush=True)
+
+    def _left(self, record: EpochRecord) -> str:
+        """Time left, from the pace of this session; nothing while there is none to go by."""
+        remaining = self._epochs - record.epoch
+        if self._began is None or record.epoch <= self._began[1] or remaining == 0:
+            return ""
+        started, done_before = self._began
+        pace = (time.monotonic() - started) / (record.epoch - done_before)
+        return f"  {_duration(pace * remaining)} left"
+
+
+class Follower:
+    """Watches a run's folder in a thread: shows where it stands, and passes each finished epoch on.
+
+    Args:
+        records: reads the history.
+        pass_on: takes the history so far (to the tracker); called again until it returns True.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        records: Callable[[], list[EpochRecord]],
+        pass_on: Callable[[list[EpochRecord]], bool],
+        display: Display,
+    ) -> None:
+        self._file = folder / FILE
+        self._records = records
+        self._pass_on = pass_on
+        self._display = display
+        self._shown = len(records())
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="follower", daemon=True)
+
+    @contextlib.contextmanager
+    def following(self) -> Iterator[None]:
+        """Follows while the body runs; what the body finished has been shown and passed on when it is left."""
+        self._file.unlink(missing_ok=True)
+        self._display.start()
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            self._thread.join()
+            self._display.stop()
+
+    def _watch(self) -> None:
+        ended = False
+        retry_at = 0.0
+        while not ended:
+            ended = self._ended.wait(INTERVAL)
+            records = self._records()
+            with contextlib.suppress(FileNotFoundError):
+                self._display.position(Position(*json.loads(self._file.read_text(encoding="utf-8"))))
+            news = len(records) > self._shown
+            for record in records[self._shown :]:
+                self._display.epoch(record)
+            self._shown = len(records)
+            if news or ended or time.monotonic() >= retry_at:
+                self._pass_on(records)
+                retry_at = time.monotonic() + 60
+
+
+def _summary(record: EpochRecord) -> str:
+    metrics = record.metrics
+    name = next(key for key in metrics if key.endswith("/top5")).removesuffix("/top5")
+    return (
+        f"loss {metrics['train/loss']:.4f}  {name}: top-1 {100 * metrics[f'{name}/top1']:.2f} %, "
+        f"top-5 {100 * metrics[f'{name}/top5']:.2f} %  {metrics['train/images_per_second']:.0f} images/s"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
