@@ -22,7 +22,7 @@ LOOPBACK = "127.0.0.1"
 POLL_SECONDS = "0.5"
 """How often Ray Train looks at its workers: an epoch's report waits for it."""
 
-_TOKEN = secrets.token_hex(32)  # one for the process: Ray reads it once
+_TOKEN = secrets.token_hex(32)
 
 
 @contextmanager
@@ -92,11 +92,21 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Sets environment variables that are not set, and takes them back."""
     added = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(added)
+    _reread_authentication()
     try:
         yield
     finally:
         for name in added:
             os.environ.pop(name, None)
+        _reread_authentication()
+
+
+def _reread_authentication() -> None:
+    """Ray reads from the environment how to authenticate when it is imported, which may have been before."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _first_line(error: Exception) -> str:
