@@ -49,8 +49,8 @@ def main() -> int:
     console.rule("What came out")
     console.print(results(with_modulus, without, linear))
     console.print(
-        f"\nEverything is in {ROOT / 'demo'}: the data set, the runs with their checkpoints, and the search, whose table "
-        f"is above.\nLook at the runs: [bold].venv/bin/phasecollapse ui --storage {RUNS}[/]\n"
+        f"\nEverything is in {ROOT / 'demo'}: the data set, the runs with their checkpoints, and the search, whose "
+        f"table is above.\nLook at the runs: [bold].venv/bin/phasecollapse ui --storage {RUNS}[/]\n"
         f"This took {(time.monotonic() - start) / 60:.1f} minutes."
     )
     return 0
