@@ -111,7 +111,7 @@ def errors(golden: dict[str, NDArray]) -> Iterator[tuple[str, str, float]]:
 
     for number, output in enumerate(outputs):
         theirs = golden[f"block{number}_output"]
-        ours = to_complex(output.permute(3, 0, 4, 1, 2))[: theirs.shape[0], : theirs.shape[1]]
+        ours = to_complex(output.permute(2, 3, 4, 0, 1))[: theirs.shape[0], : theirs.shape[1]]
         yield "forward", f"block{number}_output", relative_error(ours, theirs)
     yield "forward", "train_logits", relative_error(logits.detach().numpy(), golden["train_logits"])
     yield "forward", "train_loss", relative_error(loss.detach().numpy(), golden["train_loss"])

@@ -1,10 +1,10 @@
 """ρ: the non-linearities of a block, each a pure function of complex coefficients z = (real, imaginary).
 
-    z   (…, 2, C)   real and imaginary parts before the channels
-    a   (…, 1, C)   gain, one real number for each channel, where the operator has one
-    b   (…, 1, C)   bias, likewise
+    z   (…, 2, B, C)   real and imaginary parts, then images and channels
+    a   (…, 1, 1, C)   gain, one real number for each channel, where the operator has one
+    b   (…, 1, 1, C)   bias, likewise
 
-Phase collapse returns a real signal (…, 1, C); the amplitude reductions return f(|z|)·z, complex, with the phase of z.
+Phase collapse returns a real signal (…, 1, B, C); the amplitude reductions return f(|z|)·z, which has the phase of z.
 All have a finite derivative at z = 0, where the modulus itself has none: that of the modulus is taken as 0.
 """
 
@@ -25,7 +25,7 @@ class _Modulus(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
-        real, imaginary = z[..., :1, :], z[..., 1:, :]
+        real, imaginary = z[..., :1, :, :], z[..., 1:, :, :]
         r = torch.addcmul(real.square(), imaginary, imaginary).sqrt_()
         ctx.save_for_backward(z, r)
         return r
@@ -37,7 +37,7 @@ class _Modulus(torch.autograd.Function):
 
 
 def modulus(z: Tensor) -> Tensor:
-    """|z|: (…, 2, C) → (…, 1, C)."""
+    """|z|: (…, 2, B, C) → (…, 1, B, C)."""
     return _Modulus.apply(z)
 
 

@@ -6,7 +6,7 @@
 ρ acts on each complex coefficient, P_j is a complex 1×1 convolution without bias, and normalize divides by the
 Euclidean norm across channels at each position. Only P_j, the classifier, and what ρ may have to learn are learned.
 
-Signals are (B, H, W, parts, C), see :mod:`pipeline.models.transform`. Channels of weights and statistics stand in the
+Signals are (H, W, parts, B, C), see :mod:`pipeline.models.transform`. Channels of weights and statistics stand in the
 order of the paper's code: φ*x is channel c = 0 … C−1, and ψ_θ of channel c at angle k is C + c·L + k.
 """
 
@@ -101,7 +101,7 @@ class _Center(torch.autograd.Function):
         axes, count = tuple(range(x.ndim - 1)), x.numel() // x.shape[-1]
         mean = x.sum(axes, dtype=precise) / count
         centered = x - mean.to(x.dtype)
-        variance = centered.square().sum(axes, dtype=precise) / count
+        variance = (centered * centered).sum(axes, dtype=precise) / count
         ctx.save_for_backward(centered)
         ctx.mark_non_differentiable(mean)
         return centered, mean, variance
@@ -117,7 +117,7 @@ class _Center(torch.autograd.Function):
 
 
 class Block(nn.Module):
-    """One block of the network: (B, H, W, parts, C) → (B, H', W', 2, C')."""
+    """One block of the network: (H, W, parts, B, C) → (H', W', 2, B, C')."""
 
     index: Tensor
 
@@ -142,15 +142,16 @@ class Block(nn.Module):
         return normalize(self.project(centered, deviation))
 
     def features(self, x: Tensor) -> Tensor:
-        """Steps 1 and 2, as real numbers (B, H', W', F): the parts of a complex channel are two features."""
+        """Steps 1 and 2, as real numbers (H', W', B, F): the parts of a complex channel are two features."""
         low, band = self.wavelets(x)
         kept = [low, *band] if self.skip else [low]
         acted_on = [low, *band] if self.skip else band
         acted = [self.operator(_complex(z), *p) for z, p in zip(acted_on, self._parameters_of(acted_on), strict=True)]
-        return torch.cat([bundle.flatten(3) for bundle in [*kept, *acted]], dim=3)
+        # The one pass that brings the channels of a position together, as the projection wants them.
+        return torch.cat([bundle.flatten(2, 3).transpose(2, 3) for bundle in [*kept, *acted]], dim=3).flatten(3)
 
     def project(self, centered: Tensor, deviation: Tensor) -> Tensor:
-        """Steps 3 and 4 as one real matrix, P_j·diag(1/deviation): (B, H', W', F) → (B, H', W', 2, C')."""
+        """Steps 3 and 4 as one real matrix, P_j·diag(1/deviation): (H', W', B, F) → (H', W', B, 2, C')."""
         real, imaginary = self.weight
         columns = torch.cat([torch.cat([real, imaginary]), torch.cat([-imaginary, real])], dim=1)  # (2·out, 2·in)
         y = nn.functional.linear(centered, columns[:, self.index] * deviation)
@@ -163,20 +164,20 @@ class Block(nn.Module):
         return self.wavelets.multiply_adds(self.shape.in_channels) + projection
 
     def _parameters_of(self, bundles: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-        """Gain and bias for the channels of each bundle, each (K, 1, C) for a bundle (B, H', W', K, 2, C)."""
+        """Gain and bias for the channels of each bundle, each (K, 1, 1, C) for a bundle (H', W', K, 2, B, C)."""
         channels, order = self.shape.in_channels, self.wavelets.angle_order
         low_channels = channels if self.skip else 0
         result, done = [], 0
         for bundle in bundles:
-            angles = bundle.shape[3]
+            angles = bundle.shape[2]
             values = []
             for name in self.operator_parameters:
                 parameter = getattr(self, f"operator_{name}")
                 if self.skip and bundle is bundles[0]:
-                    values.append(parameter[:channels].view(1, 1, channels))
+                    values.append(parameter[:channels])
                 else:
                     by_angle = parameter[low_channels:].view(channels, -1).T
-                    values.append(by_angle[order[done : done + angles], None, :])
+                    values.append(by_angle[order[done : done + angles], None, None, :])
             done += 0 if self.skip and bundle is bundles[0] else angles
             result.append(tuple(values))
         return result
@@ -212,7 +213,7 @@ class Classifier(nn.Module):
         self.linear = nn.Linear(2 * channels * (1 if pooled else size[0] * size[1]), classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.permute(0, 4, 3, 1, 2).flatten(1, 2)  # (B, 2·C, H, W)
+        x = x.permute(3, 4, 2, 0, 1).flatten(1, 2)  # (B, 2·C, H, W)
         x = self.normalization(x)
         return self.linear(x.mean((2, 3)) if self.pooled else x.flatten(1))
 
@@ -270,7 +271,7 @@ class ScatteringNetwork(nn.Module):
         return self.classifier(x)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """The output of each block, (B, H, W, 2, C)."""
+        """The output of each block, (H, W, 2, B, C)."""
         x, outputs = self.to_signal(images), []
         for block in self.blocks:
             x = block(x)
@@ -279,11 +280,11 @@ class ScatteringNetwork(nn.Module):
 
     @staticmethod
     def to_signal(images: Tensor) -> Tensor:
-        """Images (B, C, H, W) as a real signal (B, H, W, 1, C), in the precision of autocast where that is on."""
+        """Images (B, C, H, W) as a real signal (H, W, 1, B, C), in the precision of autocast where that is on."""
         device = images.device.type
         if torch.is_autocast_enabled(device):
             images = images.to(torch.get_autocast_dtype(device))
-        return images.permute(0, 2, 3, 1).unsqueeze(3)
+        return images.permute(2, 3, 0, 1).unsqueeze(2)
 
     def multiply_adds(self) -> int:
         """Real multiplications with an addition, for the forward pass of one image."""
@@ -299,12 +300,32 @@ def orthonormal(out_channels: int, in_channels: int) -> Tensor:
 
 
 def normalize(y: Tensor) -> Tensor:
-    """Divides (…, 2, C) by its Euclidean norm across channels at each position (step 5)."""
-    precise = torch.promote_types(y.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True, dtype=precise)
-    return y * norm.clamp_min(torch.finfo(precise).tiny).reciprocal().to(y.dtype)
+    """Divides (H, W, B, 2, C) by its norm across channels at each position (step 5): a signal (H, W, 2, B, C)."""
+    return _Normalize.apply(y)
+
+
+class _Normalize(torch.autograd.Function):
+    """y/‖y‖, written in the order of axes that the next block reads: a pass over the numbers that is needed anyway."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        precise = torch.promote_types(y.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(y, dim=(3, 4), keepdim=True, dtype=precise)
+        inverse = norm.clamp_min(torch.finfo(precise).tiny).reciprocal().to(y.dtype).transpose(2, 3)
+        height, width, batch, parts, channels = y.shape
+        output = y.new_empty(height, width, parts, batch, channels)
+        torch.mul(y.transpose(2, 3), inverse, out=output)
+        ctx.save_for_backward(output, inverse)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        output, inverse = ctx.saved_tensors
+        precise = torch.promote_types(output.dtype, torch.float32)
+        along = (gradients[0] * output).sum((2, 4), keepdim=True, dtype=precise).to(output.dtype)
+        return (torch.addcmul(gradients[0], output, along, value=-1) * inverse).transpose(2, 3)
 
 
 def _complex(z: Tensor) -> Tensor:
-    """A real bundle (…, 1, C) as a complex one with zero imaginary part: ρ(φ*x) in the first block, where x is real."""
-    return z if z.shape[-2] == 2 else torch.cat([z, torch.zeros_like(z)], dim=-2)
+    """A real bundle (…, 1, B, C) as a complex one with zero imaginary part: φ*x in the first block, where x is real."""
+    return z if z.shape[-3] == 2 else torch.cat([z, torch.zeros_like(z)], dim=-3)

@@ -7,10 +7,11 @@ columns.
 
 Memory layout of signals, everywhere between the input and the classifier:
 
-    x   (B, H, W, parts, C)   parts = 2 for a complex signal (real, imaginary), 1 for a real one
+    x   (H, W, parts, B, C)   parts = 2 for a complex signal (real, imaginary), 1 for a real one
 
-Channels come last, so that both products, and the projection after them, run over contiguous memory; parts come before
-channels, so that a complex multiplication is part of the matrix and needs no pass of its own.
+The axis that a matrix acts on comes before the ones it leaves alone, so that the product along the rows is one large
+multiplication, and that along the columns one for each row, both over contiguous memory. Parts come right after the
+columns, so that a complex multiplication is part of the matrix and needs no pass of its own.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def separable_terms(kernels: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
 
 
 class SeparableFilters(nn.Module):
-    """Filters a signal with a group of N real or complex kernels: (B, H, W, parts, C) → (B, H', W', N, parts', C).
+    """Filters a signal with a group of N real or complex kernels: (H, W, parts, B, C) → (H', W', N, parts', B, C).
 
     Real kernels keep the parts of the signal; complex ones give parts' = 2.
     """
@@ -104,12 +105,12 @@ class SeparableFilters(nn.Module):
         return self.parts if self.complex_kernels else 1
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, height, width, parts, channels = x.shape
+        height, _, parts, batch, channels = x.shape
         rows, columns = self.output
         vertical, horizontal = self.vertical.to(x.dtype), self.horizontal.to(x.dtype)
-        x = vertical @ x.reshape(batch, height, width * parts * channels)  # (B, H'·R, W·parts·C)
-        x = horizontal @ x.view(batch * rows, horizontal.shape[1], -1)
-        return x.view(batch, rows, columns, self.count, 2 if self.complex_kernels else parts, channels)
+        x = vertical @ x.reshape(height, -1)  # (H'·R, W·parts·B·C)
+        x = horizontal.expand(rows, -1, -1) @ x.view(rows, horizontal.shape[1], -1)
+        return x.view(rows, columns, self.count, 2 if self.complex_kernels else parts, batch, channels)
 
     def multiply_adds(self, channels: int) -> int:
         """Real multiplications with an addition, for one image of `channels` (complex, where parts = 2) channels."""
@@ -135,7 +136,7 @@ class WaveletTransform(nn.Module):
         """The angle index k of each wavelet, in the order in which `forward` returns them."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """φ*x (B, H', W', 1, parts, C), and ψ*x in groups (B, H', W', K, 2, C) in the order of `angle_order`."""
+        """φ*x (H', W', 1, parts, B, C), and ψ*x in groups (H', W', K, 2, B, C) in the order of `angle_order`."""
         return self.low_pass(x), [filters(x) for filters in self.band_pass]
 
     def multiply_adds(self, channels: int) -> int:
