@@ -62,7 +62,7 @@ def phasecollapse(*arguments: str) -> None:
     Raises:
         CalledProcessError: it failed.
     """
-    console.print(f"\n[bold]$ phasecollapse {' '.join(arguments)}")
+    console.print(f"\n[bold]$ phasecollapse {' '.join(arguments)}", soft_wrap=True)
     subprocess.run([sys.executable, "-m", "pipeline.cli", *arguments], cwd=ROOT, check=True)
 
 

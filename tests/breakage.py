@@ -3,7 +3,7 @@
     python -m tests.breakage [WORD …]      with words: only mutations whose description contains one of them
 
 Works in a temporary copy of the checkout. The named tests must pass in it as it is; then each mutation is made alone,
-and at least one of its tests must fail. A mutation that survives, or whose text is no longer found exactly once, ends the
+and at least one of its tests must fail. A mutation that survives, or whose text does not occur exactly once, ends the
 command with status 1.
 """
 
@@ -15,37 +15,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
+from tests.mutations import MUTATIONS, Mutation
+
 ROOT = Path(__file__).parent.parent
 LIMIT_SECONDS = 600  # a mutation may make a test hang: that is noticed, too
-
-
-@dataclass(frozen=True)
-class Mutation:
-    """One way to break the code."""
-
-    what: str
-    """What goes wrong, in words."""
-    file: str
-    """Relative to the checkout."""
-    old: str
-    """Text that occurs in `file` exactly once."""
-    new: str
-    tests: tuple[str, ...]
-    """Test files or pytest node ids, at least one test of which must fail."""
-
-    def occurrences(self, root: Path) -> int:
-        """How often `old` stands in `file` under `root`; 0 if there is no such file."""
-        path = root / self.file
-        return path.read_text(encoding="utf-8").count(self.old) if path.exists() else 0
-
-
-MUTATIONS: tuple[Mutation, ...] = ()
 
 
 def main(words: list[str]) -> int:

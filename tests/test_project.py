@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline import config, models
-from tests.breakage import MUTATIONS, Mutation
+from tests.mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

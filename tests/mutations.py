@@ -1,0 +1,245 @@
+"""The ways in which `tests/breakage.py` breaks the code, each with the tests of which at least one must fail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One way to break the code."""
+
+    what: str
+    """What goes wrong, in words."""
+    file: str
+    """Relative to the checkout."""
+    old: str
+    """Text that occurs in `file` exactly once."""
+    new: str
+    tests: tuple[str, ...]
+    """Test files or pytest node ids."""
+
+    def occurrences(self, root: Path) -> int:
+        """How often `old` stands in `file` under `root`; 0 if there is no such file."""
+        path = root / self.file
+        return path.read_text(encoding="utf-8").count(self.old) if path.exists() else 0
+
+
+WAVELETS, SCATTERING = "pipeline/models/wavelets.py", "pipeline/models/scattering.py"
+DATA, ENGINE, RUN_FOLDER = "pipeline/data.py", "pipeline/engine.py", "pipeline/run_folder.py"
+ORACLE = "tests/test_models.py::test_network_and_gradients_agree_with_the_oracle"
+TWO_RANKS = "tests/test_engine.py::test_two_ranks_compute_what_one_does_and_count_each_image_once"
+
+MUTATIONS = (
+    # The network
+    Mutation(
+        "the wavelets turn the wrong way",
+        WAVELETS,
+        "np.exp(1j * xi * along)",
+        "np.exp(-1j * xi * along)",
+        ("tests/test_models.py::test_filters_follow_the_formula",),
+    ),
+    Mutation(
+        "the wavelets keep their mean",
+        WAVELETS,
+        "_periodize(wave - beta * envelope, height, width)",
+        "_periodize(wave, height, width)",
+        ("tests/test_models.py::test_wavelets_have_zero_mean_and_stand_at_their_frequency",),
+    ),
+    Mutation(
+        "the modulus is removed from phase collapse",
+        "pipeline/models/operators.py",
+        "    return modulus(z)\n",
+        "    return z[..., :1, :, :]\n",
+        (ORACLE,),
+    ),
+    Mutation(
+        "the gradient of the modulus is not that of a unit direction",
+        "pipeline/models/operators.py",
+        "return (gradients[0] / r.clamp_min(torch.finfo(r.dtype).tiny)) * z",
+        "return gradients[0] * z",
+        ("tests/test_models.py::test_operators_have_the_derivative_of_their_formula",),
+    ),
+    Mutation(
+        "the running variance lacks n / (n - 1)",
+        SCATTERING,
+        "variance * (count / (count - 1))",
+        "variance * 1",
+        (ORACLE,),
+    ),
+    Mutation(
+        "evaluation uses the batch's statistics",
+        SCATTERING,
+        "if self.training:",
+        "if True:",
+        ("tests/test_models.py::test_evaluation_uses_running_statistics",),
+    ),
+    Mutation(
+        "the projection is not complex-linear",
+        SCATTERING,
+        "torch.cat([-imaginary, real])",
+        "torch.cat([imaginary, real])",
+        (ORACLE,),
+    ),
+    Mutation(
+        "the projection's imaginary part gets no gradient",
+        SCATTERING,
+        "real, imaginary = self.weight\n",
+        "real, imaginary = self.weight[0], self.weight[1].detach()\n",
+        (ORACLE,),
+    ),
+    Mutation(
+        "the seed of the weights is ignored",
+        "pipeline/models/__init__.py",
+        "torch.manual_seed(seed)",
+        "torch.manual_seed(0)",
+        ("tests/test_models.py::test_seed_decides_the_weights",),
+    ),
+    # Images
+    Mutation(
+        "the seed of the order is ignored",
+        DATA,
+        "_random(self._seed, epoch, _Purpose.ORDER)",
+        "_random(0, epoch, _Purpose.ORDER)",
+        ("tests/test_data.py::test_order_and_crops_depend_on_seed_and_epoch",),
+    ),
+    Mutation(
+        "crops are the same in every epoch",
+        DATA,
+        "_random(self._seed, epoch, _Purpose.AUGMENTATION, index)",
+        "_random(self._seed, 0, _Purpose.AUGMENTATION, index)",
+        ("tests/test_data.py::test_order_and_crops_depend_on_seed_and_epoch",),
+    ),
+    Mutation(
+        "each rank drops a sample of its part",
+        DATA,
+        "yield order[first:last], size",
+        "yield order[first : last - 1], size",
+        ("tests/test_data.py::test_every_training_image_is_seen_once_an_epoch",),
+    ),
+    Mutation(
+        "the last, smaller batch is dropped",
+        DATA,
+        "bounds = [*range(0, samples, batch_size), samples]",
+        "bounds = [*range(0, samples + 1, batch_size)]",
+        ("tests/test_data.py::test_every_validation_image_is_seen_once_and_in_order",),
+    ),
+    Mutation(
+        "a decode error is swallowed and stale pixels are served",
+        DATA,
+        "        except DecodeError as error:\n",
+        "        except DecodeError as error:\n            return pixels\n",
+        ("tests/test_data.py::test_a_damaged_image_stops_the_epoch_and_is_named",),
+    ),
+    Mutation(
+        "the decoder's status is ignored",
+        "data_prep/decoding.py",
+        "if status != 0:",
+        "if False:",
+        ("tests/test_data_prep_beton.py::test_damaged_jpegs_raise_and_are_never_half_served",),
+    ),
+    Mutation(
+        "images of the holdout are trained on",
+        DATA,
+        'held_out if subset == "holdout" else ~held_out',
+        'held_out if subset == "holdout" else everything >= 0',
+        ("tests/test_data.py::test_holdout_is_left_out_of_training_when_it_is_evaluated",),
+    ),
+    Mutation(
+        "preparing stores an image that does not decode",
+        "data_prep/images.py",
+        "    decoding.decode(jpeg, header.height, header.width, np.empty((header.height, header.width, 3), np.uint8))\n",
+        "",
+        (
+            "tests/test_data_prep_prepare.py::test_damaged_images_are_not_stored",
+            "tests/test_data_prep_prepare.py::test_an_undecodable_image_stops_with_its_name",
+        ),
+    ),
+    Mutation(
+        "images are shuffled without the seed",
+        "data_prep/write.py",
+        "default_rng((self.seed, SPLITS.index(split)))",
+        "default_rng((0, SPLITS.index(split)))",
+        ("tests/test_data_prep_prepare.py::test_images_are_shuffled_by_the_seed_and_written_reproducibly",),
+    ),
+    Mutation(
+        "a class of textures is brighter than another",
+        "data_prep/textures.py",
+        "return (field - field.mean()) / field.std()",
+        "return (field - field.mean()) / field.std() + 0.02 * label",
+        ("tests/test_data_prep_textures.py::test_mean_contrast_color_and_file_size_tell_nothing",),
+    ),
+    # Training
+    Mutation(
+        "label smoothing is dropped",
+        ENGINE,
+        'label_smoothing=label_smoothing, reduction="sum"',
+        'reduction="sum"',
+        ("tests/test_engine.py",),
+    ),
+    Mutation(
+        "each rank averages over its own part of the batch",
+        ENGINE,
+        "(loss_sum * (ranks / batch.size)).backward()",
+        "(loss_sum / len(labels)).backward()",
+        (TWO_RANKS,),
+    ),
+    Mutation(
+        "ranks keep running statistics of their own",
+        ENGINE,
+        "dist.broadcast(buffer, src=0)",
+        "pass",
+        (TWO_RANKS,),
+    ),
+    Mutation(
+        "a loss that is not finite goes unnoticed",
+        ENGINE,
+        "if not value.isfinite():",
+        "if False:",
+        ("tests/test_engine.py::test_training_stops_at_a_loss_that_is_not_finite",),
+    ),
+    Mutation(
+        "weight decay acts on normalization and biases",
+        "pipeline/optim.py",
+        "exempt = network.no_decay_names()",
+        "exempt: set[str] = set()",
+        ("tests/test_optim.py",),
+    ),
+    Mutation(
+        "momentum is lost when a run resumes",
+        "pipeline/checkpoint.py",
+        '        training.optimizer.load_state_dict(state["optimizer"])\n',
+        "",
+        ("tests/test_checkpoint.py::test_a_restored_training_goes_on_to_the_same_bits",),
+    ),
+    # Runs and searches
+    Mutation(
+        "a run's lock is ignored",
+        RUN_FOLDER,
+        "        lock.acquire()\n",
+        "",
+        ("tests/test_run_folder.py::test_a_second_process_is_refused_until_the_first_is_gone_however_it_went",),
+    ),
+    Mutation(
+        "a run goes on with changed settings",
+        RUN_FOLDER,
+        "    if changes:\n",
+        "    if False:\n",
+        ("tests/test_run_folder.py::test_changed_settings_are_refused_with_the_difference",),
+    ),
+    Mutation(
+        "a search selects on the validation images",
+        "tuning/space.py",
+        'content["data"]["evaluate_on"] = "holdout"',
+        'content["data"]["evaluate_on"] = "validation"',
+        ("tests/test_tuning_space.py",),
+    ),
+    Mutation(
+        "trials that were stopped early count as results",
+        "tuning/frontier.py",
+        'for row in rows if row.status == "completed" and row.error is not None\n    ]\n    flags',
+        "for row in rows if row.error is not None\n    ]\n    flags",
+        ("tests/test_tuning_frontier.py::test_only_completed_trials_are_on_the_frontier",),
+    ),
+)
