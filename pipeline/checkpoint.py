@@ -15,6 +15,7 @@ in training, so no generator has to be saved: a run resumed from a checkpoint en
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def restore(folder: Path, training: Training) -> None:
         training.optimizer.load_state_dict(state["optimizer"])
         training.schedule.load_state_dict(state["schedule"])
         training.history = history.read(folder)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"checkpoint {folder} is damaged ({_first_line(error)}): remove it") from None
 
 

@@ -1,0 +1,128 @@
+"""Claims about the command line as a whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import click
+import pytest
+
+from data_prep.errors import UserError
+from pipeline import cli, commands
+from pipeline.launch import Outcome
+
+
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Runs the command in this process: exit status, standard output, standard error."""
+    monkeypatch.setattr(sys, "argv", ["phasecollapse", *arguments])
+    try:
+        cli.main()
+        status = 0
+    except SystemExit as end:
+        status = int(end.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def offer(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
+    """Makes ``phasecollapse act`` call `action`."""
+    monkeypatch.setattr(sys.modules[__name__], "act", click.Command("act", callback=action), raising=False)
+    point = EntryPoint("act", f"{__name__}:act", cli.GROUP)
+    monkeypatch.setattr(cli, "entry_points", lambda group: [point])
+
+
+def test_help_answers_at_once() -> None:
+    def seconds() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "pipeline.cli", "--help"], check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_the_list_of_commands_says_what_each_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, output, _ = run(monkeypatch, capsys, "--help")
+    assert status == 0
+    assert "train    Train a network on a prepared data set; run again to resume." in output
+
+
+def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    status, output, _ = run(monkeypatch, capsys, "--version")
+    assert (status, output.split()[0]) == (0, "phasecollapse")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "error: there is no command 'trian': did you mean 'train'?"),
+        (["dance"], "error: there is no command 'dance': choose one of: prepare, train, tune, ui"),
+        (["train"], "error: Missing argument 'CONFIG'."),
+        (["ui", "--port", "many"], "error: Invalid value for '--port': 'many' is not a valid integer range."),
+        (["train", "nowhere.yaml"], "error: configuration file nowhere.yaml does not exist"),
+        (
+            ["ui", "--uri", "http://x"],
+            "error: --uri: http://x is a tracking server, which shows its own pages: open http://x",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: Sequence[str], message: str
+) -> None:
+    assert run(monkeypatch, capsys, *arguments) == (2, "", f"{message}\n")
+
+
+def test_what_the_user_can_mend_has_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def action() -> None:
+        raise UserError("data.path is wrong: mend it")
+
+    offer(monkeypatch, action)
+    assert run(monkeypatch, capsys, "act") == (2, "", "error: data.path is wrong: mend it\n")
+
+
+def test_ctrl_c_ends_quietly_with_status_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def action() -> None:
+        raise KeyboardInterrupt
+
+    offer(monkeypatch, action)
+    assert run(monkeypatch, capsys, "act") == (130, "", "\ninterrupted: the same command continues\n")
+
+
+def test_a_defect_shows_where_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def action() -> None:
+        raise ZeroDivisionError
+
+    offer(monkeypatch, action)
+    with pytest.raises(ZeroDivisionError):
+        run(monkeypatch, capsys, "act")
+
+
+def test_a_command_that_cannot_be_loaded_harms_no_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = EntryPoint("broken", "no_such_package.commands:broken", cli.GROUP)
+    train = EntryPoint("train", "pipeline.commands:train", cli.GROUP)
+    monkeypatch.setattr(cli, "entry_points", lambda group: [broken, train])
+    status, output, _ = run(monkeypatch, capsys, "--help")
+    assert status == 0
+    assert "broken  cannot be loaded: No module named 'no_such_package'" in output
+    assert "train   Train a network" in output
+    status, _, complaint = run(monkeypatch, capsys, "broken")
+    assert status == 2
+    assert complaint.startswith("error: command 'broken' cannot be loaded")
+
+
+def test_the_summary_tells_result_and_folder() -> None:
+    metrics = {"holdout/top1": 0.5, "holdout/top5": 0.875}
+    text = commands.summary(Outcome(Path("runs/a"), 3, metrics, "id", already_finished=True), "holdout")
+    assert text == "run a had already finished: 3 epochs, holdout top-1 50.00 %, top-5 87.50 %\nfolder: runs/a"

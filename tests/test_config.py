@@ -1,0 +1,119 @@
+"""Claims about the settings tree: what is allowed, and what a user reads when something is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from data_prep.errors import UserError
+from pipeline import config
+from pipeline.config import Section, Settings
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+MINIMAL = "data: {path: datasets/x}\n"
+
+
+def test_overrides_are_read_as_yaml_and_win_over_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "model: {widths: [8, 8]}\ntraining: {epochs: 3}\n")
+    settings = config.load(path, ["training.epochs=5", "model.widths=[4, 5, 6]", "data.flip=false", "run.name=a"])
+    assert settings.training.epochs == 5
+    assert settings.model.widths == (4, 5, 6)
+    assert settings.data.flip is False
+    assert settings.run.name == "a"
+    assert settings.training.batch_size == 128, "what nobody names has its default"
+
+
+def test_the_resolved_tree_reads_back_equal(tmp_path: Path) -> None:
+    settings = config.load(write(tmp_path, MINIMAL), ["data.crop_scale=[0.1, 0.9]", "data.classes=7"])
+    assert config.load(write(tmp_path, config.to_yaml(settings))) == settings
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = config.resolve(Settings, {"data": {"path": "x"}}, "test")
+    with pytest.raises(ValidationError):
+        settings.training.epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("training.epoch=3", r"unknown setting 'training\.epoch'; allowed here: epochs, batch_size"),
+        ("trainig.epochs=3", r"unknown setting 'trainig'; allowed here: data, run"),
+        ("training.epochs=0", r"setting 'training\.epochs' is 0: .*greater than or equal to 1"),
+        ("training.epochs=many", r"setting 'training\.epochs' is 'many'"),
+        ("model.nonlinearity=relu", r"setting 'model\.nonlinearity' is 'relu': .*'collapse'"),
+        ("model.angles=5", r"setting 'model\.angles' is 5: .*multiple of 2"),
+        ("model.widths=[]", r"setting 'model\.widths' is \[\]"),
+        ("run.name=a/b", r"setting 'run\.name' is 'a/b'"),
+        ("data.crop_scale=[0.9, 0.1]", r"data: crop_scale must satisfy"),
+        ("training.batch_size=3", r"training\.batch_size \(3\) must be at least twice cluster\.workers \(2\)"),
+        ("optimizer.warmup_epochs=99", r"optimizer\.warmup_epochs must not exceed training\.epochs"),
+        ("optimizer.momentum=0", r"nesterov needs momentum above 0"),
+        ("data.path.x=1", r"'path' is a value, not a section"),
+        ("training.epochs", r"override 'training\.epochs' is not of the form section\.field=value"),
+        ("training.epochs=[", r"the value is not valid YAML"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
+    tmp_path: Path, assignment: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        config.load(write(tmp_path, MINIMAL), [assignment])
+    assert "\n" not in str(caught.value), "one sentence"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training: {epochs: 3}\n", r"run\.yaml: setting 'data' is missing"),
+        ("data: {}\n", r"run\.yaml: setting 'data\.path' is missing"),
+        ("- a\n- b\n", r"run\.yaml must hold sections such as 'data:', not a list"),
+        ("data: {path: x\n", r"run\.yaml is not valid YAML: .*line 2"),
+        ("data: !!python/object/apply:os.system ['true']\n", r"run\.yaml is not valid YAML"),
+        ("data: {path: \x00}\n", r"run\.yaml"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config.load(write(tmp_path, text))
+
+
+def test_a_file_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
+        config.load(tmp_path / "nowhere.yaml")
+    (tmp_path / "image.yaml").write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(UserError, match=r"image\.yaml cannot be read"):
+        config.load(tmp_path / "image.yaml")
+    with pytest.raises(UserError, match="cannot be read"):
+        config.load(tmp_path)
+
+
+def test_differences_name_old_and_new_value() -> None:
+    before = config.resolve(Settings, {"data": {"path": "x"}}, "test")
+    after = config.resolve(Settings, {"data": {"path": "x"}, "training": {"epochs": 4, "seed": 2}}, "test")
+    assert config.differences(before, after) == ["training.epochs: 30 → 4", "training.seed: 0 → 2"]
+    assert config.differences(before, before) == []
+
+
+def test_every_field_that_needs_words_has_them() -> None:
+    def fields(section: type[BaseModel]) -> list[tuple[str, str | None]]:
+        return [
+            (f"{section.__name__}.{name}", field.description)
+            for name, field in section.model_fields.items()
+            if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section))
+        ]
+
+    sections = [field.annotation for field in Settings.model_fields.values()]
+    described = [pair for section in sections for pair in fields(section)]  # type: ignore[arg-type]
+    speak_for_themselves = {"momentum", "nesterov", "step_epochs", "step_factor", "epochs", "label_smoothing"}
+    speak_for_themselves |= {"experiment"}
+    silent = [name for name, text in described if not text and name.split(".")[1] not in speak_for_themselves]
+    assert silent == []

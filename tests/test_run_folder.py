@@ -1,0 +1,124 @@
+"""Claims about the identity of a run."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep import manifest
+from data_prep.errors import UserError
+from data_prep.manifest import Manifest
+from pipeline.config import Settings, flatten, override, resolve
+from pipeline.run_folder import EXECUTION_ONLY, claim, default_name
+
+
+@pytest.fixture
+def data(textures: Path) -> Manifest:
+    return manifest.load(textures)
+
+
+def settings(folder: Path, *assignments: str) -> Settings:
+    content: dict[str, Any] = {
+        "data": {"path": "anywhere"},
+        "run": {"storage": str(folder)},
+        "model": {"widths": [8, 16, 16], "skip": True},
+    }
+    return resolve(Settings, override(content, assignments), "test")
+
+
+def test_the_default_name_tells_data_set_network_and_settings(data: Manifest, tmp_path: Path) -> None:
+    name = default_name(settings(tmp_path), data)
+    assert name.startswith(f"{data.name}-collapse-skip-8-16x2-")
+    assert len(name.rsplit("-", 1)[1]) == 8
+    assert default_name(settings(tmp_path, "training.seed=1"), data) != name
+    assert default_name(settings(tmp_path), data.model_copy(update={"seed": 5})) != name
+
+
+def test_what_does_not_change_the_result_does_not_change_the_identity(data: Manifest, tmp_path: Path) -> None:
+    first = settings(tmp_path)
+    moved = settings(
+        tmp_path / "elsewhere",
+        "data.path=other",
+        "data.decode_threads=3",
+        "cluster.address=10.0.0.1:6379",
+        "cluster.cpus_per_worker=4",
+        "cluster.gpu=true",
+        "cluster.max_failures=0",
+        "tracking.uri=http://somewhere",
+        "tracking.experiment=another",
+    )
+    assert default_name(moved, data) == default_name(first, data)
+    assert set(flatten(first)) >= EXECUTION_ONLY, "each of them is a setting"
+
+
+def test_a_run_keeps_its_identity_when_it_is_opened_again(data: Manifest, tmp_path: Path) -> None:
+    with claim(settings(tmp_path), data) as first:
+        pass
+    with claim(settings(tmp_path, "cluster.max_failures=7"), data) as second:
+        assert second.identity == first.identity
+        assert second.path == first.path
+
+
+def test_changed_settings_are_refused_with_the_difference(data: Manifest, tmp_path: Path) -> None:
+    with claim(settings(tmp_path, "run.name=mine"), data):
+        pass
+    changed = settings(tmp_path, "run.name=mine", "optimizer.learning_rate=0.5", "training.epochs=2")
+    with (
+        pytest.raises(UserError, match=r"optimizer.learning_rate: 0.1 → 0.5; training.epochs: 30 → 2\).*run.name"),
+        claim(changed, data),
+    ):
+        pass
+
+
+def test_another_data_set_is_refused(data: Manifest, tmp_path: Path) -> None:
+    with claim(settings(tmp_path, "run.name=mine"), data):
+        pass
+    other = data.model_copy(update={"seed": 5})
+    with (
+        pytest.raises(UserError, match=r"data set: [0-9a-f]{12} → "),
+        claim(settings(tmp_path, "run.name=mine"), other),
+    ):
+        pass
+
+
+def test_a_folder_that_holds_something_else_is_refused_and_left_alone(data: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"thesis.tex"), claim(settings(tmp_path, "run.name=mine"), data):
+        pass
+    assert not (tmp_path / "mine" / "run.yaml").exists()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from data_prep import manifest
+from pipeline.config import DataSettings, RunSettings, Settings
+from pipeline.run_folder import claim
+settings = Settings(data=DataSettings(path="x"), run=RunSettings(name="mine", storage=sys.argv[1]))
+with claim(settings, manifest.load(Path(sys.argv[2]))):
+    print("claimed", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone_however_it_went(
+    data: Manifest, textures: Path, tmp_path: Path
+) -> None:
+    mine = resolve(Settings, {"data": {"path": "x"}, "run": {"name": "mine", "storage": str(tmp_path)}}, "test")
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path), str(textures)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "claimed\n"
+        with pytest.raises(UserError, match=f"is being trained by process {holder.pid} on "), claim(mine, data):
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    with claim(mine, data):
+        pass
