@@ -48,9 +48,8 @@ def main(words: list[str]) -> int:
             noticed, remark = attempt(copy, mutation)
             survivors += not noticed
             verdict = "[green]noticed " if noticed else "[red]SURVIVED"
-            console.print(
-                f"{number:>3}/{len(chosen)} {verdict}[/] {escape(f'{mutation.what} ({mutation.file}): {remark}')}"
-            )
+            line = escape(f"{mutation.what} ({mutation.file}): {remark}")
+            console.print(f"{number:>3}/{len(chosen)} {verdict}[/] {line}", soft_wrap=True)
     console.print(f"{len(chosen) - survivors} of {len(chosen)} breakages were noticed")
     return 1 if survivors else 0
 
