@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_prep.errors import UserError
-from pipeline.config import resolve
+from pipeline.config import Settings, resolve
 from tuning import config, space
 from tuning.config import SearchSettings
+from tuning.space import Candidate
 
 
 def settings(train: dict[str, Any] | None = None, **search: Any) -> SearchSettings:
     content = {"train": {"data": {"path": "nowhere"}, **(train or {})}, "search": {"name": "test", **search}}
     return resolve(SearchSettings, content, "test.yaml")
+
+
+def the_run(search: SearchSettings, candidate: Candidate) -> Settings:
+    return space.trial_settings(search, candidate, Path("runs/test"), "sqlite:///runs/mlflow.db")
 
 
 def test_width_doubles_at_each_octave_and_stops_at_the_cap() -> None:
@@ -25,9 +31,6 @@ def test_width_doubles_at_each_octave_and_stops_at_the_cap() -> None:
 
 
 def test_octaves_are_those_of_the_network() -> None:
-    """A block's width follows how often its input was halved, which the network itself shows."""
-    import torch
-
     from pipeline import models
     from pipeline.config import ModelSettings
 
@@ -35,21 +38,10 @@ def test_octaves_are_those_of_the_network() -> None:
         depth = 4
         model = ModelSettings(widths=(2,) * depth, first_factorized_block=first_factorized)
         network = models.build(model, classes=2, image_size=48)
-        sides = _input_sides(network, depth)
-        octaves = [space.octave(block, first_factorized) for block in range(depth)]
-        halvings = [round(float(torch.log2(torch.tensor(48 / side)))) for side in sides]
-        assert octaves == halvings
-
-
-def _input_sides(network: Any, depth: int) -> list[int]:
-    import torch
-
-    sides: list[int] = []
-    for block in list(network.network.blocks)[:depth]:
-        block.register_forward_pre_hook(lambda _, inputs: sides.append(min(inputs[0].shape[1:3])))
-    with torch.no_grad():
-        network.eval()(torch.zeros(1, 48, 48, 3, dtype=torch.uint8))
-    return sides
+        sides = [block.shape.size[0] for block in network.network.blocks]
+        assert [space.octave(block, first_factorized) for block in range(depth)] == [
+            round(math.log2(48 / s)) for s in sides
+        ]
 
 
 def test_the_grid_is_tried_whole_and_each_network_once() -> None:
@@ -70,16 +62,17 @@ def test_named_candidates_come_after_the_grid_and_carry_their_own_settings() -> 
     search = settings(depths=[2], widths=[8], candidates=[{"widths": [2], "optimizer.learning_rate": 1e-05}])
     tried = space.candidates(search)
     assert [one.name for one in tried] == ["8-8", "2_learning_rate-1e-05"]
-    bad = space.trial_settings(search, tried[1], "runs/test")
+    bad = the_run(search, tried[1])
     assert (bad.model.widths, bad.optimizer.learning_rate) == ((2,), 1e-05)
-    assert space.trial_settings(search, tried[0], "runs/test").optimizer == search.train.optimizer
+    assert the_run(search, tried[0]).optimizer == search.train.optimizer
 
 
 def test_trials_are_measured_on_held_out_training_images_whatever_the_file_says() -> None:
     search = settings({"data": {"path": "nowhere", "evaluate_on": "validation"}}, depths=[2], widths=[8])
-    trial = space.trial_settings(search, space.candidates(search)[0], "runs/test")
+    trial = the_run(search, space.candidates(search)[0])
     assert trial.data.evaluate_on == "holdout"
     assert (trial.run.storage, trial.run.name) == ("runs/test", "8-8")
+    assert trial.tracking.uri == "sqlite:///runs/mlflow.db"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +108,7 @@ def test_wrong_candidates_are_named(candidate: dict[str, Any], words: str) -> No
     search = settings(candidates=[candidate])
     with pytest.raises(UserError, match=words):
         for one in space.candidates(search):
-            space.trial_settings(search, one, "runs/test")
+            the_run(search, one)
 
 
 def test_overrides_reach_every_level(tmp_path: Path) -> None:

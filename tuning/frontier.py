@@ -30,7 +30,7 @@ class Row:
     """Why it failed."""
 
 
-HEADER = ("depth", "widths", "parameters", "multiply-adds", "error", "epochs", "status", "frontier", "trial")
+HEADER = ("trial", "depth", "widths", "parameters", "multiply-adds", "error", "epochs", "status")
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -56,19 +56,18 @@ def on_frontier(rows: Sequence[Row]) -> set[str]:
 
 
 def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """The table's text, row by row, cheapest network first."""
+    """The table's text, cheapest network first; a star marks the errors on the frontier."""
     best = on_frontier(rows)
     return [
         (
+            row.name,
             str(len(row.widths)),
             "-".join(map(str, row.widths)),
             f"{row.parameters:,}",
             f"{row.multiply_adds:,}",
-            "" if row.error is None else f"{row.error:.4f}",
+            "" if row.error is None else f"{row.error:.4f}{' *' if row.name in best else ''}",
             str(row.epochs),
             f"{row.status}: {row.reason}" if row.reason else row.status,
-            "*" if row.name in best else "",
-            row.name,
         )
         for row in sorted(rows, key=lambda row: (row.multiply_adds, row.name))
     ]
@@ -78,7 +77,7 @@ def table(rows: Sequence[Row], title: str) -> Table:
     """The table for a terminal."""
     result = Table(title=title)
     for column in HEADER:
-        numeric = column in ("depth", "parameters", "multiply-adds", "error", "epochs")
+        numeric = column in ("depth", "parameters", "multiply-adds", "epochs")
         result.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in cells(rows):
         result.add_row(*row)
@@ -92,17 +91,16 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def comma_separated(rows: Sequence[Row]) -> str:
-    """The table as CSV, numbers without separators."""
+    """The table as CSV: numbers without separators, whether on the frontier as 1 or 0."""
     best = on_frontier(rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*HEADER, "reason"])
+    writer.writerow([*HEADER, "frontier", "reason"])
     for row in rows:
         widths = "-".join(map(str, row.widths))
         error = "" if row.error is None else row.error
-        flag = int(row.name in best)
-        numbers = [len(row.widths), widths, row.parameters, row.multiply_adds, error, row.epochs]
-        writer.writerow([*numbers, row.status, flag, row.name, row.reason])
+        numbers = [row.name, len(row.widths), widths, row.parameters, row.multiply_adds, error, row.epochs]
+        writer.writerow([*numbers, row.status, int(row.name in best), row.reason])
     return text.getvalue()
 
 
@@ -119,7 +117,7 @@ def picture(rows: Sequence[Row], path: Path, error_name: str) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     line = [(cost, error) for cost, error, name in completed if name in best]
-    axes.plot(*zip(*line, strict=True), color="tab:blue", label="frontier") if line else None
+    axes.plot([cost for cost, _ in line], [error for _, error in line], color="tab:blue", label="frontier")
     for cost, error, name in completed:
         axes.plot(cost, error, "o", color="tab:blue" if name in best else "tab:gray")
         axes.annotate(name, (cost, error), xytext=(5, 5), textcoords="offset points", fontsize=8)

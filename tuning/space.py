@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
@@ -70,8 +71,12 @@ def candidates(settings: SearchSettings) -> list[Candidate]:
     return list({candidate.name: candidate for candidate in [*grid, *named]}.values())
 
 
-def trial_settings(settings: SearchSettings, candidate: Candidate, folder: str) -> Settings:
+def trial_settings(settings: SearchSettings, candidate: Candidate, folder: Path, tracking_uri: str) -> Settings:
     """The run of one trial: the shared settings with the candidate's, measured on images held out from training.
+
+    Args:
+        folder: of the search; the run's own lies in it.
+        tracking_uri: where the search is tracked, and therefore its trials.
 
     Raises:
         UserError: the candidate sets an unknown field, or a value that is not allowed.
@@ -80,8 +85,10 @@ def trial_settings(settings: SearchSettings, candidate: Candidate, folder: str) 
     content["model"]["widths"] = list(candidate.widths)
     for key, value in candidate.overrides.items():
         content = override(content, [f"{key}={json.dumps(value)}"])
+    content["data"]["path"] = str(Path(settings.train.data.path).absolute())  # trials run in folders of their own
     content["data"]["evaluate_on"] = "holdout"
-    content["run"] = {"name": candidate.name, "storage": folder}
+    content["run"] = {"name": candidate.name, "storage": str(folder)}
+    content["tracking"]["uri"] = tracking_uri
     return resolve(Settings, content, f"search.candidates, {candidate.name}")
 
 

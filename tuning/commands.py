@@ -1,0 +1,37 @@
+"""The command ``tune``. What is slow to import is imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command(short_help="Search over depth and width of the network; run again to resume.")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")
+def tune(config: Path, overrides: tuple[str, ...]) -> None:
+    """Runs the search that the YAML file CONFIG describes; SECTION.FIELD=VALUE overrides single settings, those of the
+    runs as train.SECTION.FIELD=VALUE.
+
+    A search lives in a folder, train.run.storage/search.name, with the runs of its trials. The same command resumes one
+    that was interrupted, without repeating what has ended, and says so if nothing is left to do.
+    """
+    from tuning import config as settings_tree
+
+    settings = settings_tree.load(config, overrides)
+    from rich.console import Console
+
+    from tuning import frontier
+    from tuning.search import search
+
+    report = search(settings, say=click.echo)
+    state = "had already finished" if report.already_finished else "finished"
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(frontier.table(report.rows, f"search {settings.search.name} {state}"))
+    click.echo(f"* on the frontier: no completed trial is better in multiply-adds and in {settings.search.error} error")
+    click.echo(f"folder: {report.folder} (table.md, table.csv, frontier.png)")
+    tracking = settings.train.tracking
+    address = f"--uri {tracking.uri}" if tracking.uri else f"--storage {settings.train.run.storage}"
+    click.echo(f"curves and settings: phasecollapse ui {address}")

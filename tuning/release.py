@@ -1,0 +1,93 @@
+"""Leaves a Ray cluster as it was found: nothing reserved, nothing running.
+
+A trial is stopped by killing its process, and with it Ray Train's controller. What the controller reserved outlives it
+until a watcher of Ray's notices, and a reservation that was still waiting for CPUs is noticed by nobody: it would take
+them when they become free, even after this program has ended. So everything of this program's job is taken back by
+hand, and waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import ray
+from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayError
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
+from ray.util.state import list_actors, list_jobs
+from ray.util.state.exception import RayStateApiException
+
+from data_prep.errors import UserError
+
+COORDINATOR = "AutoscalingCoordinator"
+"""Name and namespace of the process through which Ray Train tells the autoscaler what it needs; it outlives jobs."""
+
+
+def check_state_service() -> None:
+    """Ray frees what stopped trials held through the service that its dashboard offers; without it they would block.
+
+    Raises:
+        UserError: the service does not answer.
+    """
+    try:
+        list_actors(address=_address(), limit=1)
+    except (RayStateApiException, RayError, OSError):
+        raise UserError(
+            "cluster.address: its dashboard does not answer, but Ray frees what stopped trials held through it: "
+            "start the cluster with --include-dashboard=true"
+        ) from None
+
+
+def release(timeout_s: float = 60.0) -> list[str]:
+    """Takes back everything that this job reserved, and waits until its processes have ended.
+
+    Returns:
+        What is still there after `timeout_s`: nothing, if all is well.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        groups = _placement_groups()
+        for group in groups:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
+        processes = _processes()
+        if processes == [COORDINATOR] and _is_only_job():
+            _end_coordinator()
+            processes = []
+        held = [f"placement group {group}" for group in groups] + [f"process {name}" for name in processes]
+        if not held or time.monotonic() > deadline:
+            return held
+        time.sleep(0.5)
+
+
+def _placement_groups() -> list[str]:
+    """Hexadecimal ids of this job's reservations: they end with the job's own id."""
+    job = ray.get_runtime_context().get_job_id()
+    table = placement_group_table()
+    return [group for group, content in table.items() if group.endswith(job) and content["state"] != "REMOVED"]
+
+
+def _processes() -> list[str]:
+    """Names, or else classes, of this job's actors that are not dead."""
+    mine = [("job_id", "=", ray.get_runtime_context().get_job_id()), ("state", "!=", "DEAD")]
+    actors = list_actors(address=_address(), filters=mine)
+    return [actor.name or actor.class_name for actor in actors]
+
+
+def _is_only_job() -> bool:
+    running = list_jobs(address=_address(), filters=[("status", "=", "RUNNING")])
+    return len(running) == 1
+
+
+def _end_coordinator() -> None:
+    """Ends it, and withdraws what stopped trials had asked the autoscaler for, which would keep idle nodes up."""
+    with contextlib.suppress(ValueError):  # gone already
+        ray.kill(ray.get_actor(COORDINATOR, namespace=COORDINATOR))
+    request_resources(bundles=[])
+
+
+def _address() -> str:
+    """Of our cluster: left to itself, the state service looks around on this machine and may find several."""
+    address: str = ray.get_runtime_context().gcs_address
+    return address

@@ -1,0 +1,245 @@
+"""A search: settings → trials on a Ray cluster, the bad ones stopped early → table, frontier, picture.
+
+Ray Tune decides which trials go on (successive halving), each trial is a run like any other in a folder of its own, and
+MLflow shows it as a child of the search's run. What has ended is never repeated: the same command continues.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read when Tune is imported: no tables of its own,
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # and no log files beside ours
+
+import ray
+import torch
+import yaml
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+
+from data_prep import manifest
+from data_prep.errors import UserError
+from data_prep.manifest import Manifest
+from pipeline import cluster, environment, history, launch, models, tracking, trainer
+from pipeline.config import ClusterSettings, Settings, flatten, to_yaml
+from pipeline.run_folder import Identity
+from pipeline.tracking import Store, Tracker
+from tuning import frontier, release, search_folder, space, trial
+from tuning.config import SearchSettings
+from tuning.frontier import Row
+from tuning.journal import Journal
+from tuning.search_folder import SearchFolder
+
+OUTCOME_TAG = "phasecollapse.outcome"
+"""Tag of the MLflow runs that the search stopped early: says when."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a search came to."""
+
+    folder: Path
+    rows: list[Row]
+    already_finished: bool
+    """Nothing was left to try."""
+
+
+def search(settings: SearchSettings, say: Say = print) -> Report:
+    """Tries every candidate of `settings`, from where the search was interrupted if it was.
+
+    Args:
+        say: takes one line for each event.
+
+    Raises:
+        UserError: something that the user can mend: a setting, a folder, a cluster that is too small.
+        KeyboardInterrupt: the user stopped the search; everything it held is free, and the same call continues it.
+    """
+    data = manifest.load(Path(settings.train.data.path))
+    store = tracking.store_of(settings.train)
+    with search_folder.claim(settings, data) as folder:
+        candidates = space.candidates(settings)
+        runs = {one.name: space.trial_settings(settings, one, folder.path, store.uri) for one in candidates}
+        for run in runs.values():
+            launch.check(run, data)
+        waiting = [name for name in runs if folder.record(name).status == "pending"]
+        if waiting:
+            with _tracked(settings, folder, store, waiting, say) as tracker:
+                _try({name: runs[name] for name in waiting}, settings, folder, tracker.run_id, say)
+                _write(_rows(runs, folder, data), settings, folder, tracker)
+        return Report(folder.path, _rows(runs, folder, data), already_finished=not waiting)
+
+
+def _try(runs: Mapping[str, Settings], settings: SearchSettings, folder: SearchFolder, parent: str, say: Say) -> None:
+    """Lets Ray Tune train `runs` until each has ended, and leaves the cluster as it was."""
+    with cluster.connect(settings.train.cluster):
+        trainer.check_capacity(settings.train.cluster)
+        release.check_state_service()
+        at_once = min(len(runs), _room(settings.train.cluster), settings.search.max_concurrent or len(runs))
+        say(f"{len(runs)} trials, {at_once} at a time, in {folder.path}")
+        try:
+            _tuner(runs, settings, folder, parent, at_once, say).fit()
+        finally:
+            for held in release.release():
+                say(f"warning: the cluster still holds {held} of this search")
+    if any(folder.record(name).status == "pending" for name in runs):  # Tune returns early only if it was interrupted
+        raise KeyboardInterrupt
+
+
+def _tuner(
+    runs: Mapping[str, Settings], settings: SearchSettings, folder: SearchFolder, parent: str, at_once: int, say: Say
+) -> tune.Tuner:
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the journal says it, in one line and without traceback
+    shutil.rmtree(folder.path / "tune", ignore_errors=True)
+    # Trials run in folders of their own, where the state of the source code cannot be seen.
+    trials = trial.Trials(runs, parent, environment.git_state(Path.cwd()))
+    return tune.Tuner(
+        tune.with_resources(tune.with_parameters(trial.train, trials=trials), trial.RESOURCES),
+        param_space={"name": tune.grid_search(list(runs))},
+        tune_config=tune.TuneConfig(
+            scheduler=_scheduler(settings, folder),
+            max_concurrent_trials=at_once,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder.path),
+            verbose=0,
+            callbacks=[Journal(folder, _metric(settings), settings.train.training.epochs, say)],
+        ),
+    )
+
+
+def _scheduler(settings: SearchSettings, folder: SearchFolder) -> ASHAScheduler:
+    """Asynchronous successive halving, which remembers the trials that ended before the search was interrupted."""
+    metric = _metric(settings)
+    scheduler = ASHAScheduler(
+        time_attr="epoch",
+        metric=metric,
+        mode="max",
+        max_t=settings.train.training.epochs,
+        grace_period=settings.search.grace_epochs,
+        reduction_factor=settings.search.reduction_factor,
+    )
+    for name, record in folder.records.items():
+        if record.status == "pending":
+            continue  # it will report again
+        past = SimpleNamespace(trial_id=f"past-{name}")
+        scheduler.on_trial_add(None, past)
+        for epoch, error in sorted(record.errors.items()):
+            scheduler.on_trial_result(None, past, {"epoch": epoch, metric: 1 - error})
+    return scheduler
+
+
+def _metric(settings: SearchSettings) -> str:
+    return f"holdout/{settings.search.error}"
+
+
+def _name(ray_trial: tune.experiment.Trial) -> str:
+    name: str = ray_trial.config["name"]
+    return name
+
+
+def _room(settings: ClusterSettings) -> int:
+    """How many trials fit on the cluster at once. One more, and two could each wait for the other's CPUs."""
+    workers = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = node["Resources"]
+            by_cpu = int(there.get("CPU", 0) // settings.cpus_per_worker)
+            workers += min(by_cpu, int(there.get("GPU", 0))) if settings.gpu else by_cpu
+    return workers // settings.workers
+
+
+@contextmanager
+def _tracked(
+    settings: SearchSettings, folder: SearchFolder, store: Store, names: list[str], say: Say
+) -> Iterator[Tracker]:
+    """The search's run in MLflow. When the body is left, it has ended, and so have the runs of the trials `names`."""
+    tracker = tracking.open_run(
+        store,
+        settings.train.tracking.experiment,
+        identity=folder.id,
+        name=settings.search.name,
+        folder=folder.path,
+        parameters=flatten(settings),
+        tags=environment.git_state(Path.cwd()),
+    )
+    tracking.close_stale(store, tracker.run_id)  # of a session that was killed
+    tracker.log_text(to_yaml(settings), "settings.yaml")
+    status: tracking.Status = "FAILED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        try:
+            for name in names:
+                _close_stopped(settings, folder, store, name, tracker.run_id)
+            tracking.close_stale(store, tracker.run_id, "KILLED" if status == "KILLED" else "FAILED")
+        except UserError as error:
+            say(f"warning: {error}")
+        tracker.end(status)
+
+
+def _close_stopped(settings: SearchSettings, folder: SearchFolder, store: Store, name: str, parent: str) -> None:
+    """Ends the MLflow run of a trial that was stopped early, which its killed process could not do."""
+    record = folder.record(name)
+    if record.status != "stopped early":
+        return
+    path = folder.path / name
+    run = Identity.model_validate(yaml.safe_load((path / "run.yaml").read_text(encoding="utf-8")))
+    tracker = tracking.open_run(
+        store,
+        settings.train.tracking.experiment,
+        identity=run.id,
+        name=name,
+        folder=path,
+        parameters={},
+        tags={OUTCOME_TAG: f"stopped early at epoch {record.epochs}"},
+        parent_run_id=parent,
+    )
+    tracker.follow(history.read(path))
+    tracker.end("FINISHED")
+
+
+def _rows(runs: Mapping[str, Settings], folder: SearchFolder, data: Manifest) -> list[Row]:
+    """One row for each trial, whether it has begun or not."""
+    rows = []
+    for name, run in runs.items():
+        with torch.device("meta"):
+            network = models.build(run.model, len(data.classes), run.data.image_size)
+        record = folder.record(name)
+        rows.append(
+            Row(
+                name,
+                run.model.widths,
+                models.parameters(network),
+                network.multiply_adds(),
+                record.error,
+                record.epochs,
+                record.status,
+                record.reason,
+            )
+        )
+    return rows
+
+
+def _write(rows: list[Row], settings: SearchSettings, folder: SearchFolder, tracker: Tracker) -> None:
+    """Table and picture into the search's folder, and among the artifacts of its MLflow run."""
+    (folder.path / "table.md").write_text(frontier.markdown(rows), encoding="utf-8")
+    (folder.path / "table.csv").write_text(frontier.comma_separated(rows), encoding="utf-8")
+    frontier.picture(rows, folder.path / "frontier.png", settings.search.error)
+    for file in ("table.md", "table.csv", "frontier.png"):
+        tracker.log_file(folder.path / file)

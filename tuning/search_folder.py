@@ -1,0 +1,148 @@
+"""A search has one identity: a folder, that one process at a time may work in.
+
+search.yaml    id, digest of the data set, resolved settings: what the search was started with
+search.lock    held while a process searches; the system releases it however that process ends
+trials.json    how far every trial has come, as the scheduler saw it
+<trial>/       the run of each trial (see pipeline/run_folder.py)
+tune/          Ray Tune's own files, of the last session
+table.md, table.csv, frontier.png
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from filelock import FileLock, Timeout
+from pydantic import Field, ValidationError
+
+from data_prep.errors import UserError
+from data_prep.manifest import Manifest
+from pipeline import run_folder
+from pipeline.config import Section, flatten, to_yaml
+from pipeline.history import write_atomically
+from tuning.config import SearchSettings
+
+EXECUTION_ONLY = {f"train.{name}" for name in run_folder.EXECUTION_ONLY} | {"search.max_concurrent"}
+"""Settings that may change while a search is interrupted: they decide where and how fast it runs."""
+
+
+class Record(Section):
+    """How far one trial has come."""
+
+    status: Literal["pending", "completed", "stopped early", "failed"] = "pending"
+    errors: dict[int, float] = Field(default_factory=dict)
+    """After each epoch that the scheduler saw."""
+    reason: str = ""
+    """Why it failed."""
+
+    @property
+    def epochs(self) -> int:
+        """The last epoch the scheduler saw."""
+        return max(self.errors, default=0)
+
+    @property
+    def error(self) -> float | None:
+        """The error after that epoch."""
+        return self.errors[self.epochs] if self.errors else None
+
+
+class Identity(Section):
+    """The content of search.yaml."""
+
+    id: str
+    """Unique; the tag of the search's run in MLflow."""
+    data_digest: str
+    settings: SearchSettings
+
+
+@dataclass
+class SearchFolder:
+    """Where the parts of a search lie, and its records."""
+
+    path: Path
+    id: str
+    records: dict[str, Record] = field(default_factory=dict)
+
+    @property
+    def _file(self) -> Path:
+        return self.path / "trials.json"
+
+    def record(self, trial: str) -> Record:
+        """The record of a trial; an empty one before it has begun."""
+        return self.records.get(trial, Record())
+
+    def update(self, trial: str, record: Record) -> None:
+        """Replaces a record, here and on disk."""
+        self.records[trial] = record
+        write_atomically(
+            self._file, json.dumps({name: one.model_dump() for name, one in self.records.items()}, indent=1)
+        )
+
+    def read_records(self) -> None:
+        """Takes the records from disk."""
+        if self._file.exists():
+            content = json.loads(self._file.read_text(encoding="utf-8"))
+            self.records = {name: Record.model_validate(one) for name, one in content.items()}
+
+
+@contextmanager
+def claim(settings: SearchSettings, data: Manifest) -> Iterator[SearchFolder]:
+    """Opens the search of `settings`, or starts it, for this process alone.
+
+    Raises:
+        UserError: another process works on it; it was started with other settings or another data set (each difference
+            is named); or the folder holds something else.
+    """
+    path = (Path(settings.train.run.storage) / settings.search.name).absolute()
+    lock = FileLock(path / "search.lock", timeout=0)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"search {path} is under way in another process: wait for it, or choose another search.name"
+        ) from None
+    except OSError as error:
+        raise UserError(f"train.run.storage: {path} cannot be written: {error.strerror}") from None
+    try:
+        folder = SearchFolder(path, _identify(path, settings, data).id)
+        folder.read_records()
+        yield folder
+    finally:
+        lock.release()
+
+
+def _identify(path: Path, settings: SearchSettings, data: Manifest) -> Identity:
+    file = path / "search.yaml"
+    if not file.exists():
+        foreign = sorted(entry.name for entry in path.iterdir() if entry.name != "search.lock")
+        if foreign:
+            raise UserError(f"{path} exists and is not a search (it holds {foreign[0]}): choose another search.name")
+        identity = Identity(id=uuid.uuid4().hex, data_digest=data.digest, settings=settings)
+        write_atomically(file, to_yaml(identity))
+        return identity
+    try:
+        identity = Identity.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise UserError(f"{file} cannot be read ({str(error).splitlines()[0]}): choose another search.name") from None
+    old, new = _decisive(identity.settings), _decisive(settings)
+    changes = [f"{name}: {old[name]} → {new[name]}" for name in new if old[name] != new[name]]
+    if identity.data_digest != data.digest:
+        changes.append(f"data set: {identity.data_digest[:12]} → {data.digest[:12]}")
+    if changes:
+        raise UserError(
+            f"search {path} was started with other settings ({'; '.join(changes)}): "
+            "put them back to resume it, or choose another search.name"
+        )
+    return identity
+
+
+def _decisive(settings: SearchSettings) -> dict[str, object]:
+    return {name: value for name, value in flatten(settings).items() if name not in EXECUTION_ONLY}

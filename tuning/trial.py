@@ -1,0 +1,61 @@
+"""One trial: the function that Ray Tune calls, in a small process on the head node, and what the scheduler is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.train import Checkpoint
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from pipeline import history, launch
+from pipeline.config import Settings
+
+RESOURCES = {"node:__internal_head__": 0.001}
+"""What a trial's own process reserves: a place on the head node. Its workers reserve their CPUs themselves; if this
+process took one too, a few trials could hold all CPUs of a small cluster and wait for ever for their workers'."""
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What the trials of a search are told."""
+
+    runs: Mapping[str, Settings]
+    """By name of the trial."""
+    parent_run_id: str
+    """MLflow run of the search."""
+    tags: Mapping[str, str]
+
+
+def train(config: dict[str, str], trials: Trials) -> None:
+    """Trains the run named `config["name"]`. The scheduler may end this process after each epoch but the last.
+
+    A trial that was interrupted first repeats what it has reported before, as the scheduler is a new one. The last
+    epoch is reported when the run is complete, when there is nothing left that could be stopped.
+    """
+    run = trials.runs[config["name"]]
+    for record in history.read(Path(run.run.storage) / config["name"])[: run.training.epochs - 1]:
+        tune.report(dict(record.metrics))
+    outcome = launch.train(
+        run,
+        parent_run_id=trials.parent_run_id,
+        tags=trials.tags,
+        callbacks=[_ReportEpochs(before=run.training.epochs)],
+        progress=False,
+    )
+    tune.report(dict(outcome.metrics))
+
+
+class _ReportEpochs(TuneReportCallback):
+    """Passes the metrics of the epochs before `before` on to the scheduler. Runs in Ray Train's controller."""
+
+    def __init__(self, before: int) -> None:
+        super().__init__()
+        self._before = before
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        if metrics[0]["epoch"] < self._before:
+            super().after_report(run_context, metrics, checkpoint)
