@@ -66,7 +66,7 @@ MUTATIONS = (
         SCATTERING,
         "variance * (count / (count - 1))",
         "variance * 1",
-        (ORACLE,),
+        ("tests/test_models_standardization.py",),
     ),
     Mutation(
         "evaluation uses the batch's statistics",
