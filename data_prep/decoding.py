@@ -78,8 +78,8 @@ def decode(jpeg: Bytes, height: int, width: int, out: np.ndarray) -> None:
     status = _library().imdecode(
         source.ctypes.data, source.size, height, width, out.ctypes.data, height, width, 0, 0, 1, 1, False, False
     )
-    if status != 0:
-        raise DecodeError("its JPEG data are damaged, cut off or of an unsupported kind")
+    if status != 0:  # an error, or a warning: pixels are then made up for those that the data lack
+        raise DecodeError(_last_complaint())
 
 
 def resize_crop(source: np.ndarray, top: int, left: int, height: int, width: int, out: np.ndarray) -> None:
@@ -109,9 +109,15 @@ def _check_pixels(pixels: np.ndarray, height: int, width: int) -> None:
         raise ValueError(f"pixels must be a contiguous ({height}, {width}, 3) uint8, not {pixels.shape} {pixels.dtype}")
 
 
+def _last_complaint() -> str:
+    """What libjpeg-turbo said last in this thread: its first warning, or its error."""
+    message: bytes = _library().tjGetErrorStr()
+    return message.decode(errors="replace")
+
+
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """FFCV's compiled library, with the types of its two functions used here.
+    """FFCV's compiled library, with the types of the functions used here.
 
     Raises:
         UserError: FFCV is not installed.
@@ -124,6 +130,8 @@ def _library() -> ctypes.CDLL:
     # unused; source, height, width; first and last row, first and last column; destination, height, width
     library.resize.argtypes = [ctypes.c_int64] * 11
     library.resize.restype = None
+    library.tjGetErrorStr.argtypes = []  # of libjpeg-turbo, which FFCV's library loads
+    library.tjGetErrorStr.restype = ctypes.c_char_p
     return library
 
 

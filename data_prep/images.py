@@ -13,6 +13,8 @@ from data_prep.decoding import DecodeError
 
 QUALITY = 95
 ORIENTATION = 0x0112  # the EXIF tag of a camera's orientation; 1 is upright
+DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG file")
+"""How libjpeg begins what it says of data that are not those of a whole picture."""
 _TRANSPARENT_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 
 
@@ -27,20 +29,18 @@ class StoredImage(NamedTuple):
 def to_stored(content: bytes, max_side: int) -> StoredImage:
     """Brings an image file of any kind that Pillow reads into the form that is stored.
 
-    An upright JPEG in gray or color whose sides are at most `max_side` keeps its bytes, provided that they decode.
-    Everything else is turned upright, made RGB (transparency on white, 16 bits to 8), shrunk to `max_side` (keeping its
-    proportions) and encoded anew, at quality 95.
+    An upright JPEG in gray or color whose sides are at most `max_side` keeps its bytes. Everything else is turned
+    upright, made RGB (transparency on white, 16 bits to 8), shrunk to `max_side` (keeping its proportions) and encoded
+    anew, at quality 95.
 
     Raises:
         DecodeError: it is not an image, or is damaged.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
-            if image.format == "JPEG" and _keeps(image, max_side):
-                try:
-                    return _check(content)
-                except DecodeError:
-                    pass  # something that Pillow may still forgive, such as stray bytes between segments
+            stored = _check_original(content) if _is_plain_jpeg(image) else None
+            if stored and _is_upright(image) and max(image.size) <= max_side:
+                return stored
             return _check(_encode(_upright_rgb(image), max_side))
     except Image.UnidentifiedImageError:
         raise DecodeError("it is not an image") from None
@@ -50,9 +50,25 @@ def to_stored(content: bytes, max_side: int) -> StoredImage:
         raise DecodeError(str(error) or type(error).__name__) from None
 
 
-def _keeps(image: Image.Image, max_side: int) -> bool:
-    upright = image.getexif().get(ORIENTATION, 1) == 1
-    return upright and image.mode in ("L", "RGB") and max(image.size) <= max_side
+def _is_plain_jpeg(image: Image.Image) -> bool:
+    return image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")  # MPO: a JPEG with a preview behind it
+
+
+def _is_upright(image: Image.Image) -> bool:
+    return image.getexif().get(ORIENTATION, 1) == 1
+
+
+def _check_original(jpeg: bytes) -> StoredImage | None:
+    """The JPEG as it is; nothing if it is whole but of a kind that the library does not read.
+
+    Pillow makes up the pixels that a damaged JPEG lacks, and says nothing: it must not get to see one.
+    """
+    try:
+        return _check(jpeg)
+    except DecodeError as error:
+        if str(error).startswith(DAMAGE):
+            raise
+        return None
 
 
 def _check(jpeg: bytes) -> StoredImage:

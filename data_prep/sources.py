@@ -122,9 +122,11 @@ def _class_ids(folders: dict[Split, Path]) -> list[str]:
     for split, other in pairs:
         extra = sorted(ids[split] - ids[other])
         if extra:
-            raise UserError(f"{folders[split]} has classes that {folders[other]} lacks: {_some(extra)}")
+            raise UserError(
+                f"{folders[split]} has classes that {folders[other]} lacks: {_some(extra)}; both need the same"
+            )
     if not ids["train"]:
-        raise UserError(f"{folders['train']} holds no class folders")
+        raise UserError(f"{folders['train']} holds no class folders: put one for each class into it")
     return sorted(ids["train"])
 
 

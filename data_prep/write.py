@@ -93,7 +93,10 @@ def _recognize(output: Path, request: Source, seed: int) -> Manifest:
     """The data set that is already in `output`, if it is what was asked for."""
     if not (output / manifest.FILE).exists():
         raise UserError(f"{output} already exists and is not a prepared data set: choose another output")
-    existing = manifest.load(output)
+    try:
+        existing = manifest.load(output)
+    except UserError as error:
+        raise UserError(f"{output} already exists, but is not whole: delete it first ({error})") from None
     if existing.source.model_copy(update={"location": request.location}) != request or existing.seed != seed:
         options = ", ".join(f"{name} {value}" for name, value in existing.source.options.items())
         raise UserError(

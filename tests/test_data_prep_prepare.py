@@ -113,11 +113,34 @@ def test_other_kinds_of_images_become_rgb_jpegs(kind: str) -> None:
     assert np.all(np.abs(decoded(stored.jpeg)[5, 5].astype(int) - expected) < 12)
 
 
-def test_damaged_images_are_not_stored() -> None:
-    good, png = encode(picture()), encode(picture(), "PNG")
-    for damaged in (b"", b"a text", good[: len(good) // 2], good[:100], png[:60]):
-        with pytest.raises(DecodeError):
-            to_stored(damaged, 100)
+@pytest.mark.parametrize("max_side", [100, 10])
+@pytest.mark.parametrize(
+    "damage", ["empty", "text", "half", "header only", "half a PNG", "changed", "zeros", "early end"]
+)
+def test_damaged_images_are_not_stored(damage: str, max_side: int) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    good, png = encode(noise), encode(noise, "PNG")
+    damaged = {
+        "empty": b"",
+        "text": b"a text",
+        "half": good[: len(good) // 2],
+        "header only": good[:100],
+        "half a PNG": png[: len(png) // 2],
+        "changed": good[:2000] + b"\1\2\3" + good[2003:],
+        "zeros": good[:2000] + bytes(500) + good[2500:],
+        "early end": good[:2000] + b"\xff\xd9" + good[2002:],
+    }[damage]
+    with pytest.raises(DecodeError):
+        to_stored(damaged, max_side)
+
+
+def test_odd_metadata_and_previews_are_no_damage() -> None:
+    good = encode(picture())
+    exif = b"Exif\0\0no such thing as a tag"
+    content = good[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + good[2:]
+    assert to_stored(content, 100).jpeg == content
+    with_preview = encode(picture(), "MPO", save_all=True, append_images=[picture(15, 20)])
+    assert to_stored(with_preview, 100).jpeg == with_preview
 
 
 def test_every_real_photograph_keeps_its_pixels(shared: Path) -> None:
@@ -212,6 +235,9 @@ def test_the_same_request_again_changes_nothing_and_another_is_refused(photos: P
     with pytest.raises(UserError, match="already holds another data set"):
         run(photos, output)
     assert {path: path.stat().st_mtime_ns for path in output.iterdir()} == before
+    (output / "train-00000.beton").unlink()
+    with pytest.raises(UserError, match="out already exists, but is not whole: delete it first"):
+        run(photos, output)
 
 
 def test_an_output_that_is_something_else_is_left_alone(photos: Path, tmp_path: Path) -> None:
