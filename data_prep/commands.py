@@ -117,8 +117,8 @@ def _summarize(prepared: Prepared, output: Path) -> str:
     counts = " and ".join(f"{split.samples} {name}" for name, split in manifest.splits.items())
     megabytes = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards) / 1e6
     state = "was already prepared" if prepared.already_there else "is prepared"
-    sides = sorted({manifest.min_side, manifest.max_side})
+    sides = " to ".join(str(side) for side in sorted({manifest.min_side, manifest.max_side}))
     return (
-        f"{output} {state}: {counts} images of {len(manifest.classes)} classes, sides of {' to '.join(map(str, sides))} "
+        f"{output} {state}: {counts} images of {len(manifest.classes)} classes, sides of {sides} "
         f"pixels, {megabytes:.1f} MB, digest {manifest.digest[:12]}"
     )
