@@ -23,6 +23,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from data_prep.errors import UserError
 from pipeline import history
@@ -35,7 +36,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 IDENTITY_TAG, FOLDER_TAG, PARENT_TAG = "phasecollapse.id", "phasecollapse.folder", "mlflow.parentRunId"
 METRICS_IN_A_BATCH = 1000  # MLflow refuses more
 
-_Problem = (MlflowException, OSError)  # requests' exceptions are OSErrors
+_Problem = (MlflowException, SQLAlchemyError, OSError)  # requests' exceptions are OSErrors
 
 
 @dataclass(frozen=True)
@@ -215,13 +216,18 @@ def serve(store: Store, port: int) -> subprocess.Popen[bytes]:
     if store.artifacts:
         command += ["--default-artifact-root", store.artifacts, "--no-serve-artifacts"]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # else eight more processes
     )
 
 
 def _client(store: Store) -> MlflowClient:
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisy in ("mlflow", "alembic", "urllib3"):  # tables that are made, connections that are tried again
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     return MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
 
 
