@@ -7,6 +7,8 @@ is not repeated. Each command is shown as one would type it.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import subprocess
 import sys
 import time
@@ -38,20 +40,21 @@ def main() -> int:
         linear = fit_linear_classifier()
         phasecollapse("tune", SEARCH, f"train.data.path={DATA}", f"train.run.storage={RUNS}")
     except subprocess.CalledProcessError as error:
-        console.print("[red]The demo stopped: the message is above. The same command continues.")
+        console.print("[red]The demo stopped: the message is above. `make demo` continues.")
         return error.returncode
     except UserError as error:
         console.print(f"error: {error}", markup=False)
         return 2
     except KeyboardInterrupt:
-        console.print("interrupted: the same command continues")
+        console.print("interrupted: `make demo` continues")
         return 130
     console.rule("What came out")
     console.print(results(with_modulus, without, linear))
     console.print(
         f"\nEverything is in {ROOT / 'demo'}: the data set, the runs with their checkpoints, and the search, whose "
         f"table is above.\nLook at the runs: [bold].venv/bin/phasecollapse ui --storage {RUNS}[/]\n"
-        f"This took {(time.monotonic() - start) / 60:.1f} minutes."
+        f"This took {(time.monotonic() - start) / 60:.1f} minutes.",
+        soft_wrap=True,
     )
     return 0
 
@@ -63,7 +66,12 @@ def phasecollapse(*arguments: str) -> None:
         CalledProcessError: it failed.
     """
     console.print(f"\n[bold]$ phasecollapse {' '.join(arguments)}", soft_wrap=True)
-    subprocess.run([sys.executable, "-m", "pipeline.cli", *arguments], cwd=ROOT, check=True)
+    command = subprocess.Popen([sys.executable, "-m", "pipeline.cli", *arguments], cwd=ROOT)
+    while command.returncode is None:
+        with contextlib.suppress(KeyboardInterrupt):  # the command gets it too, and needs time to tidy up
+            command.wait()
+    if command.returncode:
+        raise subprocess.CalledProcessError(command.returncode, command.args)
 
 
 def train(name: str, *overrides: str) -> float:
@@ -74,6 +82,10 @@ def train(name: str, *overrides: str) -> float:
 
 def fit_linear_classifier() -> tuple[float, float]:
     """Multinomial logistic regression on the pixels, to convergence: accuracy on training and on validation images."""
+    kept = ROOT / "demo" / "linear_classifier.json"
+    if kept.exists():
+        on_training, on_validation = json.loads(kept.read_text(encoding="utf-8"))
+        return on_training, on_validation
     import numpy as np
     from sklearn.linear_model import LogisticRegression
 
@@ -94,7 +106,9 @@ def fit_linear_classifier() -> tuple[float, float]:
     if iterations >= classifier.max_iter:
         raise UserError(f"the linear classifier has not converged after {iterations} iterations")
     console.print(f"converged after {iterations} iterations of L-BFGS on {images.shape[1]:,} values an image")
-    return classifier.score(images, labels), classifier.score(unseen, their_labels)
+    accuracies = float(classifier.score(images, labels)), float(classifier.score(unseen, their_labels))
+    kept.write_text(json.dumps(accuracies), encoding="utf-8")
+    return accuracies
 
 
 def results(with_modulus: float, without: float, linear: tuple[float, float]) -> Table:
