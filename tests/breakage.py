@@ -66,6 +66,9 @@ def copy_checkout(target: Path) -> None:
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
+    author = ["-c", "user.name=breakage", "-c", "user.email=breakage@localhost", "-c", "commit.gpgsign=false"]
+    for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-q", "-m", "copy"]):  # runs note their commit
+        subprocess.run(["git", *command], cwd=target, check=True)
 
 
 def attempt(copy: Path, mutation: Mutation) -> tuple[bool, str]:

@@ -215,6 +215,34 @@ MUTATIONS = (
     ),
     # Runs and searches
     Mutation(
+        "a resumed run begins at its first epoch",
+        "pipeline/worker.py",
+        "range(state.epochs_done + 1, ",
+        "range(1, ",
+        ("tests/test_training.py::test_an_interrupted_run_goes_on_to_the_same_bits_in_the_same_tracked_run",),
+    ),
+    Mutation(
+        "a finished run is not recognized",
+        "pipeline/launch.py",
+        "finished_before = folder.finished()",
+        "finished_before = False",
+        ("tests/test_training.py::test_a_finished_run_says_so_and_changes_nothing",),
+    ),
+    Mutation(
+        "the final model is not tracked",
+        "pipeline/launch.py",
+        'tracker.log_file(final, "model")',
+        "pass",
+        ("tests/test_training.py::test_the_tracked_run_holds_all_that_the_run_was",),
+    ),
+    Mutation(
+        "an unknown setting is accepted",
+        "pipeline/config.py",
+        'extra="forbid"',
+        'extra="ignore"',
+        ("tests/test_config.py::test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed",),
+    ),
+    Mutation(
         "a run's lock is ignored",
         RUN_FOLDER,
         "        lock.acquire()\n",
