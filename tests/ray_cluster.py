@@ -1,0 +1,148 @@
+"""A Ray cluster as a user would start it, outside the program that is tested: two raylets on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+RAY = str(Path(sys.executable).with_name("ray"))
+OWN_TITLES = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::IDLE")
+"""Processes that belong to a cluster at rest."""
+
+PROBE = """
+import json, ray, sys
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+from ray.util.state import list_actors
+print(json.dumps({
+    "cpus": ray.available_resources().get("CPU", 0.0),
+    "placement_groups": [id for id, one in ray.util.placement_group_table().items() if one["state"] != "REMOVED"],
+    "actors": [one.class_name for one in list_actors(address=sys.argv[1], filters=[("state", "!=", "DEAD")])],
+}))
+"""
+
+
+@dataclass
+class ExternalCluster:
+    """Two raylets with one CPU each, which ask for a token."""
+
+    address: str
+    environment: dict[str, str]
+    launchers: list[subprocess.Popen[bytes]]
+
+    def state(self) -> dict[str, Any]:
+        """CPUs that are free, placement groups and actors that are there, as a program that joins sees them."""
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE, self.address],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        state: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return state
+
+    def working_processes(self) -> list[str]:
+        """Titles of the cluster's processes that do somebody's work."""
+        titles = [title for process in self.processes() if (title := _title(process)).startswith("ray::")]
+        return [title for title in titles if not title.startswith(OWN_TITLES)]
+
+    def processes(self) -> list[psutil.Process]:
+        """All processes of the cluster: those that were started for it, and what they started."""
+        found = []
+        for launcher in self.launchers:
+            try:
+                started = psutil.Process(launcher.pid)
+                found += [started, *started.children(recursive=True)]
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+
+@contextmanager
+def external_cluster() -> Iterator[ExternalCluster]:
+    """Starts the cluster, and ends exactly its processes with the body."""
+    folder = tempfile.mkdtemp(prefix="pc-", dir="/tmp")  # short: the paths of sockets may have 107 letters
+    port, dashboard, client = _free_ports(3)
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+    common = ["--num-cpus=1", "--num-gpus=0", "--object-store-memory=150000000", "--disable-usage-stats", "--block"]
+    common += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
+    head = ["--head", f"--port={port}", f"--temp-dir={folder}", f"--ray-client-server-port={client}"]
+    head += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    host = socket.gethostbyname(socket.gethostname())
+    cluster = ExternalCluster(f"{host}:{port}", environment, [])
+    log = Path(folder, "start.log")
+
+    def start(*arguments: str) -> None:
+        with log.open("ab") as output:
+            command = [RAY, "start", f"--node-ip-address={host}", *arguments, *common]
+            cluster.launchers.append(
+                subprocess.Popen(command, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+            )
+
+    try:
+        start(*head)
+        _wait(lambda: _listens(host, port), log)
+        start(f"--address={cluster.address}")
+        _wait(lambda: log.read_text(errors="replace").count("Ray runtime started") == 2, log)
+        _wait(lambda: cluster.state()["cpus"] == 2, log)
+        yield cluster
+    finally:
+        for process in cluster.processes():
+            _kill(process)
+        for launcher in cluster.launchers:
+            launcher.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _kill(process: psutil.Process) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.kill()
+
+
+def _free_ports(number: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(number)]
+    try:
+        for one in sockets:
+            one.bind(("", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _listens(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((host, port)) == 0
+
+
+def _wait(condition: Any, log: Path, timeout_s: float = 90.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text(errors="replace")
+        time.sleep(0.3)
