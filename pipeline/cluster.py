@@ -103,7 +103,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 def _reread_authentication() -> None:
     """Ray reads from the environment how to authenticate when it is imported, which may have been before."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
