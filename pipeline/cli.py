@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 import sys
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points, version
@@ -55,6 +56,7 @@ class Commands(click.Group):
 
 def main() -> None:
     """Runs a command and exits: 2 for what the user can mend, 130 after Ctrl-C, 1 for a defect (with traceback)."""
+    signal.signal(signal.SIGTERM, _interrupt)  # what a scheduler sends before it takes the machine away
     commands = Commands({point.name: point for point in entry_points(group=GROUP)})
     try:
         commands.main(prog_name="phasecollapse", standalone_mode=False)
@@ -70,6 +72,10 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted: the same command continues", err=True)
         sys.exit(130)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _version(context: click.Context, parameter: click.Parameter, asked: bool) -> None:

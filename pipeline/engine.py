@@ -89,7 +89,8 @@ def train_epoch(
     network.train()
     ranks = _world_size()
     watch = LossWatch(epoch, lag=LAG if compute.device.type == "cuda" else 0)
-    sums = torch.zeros(3, dtype=torch.float64, device=compute.device)  # loss, hits, images
+    sums = torch.zeros(2, dtype=torch.float64, device=compute.device)  # loss, hits
+    seen = 0
     rate = float(schedule.get_last_lr()[0])
     started = time.perf_counter()
     for step, batch in enumerate(batches):
@@ -104,11 +105,13 @@ def train_epoch(
         schedule.step()
         with torch.no_grad():
             hits = (logits.argmax(1) == labels).sum()
-            sums += torch.stack([loss_sum.double(), hits.double(), hits.new_tensor(len(labels)).double()])
+            sums += torch.stack([loss_sum.double(), hits.double()])
+        seen += len(labels)
         on_step(step + 1)
     watch.drain()
-    loss, top1, images = _sum_over_ranks(sums)
-    (seconds,) = _sum_over_ranks(sums.new_tensor([time.perf_counter() - started]))
+    # Reading the sums waits for the device, so the clock is read after them.
+    own = [*sums.tolist(), seen, time.perf_counter() - started]
+    loss, top1, images, seconds = _sum_over_ranks(own, compute.device)
     return {
         "train/loss": loss / images,
         "train/top1": top1 / images,
@@ -135,17 +138,18 @@ def evaluate(
         ``NAME/loss``, ``NAME/top1``, ``NAME/top5``.
     """
     network.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=compute.device)  # loss, top-1 hits, top-5 hits, images
+    sums = torch.zeros(3, dtype=torch.float64, device=compute.device)  # loss, top-1 hits, top-5 hits
+    seen = 0
     for step, batch in enumerate(batches):
         labels = compute.move(batch.labels)
         logits = compute.logits(network, compute.move(batch.images))
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = best == labels[:, None]
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-        parts = [loss, hits[:, 0].sum(), hits.sum(), hits.new_tensor(len(labels), dtype=torch.int64)]
-        sums += torch.stack([part.double() for part in parts])
+        sums += torch.stack([loss.double(), hits[:, 0].sum().double(), hits.sum().double()])
+        seen += len(labels)
         on_step(step + 1)
-    loss_sum, top1, top5, images = _sum_over_ranks(sums)
+    loss_sum, top1, top5, images = _sum_over_ranks([*sums.tolist(), seen], compute.device)
     return {f"{name}/loss": loss_sum / images, f"{name}/top1": top1 / images, f"{name}/top5": top5 / images}
 
 
@@ -202,7 +206,10 @@ def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def _sum_over_ranks(sums: Tensor) -> list[float]:
-    if _world_size() > 1:
-        dist.all_reduce(sums)
-    return sums.tolist()
+def _sum_over_ranks(own: list[float], device: torch.device) -> list[float]:
+    """Each of these numbers, added up over ranks."""
+    if _world_size() == 1:
+        return own
+    total = torch.tensor(own, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return total.tolist()

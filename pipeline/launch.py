@@ -149,7 +149,9 @@ def _status(tracker: Tracker, folder: RunFolder) -> Iterator[None]:
 @contextmanager
 def _followed(folder: RunFolder, tracker: Tracker, shown: bool) -> Iterator[None]:
     """Passes what workers write into the run's folder on to MLflow and the display, while the body runs."""
-    display = Display(folder.identity.settings.training.epochs, shown)
+    epochs, done = folder.identity.settings.training.epochs, len(folder.history())
+    display = Display(epochs, shown)
+    display.announce(f"run {folder.path.name} {f'goes on after epoch {done}' if done else 'starts'}, epochs: {epochs}")
     with Follower(folder.path, folder.history, tracker.follow, display).following():
         yield
 

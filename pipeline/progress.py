@@ -68,6 +68,15 @@ class Display:
             self._bar = Progress(*columns, console=Console(), transient=True, speed_estimate_period=600)
             self._task = self._bar.add_task("starting", total=None)
 
+    def announce(self, line: str) -> None:
+        """Prints a line."""
+        if not self._shown:
+            return
+        if self._bar:
+            self._bar.console.print(line, highlight=False, markup=False)
+        else:
+            print(line, flush=True)
+
     def start(self) -> None:
         """Shows the bar."""
         if self._bar:
@@ -93,13 +102,8 @@ class Display:
 
     def epoch(self, record: EpochRecord) -> None:
         """Prints the line of a finished epoch."""
-        if not self._shown:
-            return
-        line = f"epoch {record.epoch:>{len(str(self._epochs))}}/{self._epochs}  {_summary(record)}{self._left(record)}"
-        if self._bar:
-            self._bar.console.print(line, highlight=False)
-        else:
-            print(line, flush=True)
+        count = f"epoch {record.epoch:>{len(str(self._epochs))}}/{self._epochs}"
+        self.announce(f"{count}  {_summary(record)}{self._left(record)}")
 
     def _left(self, record: EpochRecord) -> str:
         """Time left, from the pace of this session; nothing while there is none to go by."""

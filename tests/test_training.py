@@ -116,7 +116,9 @@ def test_a_finished_run_says_so_and_changes_nothing(
     settings: Callable[..., Settings], storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = launch.train(settings("training.epochs=1"))
-    assert re.search(r"^epoch 1/1  loss \d+\.\d+  validation: top-1 \d+", capsys.readouterr().out)
+    starts, epoch = capsys.readouterr().out.splitlines()
+    assert starts == f"run {first.folder.name} starts, epochs: 1"
+    assert re.match(r"epoch 1/1  loss \d+\.\d+  validation: top-1 \d+", epoch)
     ended = tracked(storage, first.run_id).info.end_time
     again = launch.train(settings("training.epochs=1"))
     assert again.already_finished
