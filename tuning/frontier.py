@@ -127,5 +127,7 @@ def picture(rows: Sequence[Row], path: Path, error_name: str) -> None:
     axes.margins(x=0.25, y=0.15)
     axes.set_xlabel("multiply-adds for one image")
     axes.set_ylabel(f"{error_name} error on images held out from training")
-    axes.grid(True, alpha=0.3)
+    axes.grid(True, which="both", alpha=0.3)
+    if line:
+        axes.legend()
     figure.savefig(path, dpi=120)

@@ -51,10 +51,13 @@ def release(timeout_s: float = 60.0) -> list[str]:
         groups = _placement_groups()
         for group in groups:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
-        processes = _processes()
-        if processes == [COORDINATOR] and _is_only_job():
-            _end_coordinator()
-            processes = []
+        try:
+            processes = _processes()
+            if processes == [COORDINATOR] and _is_only_job():
+                _end_coordinator()
+                processes = []
+        except RayStateApiException:
+            processes = ["of an unknown kind (the dashboard does not answer any more)"]
         held = [f"placement group {group}" for group in groups] + [f"process {name}" for name in processes]
         if not held or time.monotonic() > deadline:
             return held
@@ -63,7 +66,7 @@ def release(timeout_s: float = 60.0) -> list[str]:
 
 def _placement_groups() -> list[str]:
     """Hexadecimal ids of this job's reservations: they end with the job's own id."""
-    job = ray.get_runtime_context().get_job_id()
+    job: str = ray.get_runtime_context().get_job_id()
     table = placement_group_table()
     return [group for group, content in table.items() if group.endswith(job) and content["state"] != "REMOVED"]
 

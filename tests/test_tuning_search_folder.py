@@ -1,0 +1,97 @@
+"""A search's folder: one search, one process, one set of settings; and what the next session learns from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from data_prep import manifest
+from data_prep.errors import UserError
+from data_prep.manifest import Manifest
+from pipeline.config import resolve
+from tuning import search_folder
+from tuning.config import SearchSettings
+from tuning.search_folder import Record
+
+
+@pytest.fixture
+def data(textures: Path) -> Manifest:
+    return manifest.load(textures)
+
+
+def settings(storage: Path, train: dict[str, Any] | None = None, **search: Any) -> SearchSettings:
+    content = {
+        "train": {"data": {"path": "textures"}, "run": {"storage": str(storage)}, **(train or {})},
+        "search": {"name": "test", "depths": [2], "widths": [8], "grace_epochs": 1, **search},
+    }
+    return resolve(SearchSettings, content, "test.yaml")
+
+
+def test_records_are_there_in_the_next_session(tmp_path: Path, data: Manifest) -> None:
+    record = Record(status="stopped early", errors={1: 0.9, 2: 0.8})
+    with search_folder.claim(settings(tmp_path), data) as folder:
+        first = folder.id
+        folder.update("8-8", record)
+    with search_folder.claim(settings(tmp_path), data) as folder:
+        assert folder.id == first
+        assert folder.record("8-8") == record
+        assert (folder.record("8-8").epochs, folder.record("8-8").error) == (2, 0.8)
+        assert folder.record("never seen") == Record()
+
+
+def test_a_second_process_is_refused(tmp_path: Path, data: Manifest) -> None:
+    with (
+        search_folder.claim(settings(tmp_path), data),
+        pytest.raises(UserError, match="under way in another process"),
+        search_folder.claim(settings(tmp_path), data),
+    ):
+        pass
+
+
+def test_changed_settings_are_refused_and_named(tmp_path: Path, data: Manifest) -> None:
+    with search_folder.claim(settings(tmp_path), data):
+        pass
+    with (
+        pytest.raises(UserError, match=r"search.reduction_factor: 2.0 → 3.0; data set: .* → [0-9a-f]{12}"),
+        search_folder.claim(settings(tmp_path, reduction_factor=3), data.model_copy(update={"name": "another"})),
+    ):
+        pass
+
+
+def test_where_and_how_fast_a_search_runs_may_change(tmp_path: Path, data: Manifest) -> None:
+    with search_folder.claim(settings(tmp_path), data):
+        pass
+    elsewhere = {"cluster": {"address": "auto", "cpus_per_worker": 2}, "tracking": {"uri": "http://localhost:5000"}}
+    with search_folder.claim(settings(tmp_path, elsewhere, max_concurrent=3), data):
+        pass
+
+
+def test_a_folder_that_is_not_a_search_is_left_alone(tmp_path: Path, data: Manifest) -> None:
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"thesis\.tex"), search_folder.claim(settings(tmp_path), data):
+        pass
+    assert [entry.name for entry in (tmp_path / "test").iterdir() if entry.suffix == ".tex"] == ["thesis.tex"]
+
+
+def test_the_scheduler_of_the_next_session_knows_the_trials_of_the_last(tmp_path: Path, data: Manifest) -> None:
+    from ray.tune.schedulers import TrialScheduler
+
+    from tuning.search import _scheduler
+
+    def decides(error: float) -> str:
+        newcomer = SimpleNamespace(trial_id="newcomer")
+        with search_folder.claim(settings(tmp_path), data) as folder:
+            scheduler = _scheduler(settings(tmp_path), folder)
+        scheduler.on_trial_add(None, newcomer)
+        decision: str = scheduler.on_trial_result(None, newcomer, {"epoch": 1, "holdout/top1": 1 - error})
+        return decision
+
+    assert decides(0.9) == TrialScheduler.CONTINUE  # nobody to compare with
+    with search_folder.claim(settings(tmp_path), data) as folder:
+        folder.update("8-8", Record(status="completed", errors={1: 0.5, 2: 0.1}))
+    assert decides(0.6) == TrialScheduler.STOP
+    assert decides(0.4) == TrialScheduler.CONTINUE
