@@ -149,8 +149,8 @@ MUTATIONS = (
     Mutation(
         "preparing stores an image that does not decode",
         "data_prep/images.py",
-        "    decoding.decode(jpeg, header.height, header.width, np.empty((header.height, header.width, 3), np.uint8))\n",
-        "",
+        "decoding.decode(jpeg, header.height, header.width, np.empty((header.height, header.width, 3), np.uint8))",
+        "pass",
         (
             "tests/test_data_prep_prepare.py::test_damaged_images_are_not_stored",
             "tests/test_data_prep_prepare.py::test_an_undecodable_image_stops_with_its_name",
