@@ -56,7 +56,7 @@ def test_changed_settings_are_refused_and_named(tmp_path: Path, data: Manifest) 
         pass
     with (
         pytest.raises(UserError, match=r"search.reduction_factor: 2.0 → 3.0; data set: .* → [0-9a-f]{12}"),
-        search_folder.claim(settings(tmp_path, reduction_factor=3), data.model_copy(update={"name": "another"})),
+        search_folder.claim(settings(tmp_path, reduction_factor=3), data.model_copy(update={"splits": {}})),
     ):
         pass
 
