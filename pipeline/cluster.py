@@ -1,7 +1,8 @@
 """A Ray cluster to work in: one that is already up, or one of our own that ends with the command.
 
-Our own listens on the loopback interface only and asks for a token, as any open Ray port would run anybody's code. Its
-dashboard is on: when a controller dies, Ray asks it whether the controller's reserved CPUs may be freed.
+Our own asks for a token, which lives and dies with it: Ray's processes listen on every interface, and would run
+anybody's code. Its dashboard listens on the loopback interface alone. It is there because Ray asks it, when a
+controller has died, whether the CPUs that were reserved may be freed.
 """
 
 from __future__ import annotations
@@ -53,7 +54,6 @@ def connect(settings: ClusterSettings) -> Iterator[None]:
         else:
             _init(
                 "a local Ray cluster cannot be started",
-                _node_ip_address=LOOPBACK,
                 include_dashboard=True,
                 dashboard_host=LOOPBACK,
                 runtime_env=_runtime(f"{LOOPBACK}:{port}"),

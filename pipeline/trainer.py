@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import threading
@@ -71,7 +72,7 @@ def fit(settings: Settings, folder: RunFolder, callbacks: Sequence[UserCallback]
         except TrainingFailedError as error:
             raise _explain(error, folder.path) from None
         except RayError as error:
-            raise UserError(f"the Ray cluster failed: {_last_line(str(error))}") from None
+            raise UserError(f"the Ray cluster failed: {_sentence(str(error))}") from None
 
 
 def check_capacity(cluster: ClusterSettings) -> None:
@@ -131,9 +132,10 @@ def _mend_snapshot(checkpoints: Path) -> None:
 
 def _is_whole(snapshot: Path) -> bool:
     try:
-        return snapshot.read_text(encoding="utf-8").rstrip().endswith("}")
-    except OSError:
+        json.loads(snapshot.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return False
+    return True
 
 
 @contextmanager
@@ -159,11 +161,13 @@ def _explain(error: TrainingFailedError, folder: Path) -> UserError:
         log.write_text(str(error), encoding="utf-8")
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         rank, failure = next(iter(error.worker_failures.items()))
-        what = f"worker {rank} failed ({type(failure).__name__}: {_last_line(str(failure))})"
+        what = f"worker {rank} failed ({type(failure).__name__}: {_sentence(str(failure))})"
     else:
-        what = f"training failed ({_last_line(str(error))})"
+        what = f"training failed ({_sentence(str(error))})"
     return UserError(f"{what}, and cluster.max_failures allows no further restart: details in {log}")
 
 
-def _last_line(text: str) -> str:
-    return text.strip().splitlines()[-1].strip() if text.strip() else "no message"
+def _sentence(text: str) -> str:
+    """The first sentence of the last line: there Python's and Ray's errors say what happened."""
+    line = text.strip().splitlines()[-1] if text.strip() else "no message"
+    return line.strip().split(". ")[0].rstrip(".")[:200]
