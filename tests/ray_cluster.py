@@ -141,7 +141,7 @@ def _listens(host: str, port: int) -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
-def _wait(condition: Any, log: Path, timeout_s: float = 90.0) -> None:
+def _wait(condition: Any, log: Path, timeout_s: float = 180.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, log.read_text(errors="replace")
