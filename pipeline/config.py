@@ -267,7 +267,10 @@ def flatten(settings: Section) -> dict[str, Any]:
     def walk(prefix: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
             return {prefix: value}
-        return {k: v for key, inner in value.items() for k, v in walk(f"{prefix}.{key}" if prefix else key, inner).items()}
+        leaves: dict[str, Any] = {}
+        for key, inner in value.items():
+            leaves |= walk(f"{prefix}.{key}" if prefix else key, inner)
+        return leaves
 
     return walk("", settings.model_dump(mode="json"))
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from data_prep.textures import Textures
 from data_prep.write import prepare
+
+
+def pytest_configure() -> None:
+    """Lets tests interrupt what they start: a shell's background job ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
