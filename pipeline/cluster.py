@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -67,12 +69,23 @@ def connect(settings: ClusterSettings) -> Iterator[None]:
 def _init(what: str, **options: Any) -> None:
     import ray
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _signals_as_they_are():
         warnings.simplefilter("ignore")
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
         except Exception as error:  # Ray raises whatever its parts raise
             raise UserError(f"{what}: {_first_line(error)}") from None
+
+
+@contextmanager
+def _signals_as_they_are() -> Iterator[None]:
+    """Keeps what SIGTERM does, which Ray would change to an exit without a word."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _runtime(address: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from data_prep import manifest
 from data_prep.errors import UserError
 from data_prep.manifest import Manifest
 from pipeline import allocator, cluster, environment, models, run_folder, tracking, worker
-from pipeline.config import Settings, flatten, to_yaml
+from pipeline.config import ClusterSettings, Settings, flatten, to_yaml
 from pipeline.progress import Display, Follower
 from pipeline.run_folder import RunFolder
 from pipeline.tracking import Tracker
@@ -67,9 +67,12 @@ def train(
     settings = _absolute(settings)
     data = manifest.load(Path(settings.data.path))
     check(settings, data)
-    with run_folder.claim(settings, data) as folder:
-        tracker = _open_tracked_run(folder, parent_run_id, tags or {}, settings)
+    with run_folder.claim(settings, data) as folder, ExitStack() as cluster_left_last:
         finished_before = folder.finished()
+        if settings.cluster.workers and not finished_before:
+            cluster_left_last.enter_context(_cluster_with_room(settings.cluster))
+        folder.begin()  # only now: a run that is refused is no run
+        tracker = _open_tracked_run(folder, parent_run_id, tags or {}, settings)
         if not (finished_before and tracker.finished):
             with _status(tracker, folder), _followed(folder, tracker, shown=progress and not finished_before):
                 if not finished_before:
@@ -99,6 +102,15 @@ def check(settings: Settings, data: Manifest) -> None:
         )
     if settings.cluster.gpu and settings.cluster.workers == 0 and not torch.cuda.is_available():
         raise UserError("cluster.gpu is true, but torch sees no GPU on this machine: set it to false")
+
+
+@contextmanager
+def _cluster_with_room(settings: ClusterSettings) -> Iterator[None]:
+    from pipeline import trainer  # imports Ray, which a run in this process does not need
+
+    with cluster.connect(settings):
+        trainer.check_capacity(settings)
+        yield
 
 
 def _absolute(settings: Settings) -> Settings:
@@ -160,10 +172,9 @@ def _run_workers(settings: Settings, folder: RunFolder, callbacks: Sequence[User
     if settings.cluster.workers == 0:
         _run_here(worker.Job(settings, folder))
         return
-    from pipeline import trainer  # imports Ray, which a run in this process does not need
+    from pipeline import trainer
 
-    with cluster.connect(settings.cluster):
-        trainer.fit(settings, folder, callbacks)
+    trainer.fit(settings, folder, callbacks)
 
 
 def _run_here(job: worker.Job) -> None:

@@ -16,7 +16,7 @@ import re
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +48,9 @@ nothing that it computes beyond rounding. The number of workers is not among the
 those of a worker's part of the batch."""
 
 
+IDENTITY, LOCK, OWNER = "run.yaml", "run.lock", "run.owner"
+
+
 class Identity(Section):
     """The content of run.yaml."""
 
@@ -68,6 +71,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
+
+    def begin(self) -> None:
+        """Writes down what the run is; from here on its settings are fixed."""
+        if not (self.path / IDENTITY).exists():
+            history.write_atomically(self.path / IDENTITY, to_yaml(self.identity))
 
     def latest_checkpoint(self) -> Path | None:
         """The last checkpoint of those that are there in full."""
@@ -91,7 +99,9 @@ def default_name(settings: Settings, data: Manifest) -> str:
 
 @contextmanager
 def claim(settings: Settings, data: Manifest) -> Iterator[RunFolder]:
-    """Opens the run of `settings`, or starts it, for this process alone.
+    """Opens the run of `settings`, or makes a folder for it, for this process alone.
+
+    A run that the body does not begin (see :meth:`RunFolder.begin`) leaves nothing behind.
 
     Raises:
         UserError: another process trains it; it was started with other settings or another data set (each difference is
@@ -100,7 +110,7 @@ def claim(settings: Settings, data: Manifest) -> Iterator[RunFolder]:
     path = Path(settings.run.storage) / (settings.run.name or default_name(settings, data))
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / "run.lock", timeout=0)
+        lock = FileLock(path / LOCK, timeout=0)
         lock.acquire()
     except Timeout:
         raise UserError(
@@ -109,25 +119,39 @@ def claim(settings: Settings, data: Manifest) -> Iterator[RunFolder]:
     except OSError as error:
         raise UserError(f"run.storage: {path} cannot be written: {error.strerror}") from None
     try:
-        (path / "run.owner").write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        (path / OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield RunFolder(path, _identify(path, settings, data))
     finally:
+        if not (path / IDENTITY).exists():
+            (path / OWNER).unlink(missing_ok=True)
+            (path / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # not empty: it is not ours
+                path.rmdir()
         lock.release()
 
 
-def _identify(path: Path, settings: Settings, data: Manifest) -> Identity:
-    file = path / "run.yaml"
+def read_identity(path: Path) -> Identity | None:
+    """What the run in the folder `path` was started with; None if no run has begun there.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = path / IDENTITY
     if not file.exists():
-        foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in {"run.lock", "run.owner"})
-        if foreign:
-            raise UserError(f"{path} exists and is not a run (it holds {foreign[0]}): choose another run.name")
-        identity = Identity(id=uuid.uuid4().hex, data_digest=data.digest, settings=settings)
-        history.write_atomically(file, to_yaml(identity))
-        return identity
+        return None
     try:
-        identity = Identity.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+        return Identity.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise UserError(f"{file} cannot be read ({str(error).splitlines()[0]}): choose another run.name") from None
+
+
+def _identify(path: Path, settings: Settings, data: Manifest) -> Identity:
+    identity = read_identity(path)
+    if identity is None:
+        foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in {LOCK, OWNER})
+        if foreign:
+            raise UserError(f"{path} exists and is not a run (it holds {foreign[0]}): choose another run.name")
+        return Identity(id=uuid.uuid4().hex, data_digest=data.digest, settings=settings)
     old, new = _decisive(identity.settings), _decisive(settings)
     changes = [f"{field}: {old[field]} → {new[field]}" for field in new if old[field] != new[field]]
     if identity.data_digest != data.digest:

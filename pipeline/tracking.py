@@ -21,7 +21,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is
 
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -179,30 +179,6 @@ class Tracker:
                     _first_line(error),
                 )
             self._away = True
-
-
-def close_stale(store: Store, parent_run_id: str, status: Status = "KILLED") -> int:
-    """Ends the child runs of `parent_run_id` that still count as running, and completes them from their histories.
-
-    A scheduler stops a trial by killing its processes, which then cannot end their run. Call it when they are gone.
-
-    Returns:
-        How many runs were ended.
-
-    Raises:
-        UserError: the store does not answer.
-    """
-    with _explained(store):
-        client = _client(store)
-        parent = client.get_run(parent_run_id)
-        condition = f"tags.`{PARENT_TAG}` = '{parent_run_id}' and attributes.status = 'RUNNING'"
-        stale = client.search_runs([parent.info.experiment_id], condition, ViewType.ACTIVE_ONLY, max_results=10_000)
-        for run in stale:
-            folder = run.data.tags.get(FOLDER_TAG)
-            if folder:
-                _send(client, run.info.run_id, history.read(Path(folder)))
-            client.set_terminated(run.info.run_id, status)
-    return len(stale)
 
 
 def serve(store: Store, port: int) -> subprocess.Popen[bytes]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +33,20 @@ from pipeline.run_folder import RunFolder
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray's list of the checkpoints, in the folder of the checkpoints."""
 ERROR_LOG = "error.log"
+ABORT_SECONDS = 30
 
 
 def fit(settings: Settings, folder: RunFolder, callbacks: Sequence[UserCallback] = ()) -> None:
     """Trains a run on the Ray cluster that this process is connected to, from its last checkpoint to its end.
 
     Raises:
-        UserError: the cluster is too small; a worker met an error that the user can mend; or workers failed more often
-            than `cluster.max_failures` allows.
+        UserError: a worker met an error that the user can mend, or workers failed more often than
+            `cluster.max_failures` allows.
         KeyboardInterrupt: the user interrupted; the workers have ended.
     """
-    check_capacity(settings.cluster)
     _mend_snapshot(folder.checkpoints)
     cluster = settings.cluster
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         worker.run_on_ray,
         train_loop_config={"job": worker.Job(settings, folder)},
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
@@ -66,13 +64,30 @@ def fit(settings: Settings, folder: RunFolder, callbacks: Sequence[UserCallback]
             callbacks=[_Committed(folder), _GiveUp(), *callbacks],
         ),
     )
-    with _interruptible():
-        try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            raise _explain(error, folder.path) from None
-        except RayError as error:
-            raise UserError(f"the Ray cluster failed: {_sentence(str(error))}") from None
+    try:
+        trainer.fit()
+    except KeyboardInterrupt:
+        trainer.abort()
+        raise
+    except TrainingFailedError as error:
+        raise _explain(error, folder.path) from None
+    except RayError as error:
+        raise UserError(f"the Ray cluster failed: {_sentence(str(error))}") from None
+
+
+class _Trainer(TorchTrainer):
+    """Leaves Ctrl-C to Python: Ray's own handler ends the process by SystemExit, which says nothing of the user's wish."""
+
+    _controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self._controller = controller
+
+    def abort(self) -> None:
+        """Ends controller and workers."""
+        if self._controller is not None:
+            with suppress(RayError):  # the controller says that it died
+                ray.get(self._controller.abort.remote(), timeout=ABORT_SECONDS)
 
 
 def check_capacity(cluster: ClusterSettings) -> None:
@@ -136,20 +151,6 @@ def _is_whole(snapshot: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Turns Ray's way to react to Ctrl-C (abort the run, then exit with status 0) into KeyboardInterrupt."""
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        if in_main:
-            signal.signal(signal.SIGINT, before)
 
 
 def _explain(error: TrainingFailedError, folder: Path) -> UserError:

@@ -58,15 +58,15 @@ def test_what_does_not_change_the_result_does_not_change_the_identity(data: Mani
 
 def test_a_run_keeps_its_identity_when_it_is_opened_again(data: Manifest, tmp_path: Path) -> None:
     with claim(settings(tmp_path), data) as first:
-        pass
+        first.begin()
     with claim(settings(tmp_path, "cluster.max_failures=7"), data) as second:
         assert second.identity == first.identity
         assert second.path == first.path
 
 
 def test_changed_settings_are_refused_with_the_difference(data: Manifest, tmp_path: Path) -> None:
-    with claim(settings(tmp_path, "run.name=mine"), data):
-        pass
+    with claim(settings(tmp_path, "run.name=mine"), data) as run:
+        run.begin()
     changed = settings(tmp_path, "run.name=mine", "optimizer.learning_rate=0.5", "training.epochs=2")
     with (
         pytest.raises(UserError, match=r"optimizer.learning_rate: 0.1 → 0.5; training.epochs: 30 → 2\).*run.name"),
@@ -76,8 +76,8 @@ def test_changed_settings_are_refused_with_the_difference(data: Manifest, tmp_pa
 
 
 def test_another_data_set_is_refused(data: Manifest, tmp_path: Path) -> None:
-    with claim(settings(tmp_path, "run.name=mine"), data):
-        pass
+    with claim(settings(tmp_path, "run.name=mine"), data) as run:
+        run.begin()
     other = data.model_copy(update={"seed": 5})
     with (
         pytest.raises(UserError, match=r"data set: [0-9a-f]{12} → "),
@@ -86,12 +86,21 @@ def test_another_data_set_is_refused(data: Manifest, tmp_path: Path) -> None:
         pass
 
 
+def test_a_run_that_did_not_begin_leaves_nothing_and_fixes_no_setting(data: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="refused"), claim(settings(tmp_path, "run.name=mine"), data):
+        raise UserError("refused")
+    assert list(tmp_path.iterdir()) == []
+    with claim(settings(tmp_path, "run.name=mine", "training.epochs=2"), data) as run:
+        run.begin()
+    assert (tmp_path / "mine" / "run.yaml").exists()
+
+
 def test_a_folder_that_holds_something_else_is_refused_and_left_alone(data: Manifest, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"thesis.tex"), claim(settings(tmp_path, "run.name=mine"), data):
         pass
-    assert not (tmp_path / "mine" / "run.yaml").exists()
+    assert [entry.name for entry in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
 HOLD = """

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from data_prep.errors import UserError
-from pipeline import history, tracking
+from pipeline import tracking
 from pipeline.config import DataSettings, RunSettings, Settings, TrackingSettings
 from pipeline.history import EpochRecord
 from pipeline.tracking import Store, Tracker
@@ -118,22 +118,6 @@ def test_long_histories_are_sent_whole(store: Store) -> None:
     tracker = open_run(store, "d")
     assert tracker.follow(records)
     assert len(points(store, tracker.run_id, "m11")) == 119
-
-
-def test_children_that_were_killed_are_completed_and_ended(store: Store, tmp_path: Path) -> None:
-    parent = open_run(store, "search")
-    history.write(tmp_path, RECORDS)
-    killed = open_run(store, "killed", parent.run_id, tmp_path)
-    killed.follow(RECORDS[:1])
-    done = open_run(store, "done", parent.run_id)
-    done.end("FINISHED")
-    stranger = open_run(store, "stranger")
-    assert tracking.close_stale(store, parent.run_id) == 1
-    assert stored(store, killed.run_id).info.status == "KILLED"
-    assert points(store, killed.run_id) == EXPECTED
-    assert stored(store, done.run_id).info.status == "FINISHED"
-    assert stored(store, stranger.run_id).info.status == "RUNNING"
-    assert tracking.close_stale(store, parent.run_id) == 0
 
 
 FIRST_USE = """

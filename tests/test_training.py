@@ -195,6 +195,7 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
             env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
         )
 
@@ -227,6 +228,7 @@ def on_ray(textures: Path, tmp_path: Path) -> Iterator[Callable[..., Command]]:
         "data": {"path": str(textures), "image_size": 32, "flip": False},
         "run": {"storage": str(tmp_path / "runs")},
         "model": {"widths": [8, 8]},
+        "optimizer": {"learning_rate": 0.01},
         "training": {"epochs": 12, "batch_size": 40},
         "cluster": {"workers": 2},
     }
@@ -262,15 +264,7 @@ def test_a_run_whose_worker_and_command_are_killed_ends_with_the_bits_of_one_tha
 
     command = on_ray("run.name=hurt")
     wait_for_epoch(runs / "hurt", 1, command)
-    victim = command.workers()[0]
-    second = on_ray("run.name=hurt").end()
-    assert second[0] == 2
-    assert re.fullmatch(
-        rf"error: run {runs}/hurt is being trained by process {command.process.pid} on \S+: "
-        r"wait for it, or choose another run\.name\n",
-        second[2],
-    )
-    victim.send_signal(signal.SIGKILL)
+    command.workers()[0].send_signal(signal.SIGKILL)
     done = len(json.loads((runs / "hurt" / "history.json").read_text()))
     assert done < 11, "the worker died too late to show anything"
     wait_for_epoch(runs / "hurt", done + 1, command)
@@ -292,17 +286,27 @@ def test_a_run_whose_worker_and_command_are_killed_ends_with_the_bits_of_one_tha
         launch.train(config.load(file, ["run.name=hurt", "training.seed=1"]))
 
 
-def test_more_workers_than_the_cluster_has_are_refused(on_ray: Callable[..., Command]) -> None:
+def test_more_workers_than_the_cluster_has_are_refused(on_ray: Callable[..., Command], tmp_path: Path) -> None:
     status, output, complaint = on_ray("cluster.workers=100", "training.batch_size=200").end()
     assert (status, output) == (2, "")
     assert re.fullmatch(r"error: cluster\.workers: 100 workers .* do not fit: the cluster has \d+ CPU.*\n", complaint)
+    assert list((tmp_path / "runs").iterdir()) == [], "no folder, no tracked run"
 
 
-def test_ctrl_c_ends_run_and_cluster(on_ray: Callable[..., Command], tmp_path: Path) -> None:
+def test_a_second_start_is_refused_and_ctrl_c_ends_run_and_cluster(
+    on_ray: Callable[..., Command], tmp_path: Path
+) -> None:
     command = on_ray("run.name=interrupted", "training.epochs=500")
     wait_for_epoch(tmp_path / "runs" / "interrupted", 1, command)
     family = command.family()
-    command.process.send_signal(signal.SIGINT)
+    second = on_ray("run.name=interrupted", "training.epochs=500").end()
+    assert second[:2] == (2, "")
+    assert re.fullmatch(
+        rf"error: run {tmp_path}/runs/interrupted is being trained by process {command.process.pid} on \S+: "
+        r"wait for it, or choose another run\.name\n",
+        second[2],
+    )
+    os.killpg(command.process.pid, signal.SIGINT)  # as a terminal does
     status, _, complaint = command.end()
     assert (status, complaint) == (130, "\ninterrupted: the same command continues\n")
     assert psutil.wait_procs(family, timeout=60)[1] == []

@@ -11,7 +11,9 @@ import pytest
 from data_prep import manifest
 from data_prep.errors import UserError
 from data_prep.manifest import Manifest
+from pipeline import history, run_folder
 from pipeline.config import resolve
+from pipeline.history import EpochRecord
 from tuning import search_folder
 from tuning.config import SearchSettings
 from tuning.search_folder import Record
@@ -33,10 +35,11 @@ def settings(storage: Path, train: dict[str, Any] | None = None, **search: Any) 
 def test_records_are_there_in_the_next_session(tmp_path: Path, data: Manifest) -> None:
     record = Record(status="stopped early", errors={1: 0.9, 2: 0.8})
     with search_folder.claim(settings(tmp_path), data) as folder:
-        first = folder.id
+        folder.begin()
+        first = folder.identity.id
         folder.update("8-8", record)
     with search_folder.claim(settings(tmp_path), data) as folder:
-        assert folder.id == first
+        assert folder.identity.id == first
         assert folder.record("8-8") == record
         assert (folder.record("8-8").epochs, folder.record("8-8").error) == (2, 0.8)
         assert folder.record("never seen") == Record()
@@ -52,8 +55,8 @@ def test_a_second_process_is_refused(tmp_path: Path, data: Manifest) -> None:
 
 
 def test_changed_settings_are_refused_and_named(tmp_path: Path, data: Manifest) -> None:
-    with search_folder.claim(settings(tmp_path), data):
-        pass
+    with search_folder.claim(settings(tmp_path), data) as folder:
+        folder.begin()
     with (
         pytest.raises(UserError, match=r"search.reduction_factor: 2.0 → 3.0; data set: .* → [0-9a-f]{12}"),
         search_folder.claim(settings(tmp_path, reduction_factor=3), data.model_copy(update={"splits": {}})),
@@ -62,8 +65,8 @@ def test_changed_settings_are_refused_and_named(tmp_path: Path, data: Manifest) 
 
 
 def test_where_and_how_fast_a_search_runs_may_change(tmp_path: Path, data: Manifest) -> None:
-    with search_folder.claim(settings(tmp_path), data):
-        pass
+    with search_folder.claim(settings(tmp_path), data) as folder:
+        folder.begin()
     elsewhere = {"cluster": {"address": "auto", "cpus_per_worker": 2}, "tracking": {"uri": "http://localhost:5000"}}
     with search_folder.claim(settings(tmp_path, elsewhere, max_concurrent=3), data):
         pass
@@ -74,7 +77,15 @@ def test_a_folder_that_is_not_a_search_is_left_alone(tmp_path: Path, data: Manif
     (tmp_path / "test" / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"thesis\.tex"), search_folder.claim(settings(tmp_path), data):
         pass
-    assert [entry.name for entry in (tmp_path / "test").iterdir() if entry.suffix == ".tex"] == ["thesis.tex"]
+    assert [entry.name for entry in (tmp_path / "test").iterdir()] == ["thesis.tex"]
+
+
+def test_a_search_that_did_not_begin_leaves_nothing_and_fixes_no_setting(tmp_path: Path, data: Manifest) -> None:
+    with pytest.raises(UserError, match="refused"), search_folder.claim(settings(tmp_path), data):
+        raise UserError("refused")
+    assert list(tmp_path.iterdir()) == []
+    with search_folder.claim(settings(tmp_path, reduction_factor=3), data) as folder:
+        folder.begin()
 
 
 def test_the_scheduler_of_the_next_session_knows_the_trials_of_the_last(tmp_path: Path, data: Manifest) -> None:
@@ -85,6 +96,7 @@ def test_the_scheduler_of_the_next_session_knows_the_trials_of_the_last(tmp_path
     def decides(error: float) -> str:
         newcomer = SimpleNamespace(trial_id="newcomer")
         with search_folder.claim(settings(tmp_path), data) as folder:
+            folder.begin()
             scheduler = _scheduler(settings(tmp_path), folder)
         scheduler.on_trial_add(None, newcomer)
         decision: str = scheduler.on_trial_result(None, newcomer, {"epoch": 1, "holdout/top1": 1 - error})
@@ -95,3 +107,45 @@ def test_the_scheduler_of_the_next_session_knows_the_trials_of_the_last(tmp_path
         folder.update("8-8", Record(status="completed", errors={1: 0.5, 2: 0.1}))
     assert decides(0.6) == TrialScheduler.STOP
     assert decides(0.4) == TrialScheduler.CONTINUE
+
+
+def test_runs_that_killed_processes_left_open_are_completed_and_ended(tmp_path: Path, data: Manifest) -> None:
+    from mlflow import MlflowClient
+
+    from pipeline import tracking
+    from tuning.search import _end_runs
+
+    store = tracking.default_store(tmp_path)
+    epochs = [EpochRecord(1, 1e9, {"holdout/top1": 0.25}), EpochRecord(2, 1e9 + 9, {"holdout/top1": 0.5})]
+
+    def left_open(name: str, status: tracking.Status | None) -> str:
+        """A trial that has sent one of its two epochs, and whose tracked run has ended with `status` or not at all."""
+        run = settings(folder.path).train
+        run = run.model_copy(update={"run": run.run.model_copy(update={"name": name})})
+        with run_folder.claim(run, data) as trial:
+            trial.begin()
+        history.write(trial.path, epochs)
+        identity = trial.identity.id
+        tracker = tracking.open_run(
+            store, "phasecollapse", identity=identity, name=name, folder=trial.path, parameters={}, tags={}
+        )
+        tracker.follow(epochs[:1])
+        if status:
+            tracker.end(status)
+        return tracker.run_id
+
+    with search_folder.claim(settings(tmp_path), data) as folder:
+        folder.begin()
+        runs = {"stopped": left_open("stopped", None), "cut": left_open("cut", "FAILED"), "bad": left_open("bad", None)}
+        folder.update("stopped", Record(status="stopped early", errors={1: 0.75}))
+        folder.update("bad", Record(status="failed", reason="the loss became nan"))
+        _end_runs("parent", folder, store, [*runs, "not begun"], settings(tmp_path), print)
+    client = MlflowClient(store.uri)
+    seen = {name: client.get_run(run_id) for name, run_id in runs.items()}
+    assert {name: run.info.status for name, run in seen.items()} == {
+        "stopped": "FINISHED",
+        "cut": "KILLED",  # interrupted: it failed only because its workers were killed before its own process
+        "bad": "FAILED",
+    }
+    assert {run.data.metrics["holdout/top1"] for run in seen.values()} == {0.5}
+    assert seen["stopped"].data.tags["phasecollapse.outcome"] == "stopped early at epoch 1"

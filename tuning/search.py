@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,17 +20,15 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # and no log f
 
 import ray
 import torch
-import yaml
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from data_prep import manifest
 from data_prep.errors import UserError
 from data_prep.manifest import Manifest
-from pipeline import cluster, environment, history, launch, models, tracking, trainer
+from pipeline import cluster, environment, history, launch, models, run_folder, tracking, trainer
 from pipeline.config import ClusterSettings, Settings, flatten, to_yaml
-from pipeline.run_folder import Identity
-from pipeline.tracking import Store, Tracker
+from pipeline.tracking import Status, Store, Tracker
 from tuning import frontier, release, search_folder, space, trial
 from tuning.config import SearchSettings
 from tuning.frontier import Row
@@ -39,6 +37,14 @@ from tuning.search_folder import SearchFolder
 
 OUTCOME_TAG = "phasecollapse.outcome"
 """Tag of the MLflow runs that the search stopped early: says when."""
+
+_STATUS: dict[str, Status] = {
+    "completed": "FINISHED",
+    "stopped early": "FINISHED",
+    "failed": "FAILED",
+    "pending": "KILLED",
+}
+"""How a trial's run in MLflow ends."""
 
 Say = Callable[[str], None]
 
@@ -65,31 +71,41 @@ def search(settings: SearchSettings, say: Say = print) -> Report:
     """
     data = manifest.load(Path(settings.train.data.path))
     store = tracking.store_of(settings.train)
-    with search_folder.claim(settings, data) as folder:
+    with search_folder.claim(settings, data) as folder, ExitStack() as cluster_left_last:
         candidates = space.candidates(settings)
         runs = {one.name: space.trial_settings(settings, one, folder.path, store.uri) for one in candidates}
         for run in runs.values():
             launch.check(run, data)
         waiting = [name for name in runs if folder.record(name).status == "pending"]
         if waiting:
-            with _tracked(settings, folder, store, waiting, say) as tracker:
-                _try({name: runs[name] for name in waiting}, settings, folder, tracker.run_id, say)
+            cluster_left_last.enter_context(_cluster_with_room(settings.train.cluster))
+        folder.begin()  # only now: a search that is refused is no search
+        tracker = _open_tracked_run(settings, folder, store)
+        if waiting or not tracker.finished:
+            with _status(tracker, folder, store, runs, settings, say):
+                if waiting:
+                    _try({name: runs[name] for name in waiting}, settings, folder, tracker.run_id, say)
                 _write(_rows(runs, folder, data), settings, folder, tracker)
         return Report(folder.path, _rows(runs, folder, data), already_finished=not waiting)
 
 
+@contextmanager
+def _cluster_with_room(settings: ClusterSettings) -> Iterator[None]:
+    with cluster.connect(settings):
+        trainer.check_capacity(settings)
+        release.check_state_service()
+        yield
+
+
 def _try(runs: Mapping[str, Settings], settings: SearchSettings, folder: SearchFolder, parent: str, say: Say) -> None:
     """Lets Ray Tune train `runs` until each has ended, and leaves the cluster as it was."""
-    with cluster.connect(settings.train.cluster):
-        trainer.check_capacity(settings.train.cluster)
-        release.check_state_service()
-        at_once = min(len(runs), _room(settings.train.cluster), settings.search.max_concurrent or len(runs))
-        say(f"{len(runs)} trials, {at_once} at a time, in {folder.path}")
-        try:
-            _tuner(runs, settings, folder, parent, at_once, say).fit()
-        finally:
-            for held in release.release():
-                say(f"warning: the cluster still holds {held} of this search")
+    at_once = min(len(runs), _room(settings.train.cluster), settings.search.max_concurrent or len(runs))
+    say(f"{len(runs)} trials, {at_once} at a time, in {folder.path}")
+    try:
+        _tuner(runs, settings, folder, parent, at_once, say).fit()
+    finally:
+        for held in release.release():
+            say(f"warning: the cluster still holds {held} of this search")
     if any(folder.record(name).status == "pending" for name in runs):  # Tune returns early only if it was interrupted
         raise KeyboardInterrupt
 
@@ -160,58 +176,65 @@ def _room(settings: ClusterSettings) -> int:
     return workers // settings.workers
 
 
-@contextmanager
-def _tracked(
-    settings: SearchSettings, folder: SearchFolder, store: Store, names: list[str], say: Say
-) -> Iterator[Tracker]:
-    """The search's run in MLflow. When the body is left, it has ended, and so have the runs of the trials `names`."""
+def _open_tracked_run(settings: SearchSettings, folder: SearchFolder, store: Store) -> Tracker:
     tracker = tracking.open_run(
         store,
         settings.train.tracking.experiment,
-        identity=folder.id,
+        identity=folder.identity.id,
         name=settings.search.name,
         folder=folder.path,
-        parameters=flatten(settings),
+        parameters=flatten(folder.identity.settings),
         tags=environment.git_state(Path.cwd()),
     )
-    tracking.close_stale(store, tracker.run_id)  # of a session that was killed
-    tracker.log_text(to_yaml(settings), "settings.yaml")
-    status: tracking.Status = "FAILED"
+    if not tracker.finished:
+        tracker.log_text(to_yaml(folder.identity.settings), "settings.yaml")
+    return tracker
+
+
+@contextmanager
+def _status(
+    tracker: Tracker, folder: SearchFolder, store: Store, names: Iterable[str], settings: SearchSettings, say: Say
+) -> Iterator[None]:
+    """Ends the search's run in MLflow as the body ends; then, and before the body, those of the trials `names`."""
+    _end_runs(tracker.run_id, folder, store, names, settings, say)  # a session that was killed could not
+    status: Status = "FAILED"
     try:
-        yield tracker
+        yield
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        try:
-            for name in names:
-                _close_stopped(settings, folder, store, name, tracker.run_id)
-            tracking.close_stale(store, tracker.run_id, "KILLED" if status == "KILLED" else "FAILED")
-        except UserError as error:
-            say(f"warning: {error}")
+        _end_runs(tracker.run_id, folder, store, names, settings, say)
         tracker.end(status)
 
 
-def _close_stopped(settings: SearchSettings, folder: SearchFolder, store: Store, name: str, parent: str) -> None:
-    """Ends the MLflow run of a trial that was stopped early, which its killed process could not do."""
-    record = folder.record(name)
-    if record.status != "stopped early":
-        return
-    path = folder.path / name
-    run = Identity.model_validate(yaml.safe_load((path / "run.yaml").read_text(encoding="utf-8")))
-    tracker = tracking.open_run(
-        store,
-        settings.train.tracking.experiment,
-        identity=run.id,
-        name=name,
-        folder=path,
-        parameters={},
-        tags={OUTCOME_TAG: f"stopped early at epoch {record.epochs}"},
-        parent_run_id=parent,
-    )
-    tracker.follow(history.read(path))
-    tracker.end("FINISHED")
+def _end_runs(
+    parent: str, folder: SearchFolder, store: Store, names: Iterable[str], settings: SearchSettings, say: Say
+) -> None:
+    """Makes the runs in MLflow of trials that are not under way say how these ended: killed processes cannot."""
+    try:
+        for name in names:
+            path, record = folder.path / name, folder.record(name)
+            run = run_folder.read_identity(path)
+            if run is None:
+                continue  # not begun
+            stopped = record.status == "stopped early"
+            tracker = tracking.open_run(
+                store,
+                settings.train.tracking.experiment,
+                identity=run.id,
+                name=name,
+                folder=path,
+                parameters={},
+                tags={OUTCOME_TAG: f"stopped early at epoch {record.epochs}"} if stopped else {},
+                parent_run_id=parent,
+            )
+            if not tracker.finished:
+                tracker.follow(history.read(path))
+                tracker.end(_STATUS[record.status])
+    except UserError as error:
+        say(f"warning: {error}")
 
 
 def _rows(runs: Mapping[str, Settings], folder: SearchFolder, data: Manifest) -> list[Row]:

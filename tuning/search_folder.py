@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -31,6 +31,9 @@ from tuning.config import SearchSettings
 
 EXECUTION_ONLY = {f"train.{name}" for name in run_folder.EXECUTION_ONLY} | {"search.max_concurrent"}
 """Settings that may change while a search is interrupted: they decide where and how fast it runs."""
+
+
+IDENTITY, LOCK = "search.yaml", "search.lock"
 
 
 class Record(Section):
@@ -67,8 +70,13 @@ class SearchFolder:
     """Where the parts of a search lie, and its records."""
 
     path: Path
-    id: str
+    identity: Identity
     records: dict[str, Record] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """Writes down what the search is; from here on its settings are fixed."""
+        if not (self.path / IDENTITY).exists():
+            write_atomically(self.path / IDENTITY, to_yaml(self.identity))
 
     @property
     def _file(self) -> Path:
@@ -94,14 +102,16 @@ class SearchFolder:
 
 @contextmanager
 def claim(settings: SearchSettings, data: Manifest) -> Iterator[SearchFolder]:
-    """Opens the search of `settings`, or starts it, for this process alone.
+    """Opens the search of `settings`, or makes a folder for it, for this process alone.
+
+    A search that the body does not begin (see :meth:`SearchFolder.begin`) leaves nothing behind.
 
     Raises:
         UserError: another process works on it; it was started with other settings or another data set (each difference
             is named); or the folder holds something else.
     """
     path = (Path(settings.train.run.storage) / settings.search.name).absolute()
-    lock = FileLock(path / "search.lock", timeout=0)
+    lock = FileLock(path / LOCK, timeout=0)
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -112,22 +122,24 @@ def claim(settings: SearchSettings, data: Manifest) -> Iterator[SearchFolder]:
     except OSError as error:
         raise UserError(f"train.run.storage: {path} cannot be written: {error.strerror}") from None
     try:
-        folder = SearchFolder(path, _identify(path, settings, data).id)
+        folder = SearchFolder(path, _identify(path, settings, data))
         folder.read_records()
         yield folder
     finally:
+        if not (path / IDENTITY).exists():
+            (path / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # not empty: it is not ours
+                path.rmdir()
         lock.release()
 
 
 def _identify(path: Path, settings: SearchSettings, data: Manifest) -> Identity:
-    file = path / "search.yaml"
+    file = path / IDENTITY
     if not file.exists():
-        foreign = sorted(entry.name for entry in path.iterdir() if entry.name != "search.lock")
+        foreign = sorted(entry.name for entry in path.iterdir() if entry.name != LOCK)
         if foreign:
             raise UserError(f"{path} exists and is not a search (it holds {foreign[0]}): choose another search.name")
-        identity = Identity(id=uuid.uuid4().hex, data_digest=data.digest, settings=settings)
-        write_atomically(file, to_yaml(identity))
-        return identity
+        return Identity(id=uuid.uuid4().hex, data_digest=data.digest, settings=settings)
     try:
         identity = Identity.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValidationError) as error:
