@@ -76,7 +76,7 @@ def fit(settings: Settings, folder: RunFolder, callbacks: Sequence[UserCallback]
 
 
 class _Trainer(TorchTrainer):
-    """Leaves Ctrl-C to Python: Ray's own handler ends the process by SystemExit, which says nothing of the user's wish."""
+    """Leaves Ctrl-C to Python: what Ray's own handler raises, SystemExit, hides that the user asked for it."""
 
     _controller: Any = None
 
