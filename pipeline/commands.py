@@ -25,8 +25,10 @@ def train(config: Path, overrides: tuple[str, ...]) -> None:
     from pipeline import config as settings_tree
 
     settings = settings_tree.load(config, overrides)
-    from pipeline import launch
+    from pipeline import environment, launch
 
+    if warning := environment.warning(settings.training.precision, settings.cluster.gpu):
+        click.echo(f"warning: {warning}", err=True)
     outcome = launch.train(settings)
     click.echo(summary(outcome, settings.data.evaluate_on))
     address = f"--uri {settings.tracking.uri}" if settings.tracking.uri else f"--storage {settings.run.storage}"

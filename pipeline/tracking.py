@@ -202,8 +202,8 @@ def serve(store: Store, port: int) -> subprocess.Popen[bytes]:
 
 
 def _client(store: Store) -> MlflowClient:
-    for noisy in ("mlflow", "alembic", "urllib3"):  # tables that are made, connections that are tried again
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    for noisy in ("mlflow", "alembic", "urllib3"):  # tables that are made, tracebacks of what we say in a sentence
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
 
 

@@ -1,7 +1,7 @@
 """A run's curve for `docs/results`: ``python scripts/curve.py RUN_FOLDER OUTPUT`` writes OUTPUT.json and OUTPUT.png.
 
-The JSON holds the run's settings, where it was computed, and every epoch's metrics and seconds; the picture shows
-accuracy and loss by epoch.
+The JSON holds the run's settings, on what it was computed, and every epoch's metrics and seconds; folders and host names,
+which mean nothing elsewhere, are left out. The picture shows accuracy and loss by epoch.
 """
 
 from __future__ import annotations
@@ -22,9 +22,14 @@ from pipeline.history import EpochRecord
 def describe(folder: Path, records: list[EpochRecord]) -> dict[str, Any]:
     """What a reader needs to judge the run, as plain values."""
     times = [record.finished_at for record in records]
+    run = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
+    run["settings"]["data"]["path"] = Path(run["settings"]["data"]["path"]).name
+    del run["settings"]["run"]
+    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    del environment["hardware.host"]
     return {
-        "run": yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8")),
-        "environment": json.loads((folder / "environment.json").read_text(encoding="utf-8")),
+        "run": run,
+        "environment": environment,
         "seconds_between_first_and_last_epoch": round(times[-1] - times[0], 1),
         "epochs": [asdict(record) for record in records],
     }

@@ -257,6 +257,20 @@ MUTATIONS = (
         ("tests/test_run_folder.py::test_changed_settings_are_refused_with_the_difference",),
     ),
     Mutation(
+        "a run that is refused leaves its folder behind",
+        RUN_FOLDER,
+        "        if not (path / IDENTITY).exists():\n            (path / OWNER)",
+        "        if False:\n            (path / OWNER)",
+        ("tests/test_run_folder.py::test_a_run_that_did_not_begin_leaves_nothing_and_fixes_no_setting",),
+    ),
+    Mutation(
+        "runs of trials that were killed stay open in MLflow",
+        "tuning/search.py",
+        "tracker.end(_STATUS[record.status])",
+        "pass",
+        ("tests/test_tuning_search_folder.py::test_runs_that_killed_processes_left_open_are_completed_and_ended",),
+    ),
+    Mutation(
         "a search selects on the validation images",
         "tuning/space.py",
         'content["data"]["evaluate_on"] = "holdout"',

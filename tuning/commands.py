@@ -23,9 +23,12 @@ def tune(config: Path, overrides: tuple[str, ...]) -> None:
     settings = settings_tree.load(config, overrides)
     from rich.console import Console
 
+    from pipeline import environment
     from tuning import frontier
     from tuning.search import search
 
+    if warning := environment.warning(settings.train.training.precision, settings.train.cluster.gpu):
+        click.echo(f"warning: {warning}", err=True)
     report = search(settings, say=click.echo)
     state = "had already finished" if report.already_finished else "finished"
     console = Console(width=None if sys.stdout.isatty() else 120)

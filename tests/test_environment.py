@@ -1,0 +1,31 @@
+"""Claims about what is said of the machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline import environment
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "gpu", "warns"),
+    [
+        ({"avx2"}, "bfloat16", False, True),
+        ({"avx2"}, "float32", False, False),
+        ({"avx2"}, "bfloat16", True, False),
+        ({"avx2", "amx_bf16"}, "bfloat16", False, False),
+        (set(), "bfloat16", False, False),  # a system that does not tell
+    ],
+)
+def test_bfloat16_on_a_cpu_that_lacks_it_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], precision: str, gpu: bool, warns: bool
+) -> None:
+    monkeypatch.setattr(environment, "_cpu_flags", lambda: flags)
+    assert (environment.warning(precision, gpu) is not None) == warns
+
+
+def test_this_machine_is_described() -> None:
+    described = environment.describe()
+    assert described["hardware.cpu"]
+    assert int(described["hardware.cores"]) >= 1
+    assert all(isinstance(value, str) for value in described.values())
