@@ -1,7 +1,7 @@
 """A run's curve for `docs/results`: ``python scripts/curve.py RUN_FOLDER OUTPUT`` writes OUTPUT.json and OUTPUT.png.
 
-The JSON holds the run's settings, on what it was computed, and every epoch's metrics and seconds, but no folders and host
-names, which mean nothing elsewhere. The picture shows accuracy and loss by epoch.
+The JSON holds the run's settings, on what it was computed, and every epoch's metrics and seconds, but no folder or host
+name, which mean nothing elsewhere. The picture shows accuracy and loss by epoch.
 """
 
 from __future__ import annotations
