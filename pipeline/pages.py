@@ -37,7 +37,7 @@ def serve(storage: Path, uri: str | None, port: int, announce: Callable[[str], o
     with _ended_afterwards(tracking.serve(store, port)) as server:
         address = f"http://127.0.0.1:{port}"
         _wait_until_it_answers(server, address)
-        announce(f"MLflow shows the runs at {address} (Ctrl-C ends it)")
+        announce(f"MLflow shows the runs at {address}{_page(store)} (Ctrl-C ends it)")
         with contextlib.suppress(KeyboardInterrupt):
             server.communicate()
 
@@ -54,6 +54,12 @@ def _ended_afterwards(server: subprocess.Popen[bytes]) -> Iterator[subprocess.Po
                 os.killpg(server.pid, how)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 server.communicate(timeout=10)
+
+
+def _page(store: tracking.Store) -> str:
+    """Where the runs are: MLflow's first page is about language models."""
+    experiment = tracking.newest_experiment(store)
+    return f"/#/experiments/{experiment}/runs?workflowType=machine_learning" if experiment else ""
 
 
 def _wait_until_it_answers(server: subprocess.Popen[bytes], address: str) -> None:

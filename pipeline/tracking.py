@@ -181,6 +181,17 @@ class Tracker:
             self._away = True
 
 
+def newest_experiment(store: Store) -> str | None:
+    """Id of the experiment that was changed last; None if there is none but MLflow's own.
+
+    Raises:
+        UserError: the store does not answer.
+    """
+    with _explained(store):
+        found = _client(store).search_experiments(order_by=["last_update_time DESC"])
+    return next((experiment.experiment_id for experiment in found if experiment.name != "Default"), None)
+
+
 def serve(store: Store, port: int) -> subprocess.Popen[bytes]:
     """Starts MLflow's own pages for a store in this machine's loopback, as a process group that the caller ends.
 

@@ -166,6 +166,7 @@ def pages(storage: Path, port: int) -> Iterator[str]:
             address = re.search(r"http://127\.0\.0\.1:\d+", line)
             assert address, line + process.stderr.read()
             children = psutil.Process(process.pid).children(recursive=True)
+            assert "/#/experiments/1/runs?" in line
             yield address.group()
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=30) == 0
