@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pkgutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -12,15 +14,38 @@ from data_prep.errors import UserError
 if TYPE_CHECKING:
     from pipeline.launch import Outcome
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def explains_settings(tree: str) -> Callable[[Command], Command]:
+    """The option --settings, which shows every setting of a tree; `tree` names its class, as module:class."""
+
+    def show(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
+        if asked:
+            from pipeline.config import explain
+
+            click.echo_via_pager(explain(pkgutil.resolve_name(tree)).strip())
+            context.exit()
+
+    words = "Explain every setting, with its default."
+    return click.option("--settings", is_flag=True, is_eager=True, expose_value=False, callback=show, help=words)
+
 
 @click.command(short_help="Train a network on a prepared data set; run again to resume.")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")
+@explains_settings("pipeline.config:Settings")
 def train(config: Path, overrides: tuple[str, ...]) -> None:
     """Trains the run that the YAML file CONFIG describes; SECTION.FIELD=VALUE overrides single settings.
 
     A run lives in a folder, run.storage/run.name. The same command resumes one that was interrupted, from its last
     finished epoch, and says so if nothing is left to do.
+
+    \b
+    Examples:
+      phasecollapse train configs/imagenette_64.yaml
+      phasecollapse train configs/imagenette_64.yaml model.skip=true 'model.widths=[32, 64, 64]'
+      phasecollapse train configs/imagenette_64.yaml cluster.workers=8 cluster.gpu=true training.precision=bfloat16
     """
     from pipeline import config as settings_tree
 

@@ -6,9 +6,11 @@ A configuration file is YAML with the sections of :class:`Settings`; the command
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -253,7 +255,26 @@ def load(path: Path, assignments: Sequence[str] = ()) -> Settings:
     Raises:
         UserError: see :func:`load_yaml`, :func:`override` and :func:`resolve`.
     """
-    return resolve(Settings, override(load_yaml(path), assignments), str(path))
+    content = load_yaml(path)
+    if "search" in content and "train" in content:
+        raise UserError(f"{path} describes a search, not a run: phasecollapse tune {path}")
+    return resolve(Settings, override(content, assignments), str(path))
+
+
+def explain(tree: type[Section], prefix: str = "") -> str:
+    """Every setting of a tree with its default and what it means, as text for a terminal."""
+    lines = []
+    for name, field in tree.model_fields.items():
+        path, words = f"{prefix}{name}", " ".join((field.description or "").split())
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            title = " ".join((field.annotation.__doc__ or "").split())
+            lines += ["", f"{path}: {title}", explain(field.annotation, f"{path}.")]
+            continue
+        lines.append(f"  {path} (required)" if field.is_required() else f"  {path} = {json.dumps(field.default)}")
+        if get_origin(field.annotation) is Literal:
+            words += f" One of: {', '.join(get_args(field.annotation))}."
+        lines += textwrap.wrap(words, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
 
 
 def to_yaml(settings: Section) -> str:
@@ -275,10 +296,10 @@ def flatten(settings: Section) -> dict[str, Any]:
     return walk("", settings.model_dump(mode="json"))
 
 
-def differences(before: Section, after: Section) -> list[str]:
-    """One line, ``section.field: old → new``, for each field in which two trees differ."""
+def differences(before: Section, after: Section, ignored: Collection[str] = ()) -> list[str]:
+    """``section.field: old → new`` for each field in which two trees of a kind differ, but for the `ignored` ones."""
     old, new = flatten(before), flatten(after)
-    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
+    return [f"{key}: {old[key]} → {new[key]}" for key in new if old[key] != new[key] and key not in ignored]
 
 
 def _explain(problem: Any, tree: type[Section], source: str) -> str:

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from data_prep.errors import UserError
 from data_prep.manifest import Manifest
 from pipeline import history
-from pipeline.config import ModelSettings, Section, Settings, flatten, to_yaml
+from pipeline.config import ModelSettings, Section, Settings, differences, flatten, to_yaml
 
 EXECUTION_ONLY = frozenset(
     {
@@ -92,7 +92,8 @@ class RunFolder:
 
 def default_name(settings: Settings, data: Manifest) -> str:
     """Data set, network and a digest of all that decides the result, as in ``imagenette-collapse-32-64x2-1f00ba12``."""
-    decisive = json.dumps([_decisive(settings), data.digest], sort_keys=True)
+    what_decides = {field: value for field, value in flatten(settings).items() if field not in EXECUTION_ONLY}
+    decisive = json.dumps([what_decides, data.digest], sort_keys=True)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", data.name).strip("-._") or "data"
     return f"{name}-{_network_name(settings.model)}-{hashlib.sha256(decisive.encode()).hexdigest()[:8]}"
 
@@ -152,8 +153,7 @@ def _identify(path: Path, settings: Settings, data: Manifest) -> Identity:
         if foreign:
             raise UserError(f"{path} exists and is not a run (it holds {foreign[0]}): choose another run.name")
         return Identity(id=uuid.uuid4().hex, data_digest=data.digest, settings=settings)
-    old, new = _decisive(identity.settings), _decisive(settings)
-    changes = [f"{field}: {old[field]} → {new[field]}" for field in new if old[field] != new[field]]
+    changes = differences(identity.settings, settings, ignored=EXECUTION_ONLY)
     if identity.data_digest != data.digest:
         changes.append(f"data set: {identity.data_digest[:12]} → {data.digest[:12]}")
     if changes:
@@ -162,10 +162,6 @@ def _identify(path: Path, settings: Settings, data: Manifest) -> Identity:
             "put them back to resume it, or choose another run.name"
         )
     return identity
-
-
-def _decisive(settings: Settings) -> dict[str, object]:
-    return {field: value for field, value in flatten(settings).items() if field not in EXECUTION_ONLY}
 
 
 def _network_name(model: ModelSettings) -> str:

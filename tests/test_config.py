@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from data_prep.errors import UserError
 from pipeline import config
 from pipeline.config import Section, Settings
+from tuning import config as search_config
 
 
 def write(folder: Path, text: str) -> Path:
@@ -96,10 +97,22 @@ def test_a_file_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
         config.load(tmp_path)
 
 
+def test_the_configuration_of_a_search_is_told_from_that_of_a_run(tmp_path: Path) -> None:
+    run, search = write(tmp_path, MINIMAL), tmp_path / "search.yaml"
+    search.write_text("train: {data: {path: x}}\nsearch: {name: a}\n", encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"search\.yaml describes a search, not a run: phasecollapse tune .*search\.yaml"
+    ):
+        config.load(search)
+    with pytest.raises(UserError, match=r"run\.yaml describes a run, not a search: phasecollapse train .*run\.yaml"):
+        search_config.load(run)
+
+
 def test_differences_name_old_and_new_value() -> None:
     before = config.resolve(Settings, {"data": {"path": "x"}}, "test")
     after = config.resolve(Settings, {"data": {"path": "x"}, "training": {"epochs": 4, "seed": 2}}, "test")
     assert config.differences(before, after) == ["training.epochs: 30 → 4", "training.seed: 0 → 2"]
+    assert config.differences(before, after, ignored={"training.epochs"}) == ["training.seed: 0 → 2"]
     assert config.differences(before, before) == []
 
 

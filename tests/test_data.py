@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 import threading
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -259,13 +258,11 @@ def test_leaving_an_epoch_early_ends_its_threads(textures: Path) -> None:
     assert not decoding_threads()
 
 
-def test_threads_of_torch_are_left_alone_and_the_first_batch_comes_at_once(textures: Path) -> None:
+def test_threads_of_torch_are_left_alone(textures: Path) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        started = time.perf_counter()
         batches = list(open_stream(textures, decode_threads=3, batch_size=32).epoch(0))
-        assert time.perf_counter() - started < 1
         assert torch.get_num_threads() == 2 and len(batches) == 8
     finally:
         torch.set_num_threads(before)

@@ -7,16 +7,25 @@ from pathlib import Path
 
 import click
 
+from pipeline.commands import explains_settings
+
 
 @click.command(short_help="Search over depth and width of the network; run again to resume.")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")
+@explains_settings("tuning.config:SearchSettings")
 def tune(config: Path, overrides: tuple[str, ...]) -> None:
     """Runs the search that the YAML file CONFIG describes; SECTION.FIELD=VALUE overrides single settings, those of the
     runs as train.SECTION.FIELD=VALUE.
 
     A search lives in a folder, train.run.storage/search.name, with the runs of its trials. The same command resumes one
     that was interrupted, without repeating what has ended, and says so if nothing is left to do.
+
+    \b
+    Examples:
+      phasecollapse tune configs/imagenette_search.yaml
+      phasecollapse tune configs/imagenette_search.yaml search.name=deeper 'search.depths=[4, 6, 8]'
+      phasecollapse tune configs/imagenette_search.yaml train.cluster.address=10.0.0.1:6379
     """
     from tuning import config as settings_tree
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from data_prep.errors import UserError
 from pipeline.config import Positive, Section, Settings, load_yaml, override, resolve
 
 
@@ -79,4 +80,7 @@ def load(path: Path, assignments: Sequence[str] = ()) -> SearchSettings:
     Raises:
         UserError: the file or an override is wrong; the sentence names the field.
     """
-    return resolve(SearchSettings, override(load_yaml(path), assignments), str(path))
+    content = load_yaml(path)
+    if "data" in content and "train" not in content:
+        raise UserError(f"{path} describes a run, not a search: phasecollapse train {path}")
+    return resolve(SearchSettings, override(content, assignments), str(path))

@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError
 from data_prep.errors import UserError
 from data_prep.manifest import Manifest
 from pipeline import run_folder
-from pipeline.config import Section, flatten, to_yaml
+from pipeline.config import Section, differences, to_yaml
 from pipeline.history import write_atomically
 from tuning.config import SearchSettings
 
@@ -144,8 +144,7 @@ def _identify(path: Path, settings: SearchSettings, data: Manifest) -> Identity:
         identity = Identity.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise UserError(f"{file} cannot be read ({str(error).splitlines()[0]}): choose another search.name") from None
-    old, new = _decisive(identity.settings), _decisive(settings)
-    changes = [f"{name}: {old[name]} → {new[name]}" for name in new if old[name] != new[name]]
+    changes = differences(identity.settings, settings, ignored=EXECUTION_ONLY)
     if identity.data_digest != data.digest:
         changes.append(f"data set: {identity.data_digest[:12]} → {data.digest[:12]}")
     if changes:
@@ -154,7 +153,3 @@ def _identify(path: Path, settings: SearchSettings, data: Manifest) -> Identity:
             "put them back to resume it, or choose another search.name"
         )
     return identity
-
-
-def _decisive(settings: SearchSettings) -> dict[str, object]:
-    return {name: value for name, value in flatten(settings).items() if name not in EXECUTION_ONLY}
