@@ -221,3 +221,4 @@ def test_more_workers_than_the_cluster_has_are_refused_before_a_trial_starts(sea
     assert search.returncode == 2
     assert "cluster.workers: 3 workers" in output.splitlines()[-1]
     assert "started" not in output
+    assert not (searched.folder.parent / "large").exists()
