@@ -238,8 +238,24 @@ def test_shifting_the_image_shifts_the_features() -> None:
 
 
 def test_too_small_images_name_the_block() -> None:
-    with pytest.raises(UserError, match="block 2 of 3 would have 2×2 pixels"):
-        build(ModelSettings(widths=(4, 4, 4), first_factorized_block=3), 10, 18)
+    with pytest.raises(UserError, match=r"block 3 of 4 would filter 2×2 pixels for images of 18×18, and needs 3×3"):
+        build(ModelSettings(widths=(4, 4, 4, 4), first_factorized_block=4), 10, 18)
+    assert build(ModelSettings(widths=(4, 4, 4), first_factorized_block=3), 10, 18).network.blocks[2]
+
+
+def test_the_papers_cifar_network_ends_at_two_pixels() -> None:
+    widths = (64, 128, 256, 512, 512, 512, 512, 512)
+    with torch.device("meta"):
+        network = build(ModelSettings(widths=widths), 10, 32).network
+    assert [block.wavelets.output[0] for block in network.blocks] == [32, 16, 16, 8, 8, 4, 4, 2]
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize(("widths", "size"), [((3, 4, 2, 3), 13), ((3, 4), 6), ((5,), 3)])
+def test_the_smallest_sizes_agree_with_the_oracle(widths: tuple[int, ...], size: int) -> None:
+    network = small(widths=widths, size=(size, size))
+    images = torch.randn(4, 3, size, size)
+    torch.testing.assert_close(network(images), oracle_logits(network, images, "collapse"), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("skip", [False, True])

@@ -50,7 +50,7 @@ def build(model: ModelSettings, classes: int, image_size: int, seed: int = 0) ->
     """The network of `model` for square images, with initial weights that `seed` decides.
 
     Raises:
-        UserError: a block would get smaller than 3 pixels.
+        UserError: the input of a block would be smaller than 3 pixels.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -76,7 +76,7 @@ def multiply_adds(model: ModelSettings, classes: int, image_size: int) -> int:
     """Multiply-adds of the forward pass of one image, without making the weights.
 
     Raises:
-        UserError: a block would get smaller than 3 pixels.
+        UserError: the input of a block would be smaller than 3 pixels.
     """
     with torch.device("meta"):
         return build(model, classes, image_size).multiply_adds()

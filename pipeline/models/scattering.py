@@ -26,7 +26,7 @@ from pipeline.models.transform import WaveletTransform, output_size
 from pipeline.models.wavelets import octave_of_block
 
 SMALLEST_SIDE = 3
-"""Pixels a block's output must have at least: below, reflecting its borders is not defined in the next block."""
+"""Pixels that a block's input must have at least: below, reflecting its borders is not defined."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ class ScatteringNetwork(nn.Module):
         size: (H, W) of the images.
 
     Raises:
-        UserError: a block would get smaller than 3 pixels; names the block.
+        UserError: the input of a block would be smaller than 3 pixels; names the block, counted from 0.
     """
 
     def __init__(
@@ -250,14 +250,14 @@ class ScatteringNetwork(nn.Module):
         self.blocks = nn.ModuleList()
         channels, parts, input_size = in_channels, 1, size
         for number, width in enumerate(widths):
-            octave = octave_of_block(number, first_factorized_block)
-            output = (output_size(size[0], octave), output_size(size[1], octave))
-            if min(output) < SMALLEST_SIDE:
+            if min(size) < SMALLEST_SIDE:
                 raise UserError(
-                    f"model.widths: block {number} of {len(widths)} would have {output[0]}×{output[1]} pixels "
+                    f"model.widths: block {number} of {len(widths)} would filter {size[0]}×{size[1]} pixels "
                     f"for images of {input_size[0]}×{input_size[1]}, and needs {SMALLEST_SIDE}×{SMALLEST_SIDE}; "
                     "use fewer blocks or larger images (data.image_size)"
                 )
+            octave = octave_of_block(number, first_factorized_block)
+            output = (output_size(size[0], octave), output_size(size[1], octave))
             shape = BlockShape(channels, width, size, parts)
             wavelets = WaveletTransform(*size, octave, angles, parts)
             self.blocks.append(Block(shape, wavelets, nonlinearity, skip))
