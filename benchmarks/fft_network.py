@@ -17,6 +17,8 @@ class FourierBlock(nn.Module):
     """(B, C, H, W) complex → (B, C', H', W') complex: the five steps of a block, one after the other."""
 
     spectra: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, channels: int, width: int, size: int, octave: Octave, angles: int, skip: bool) -> None:
         super().__init__()

@@ -50,9 +50,8 @@ def training_step(network: nn.Module, images: Tensor, labels: Tensor, dtype: tor
 def learned_multiply_adds(network: ScatteringNetwork) -> int:
     """Real multiplications with an addition in projections and classifier, for one image and one training step.
 
-    Each product is needed three times: forward, for the gradient of the weights, and for that of the input (which the
-    first projection, too, has to give, although the images need none: its features are filtered images, and nothing
-    that is learned lies before them, so the third product is left out there). Channels after the modulus are real.
+    Each product is needed three times: forward, for the gradient of the weights, and for that of its input; the last is
+    not needed in the first block, before which nothing is learned. What is real after the modulus counts as real.
     """
     forward = [_projection(block) for block in network.blocks if isinstance(block, Block)]
     return 3 * sum(forward) - forward[0] + 3 * network.classifier.multiply_adds()

@@ -38,24 +38,6 @@ def offer(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
     monkeypatch.setattr(cli, "entry_points", lambda group: [point])
 
 
-HELP = """
-import sys
-from pipeline import cli
-sys.argv = ["phasecollapse", *sys.argv[1:]]
-try:
-    cli.main()
-finally:
-    print(sorted({"torch", "ray", "mlflow", "numpy", "PIL", "pydantic", "yaml"} & sys.modules.keys()))
-"""
-
-
-@pytest.mark.parametrize("command", [[], ["prepare"], ["train"], ["tune"], ["ui"]])
-def test_help_imports_nothing_that_is_slow(command: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-c", HELP, *command, "--help"], check=True, capture_output=True, text=True)
-    assert "Usage: phasecollapse" in done.stdout
-    assert done.stdout.splitlines()[-1] == "[]"
-
-
 @pytest.mark.parametrize(("command", "tree"), [("train", Settings), ("tune", SearchSettings)])
 def test_every_setting_is_explained(command: str, tree: type[Section]) -> None:
     ask = [sys.executable, "-m", "pipeline.cli", command, "--settings"]

@@ -1,0 +1,56 @@
+"""Claims about the benchmarks: that they measure what they say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks.fft_network import FourierNetwork
+from benchmarks.geometries import GEOMETRIES, Geometry
+from benchmarks.model_step import learned_multiply_adds
+from benchmarks.yardstick import MULTIPLY_ADDS
+
+
+@pytest.mark.parametrize("skip", [False, True], ids=["plain", "skip"])
+def test_the_plain_network_computes_what_ours_does(skip: bool) -> None:
+    torch.manual_seed(0)
+    geometry = Geometry(widths=(6, 5, 4), angles=4, first_factorized_block=1, size=13, classes=3, batch=2)
+    ours, plain = geometry.network(skip), FourierNetwork(geometry, skip)
+    images = torch.randn(2, 3, 13, 13)
+    x = images.to(torch.complex64)
+    for mine, theirs, expected in zip(ours.blocks, plain.blocks, ours.features(images), strict=True):
+        theirs.weight.data = torch.complex(*mine.weight.data)  # type: ignore[union-attr, arg-type]
+        x = theirs(x)
+        torch.testing.assert_close(torch.view_as_real(x).permute(2, 3, 4, 0, 1), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "skip", "yardsticks"),
+    [("cifar", False, 1.2), ("cifar", True, 3.0), ("imagenet", False, 0.9), ("imagenet", True, 2.4)],
+)
+def test_learned_products_are_counted(name: str, skip: bool, yardsticks: float) -> None:
+    geometry = GEOMETRIES[name]
+    with torch.device("meta"):
+        network = geometry.network(skip)
+    assert round(geometry.batch * learned_multiply_adds(network) / MULTIPLY_ADDS, 1) == yardsticks
+
+
+@pytest.mark.parametrize("oracle", [[], ["--oracle"]], ids=["ours", "plain"])
+def test_the_step_benchmark_ends_with_one_line_of_json(oracle: list[str]) -> None:
+    command = [sys.executable, "-m", "benchmarks.model_step", "--geometry", "cifar", "--batch", "2", "--rounds", "1"]
+    done = subprocess.run([*command, *oracle], check=True, capture_output=True, text=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result.keys() == {"yardsticks", "images_per_second", "peak_gb", "matmul_limit_fraction"}
+    assert all(value > 0 for value in result.values())
+    assert result["matmul_limit_fraction"] < 1
+
+
+def test_the_step_benchmark_says_what_it_cannot_do() -> None:
+    command = [sys.executable, "-m", "benchmarks.model_step", "--geometry", "cifar", "--precision", "bf16", "--oracle"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--oracle is complex, which has no bfloat16" in done.stderr
