@@ -1,6 +1,6 @@
 """The network as one would write it down first: complex tensors, a Fourier transform in every block, no care for speed.
 
-It stands for what our own network is compared with, and shares nothing with it but the filters. Phase collapse only.
+It stands for what our own network is compared with, and shares only filters and sizes with it. Phase collapse only.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.geometries import Geometry
-from pipeline.models.transform import padded_size
+from pipeline.models.transform import output_size, padded_size
 from pipeline.models.wavelets import Octave, filter_bank, octave_of_block
 
 
@@ -70,8 +70,7 @@ class FourierNetwork(nn.Module):
         for number, width in enumerate(geometry.widths):
             octave = octave_of_block(number, geometry.first_factorized_block)
             self.blocks.append(FourierBlock(channels, width, size, octave, geometry.angles, skip))
-            channels = width
-            size = padded_size(size) // 2 - 2 if octave.subsampling == 2 else padded_size(size) - 4
+            channels, size = width, output_size(size, octave)
         self.normalization = nn.BatchNorm2d(2 * channels)
         self.linear = nn.Linear(2 * channels * size * size, geometry.classes)
 

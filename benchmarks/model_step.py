@@ -53,13 +53,8 @@ def learned_multiply_adds(network: ScatteringNetwork) -> int:
     Each product is needed three times: forward, for the gradient of the weights, and for that of its input; the last is
     not needed in the first block, before which nothing is learned. What is real after the modulus counts as real.
     """
-    forward = [_projection(block) for block in network.blocks if isinstance(block, Block)]
+    forward = [block.projection_multiply_adds() for block in network.blocks if isinstance(block, Block)]
     return 3 * sum(forward) - forward[0] + 3 * network.classifier.multiply_adds()
-
-
-def _projection(block: Block) -> int:
-    rows, columns = block.wavelets.output
-    return rows * columns * len(block.index) * 2 * block.shape.out_channels
 
 
 def measure(

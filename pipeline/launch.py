@@ -70,7 +70,7 @@ def train(
     with run_folder.claim(settings, data) as folder, ExitStack() as cluster_left_last:
         finished_before = folder.finished()
         if settings.cluster.workers and not finished_before:
-            cluster_left_last.enter_context(_cluster_with_room(settings.cluster))
+            cluster_left_last.enter_context(cluster_with_room(settings.cluster))
         folder.begin()  # only now: a run that is refused is no run
         tracker = _open_tracked_run(folder, parent_run_id, tags or {}, settings)
         if not (finished_before and tracker.finished):
@@ -105,7 +105,12 @@ def check(settings: Settings, data: Manifest) -> None:
 
 
 @contextmanager
-def _cluster_with_room(settings: ClusterSettings) -> Iterator[None]:
+def cluster_with_room(settings: ClusterSettings) -> Iterator[None]:
+    """Joins or starts the cluster, and leaves it with the body.
+
+    Raises:
+        UserError: there is none, or it is too small for the workers that `settings` ask for.
+    """
     from pipeline import trainer  # imports Ray, which a run in this process does not need
 
     with cluster.connect(settings):

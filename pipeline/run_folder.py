@@ -123,12 +123,18 @@ def claim(settings: Settings, data: Manifest) -> Iterator[RunFolder]:
         (path / OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield RunFolder(path, _identify(path, settings, data))
     finally:
-        if not (path / IDENTITY).exists():
-            (path / OWNER).unlink(missing_ok=True)
-            (path / LOCK).unlink(missing_ok=True)
-            with suppress(OSError):  # not empty: it is not ours
-                path.rmdir()
+        remove_unless_begun(path, IDENTITY, OWNER, LOCK)
         lock.release()
+
+
+def remove_unless_begun(path: Path, identity: str, *ours: str) -> None:
+    """Takes back the folder `path` if its file `identity` was never written: files named in `ours`, then the folder."""
+    if (path / identity).exists():
+        return
+    for name in ours:
+        (path / name).unlink(missing_ok=True)
+    with suppress(OSError):  # not empty: it is somebody else's
+        path.rmdir()
 
 
 def read_identity(path: Path) -> Identity | None:

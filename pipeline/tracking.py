@@ -82,7 +82,7 @@ def open_run(
 
     Args:
         identity: unique for what is tracked; decides whether the run exists.
-        folder: keeps the history, for whoever has to complete the run later.
+        folder: of what is tracked; tagged, for those who look at the run.
         parameters: logged where the run does not have them yet; MLflow does not change a parameter.
 
     Raises:

@@ -90,21 +90,26 @@ class _Trainer(TorchTrainer):
                 ray.get(self._controller.abort.remote(), timeout=ABORT_SECONDS)
 
 
+def room(cluster: ClusterSettings) -> int:
+    """How many workers the cluster's nodes would hold if they were free; a worker does not spread over nodes."""
+    needed = _resources(cluster)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(int(min(node.get(name, 0) // amount for name, amount in needed.items())) for node in nodes)
+
+
 def check_capacity(cluster: ClusterSettings) -> None:
     """Compares the workers that are asked for with the cluster's nodes: Ray would wait for them without a word.
 
     Raises:
         UserError: they do not fit.
     """
-    needed = _resources(cluster)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(int(min(node.get(name, 0) // amount for name, amount in needed.items())) for node in nodes)
-    if room < cluster.workers:
+    needed, fitting = _resources(cluster), room(cluster)
+    if fitting < cluster.workers:
         there = ray.cluster_resources()
         raise UserError(
             f"cluster.workers: {cluster.workers} workers with "
             f"{' and '.join(f'{amount} {name}' for name, amount in needed.items())} each do not fit: the cluster has "
-            f"{' and '.join(f'{there.get(name, 0):g} {name}' for name in needed)}, room for {room}; lower "
+            f"{' and '.join(f'{there.get(name, 0):g} {name}' for name in needed)}, room for {fitting}; lower "
             "cluster.workers or cluster.cpus_per_worker, or let the cluster grow first (autoscalers are not asked)"
         )
 

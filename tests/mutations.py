@@ -259,8 +259,8 @@ MUTATIONS = (
     Mutation(
         "a run that is refused leaves its folder behind",
         RUN_FOLDER,
-        "        if not (path / IDENTITY).exists():\n            (path / OWNER)",
-        "        if False:\n            (path / OWNER)",
+        "    if (path / identity).exists():\n        return\n",
+        "    return\n",
         ("tests/test_run_folder.py::test_a_run_that_did_not_begin_leaves_nothing_and_fixes_no_setting",),
     ),
     Mutation(

@@ -35,16 +35,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return tracking.default_store(tmp_path_factory.mktemp("runs"))
 
 
-def open_run(store: Store, identity: str, parent_run_id: str | None = None, folder: Path = Path("f")) -> Tracker:
+def open_run(store: Store, identity: str) -> Tracker:
     return tracking.open_run(
         store,
         "experiment",
         identity=identity,
         name=f"name of {identity}",
-        folder=folder,
+        folder=Path("f"),
         parameters={"training.epochs": 3, "model.widths": [8, 8]},
         tags={"color": "blue"},
-        parent_run_id=parent_run_id,
     )
 
 

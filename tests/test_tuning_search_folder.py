@@ -148,4 +148,5 @@ def test_runs_that_killed_processes_left_open_are_completed_and_ended(tmp_path: 
         "bad": "FAILED",
     }
     assert {run.data.metrics["holdout/top1"] for run in seen.values()} == {0.5}
+    assert {run.data.tags["mlflow.parentRunId"] for run in seen.values()} == {"parent"}
     assert seen["stopped"].data.tags["phasecollapse.outcome"] == "stopped early at epoch 1"

@@ -18,7 +18,6 @@ from types import SimpleNamespace
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read when Tune is imported: no tables of its own,
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # and no log files beside ours
 
-import ray
 import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
@@ -26,7 +25,7 @@ from ray.tune.schedulers import ASHAScheduler
 from data_prep import manifest
 from data_prep.errors import UserError
 from data_prep.manifest import Manifest
-from pipeline import cluster, environment, history, launch, models, run_folder, tracking, trainer
+from pipeline import environment, history, launch, models, run_folder, tracking, trainer
 from pipeline.config import ClusterSettings, Settings, flatten, to_yaml
 from pipeline.tracking import Status, Store, Tracker
 from tuning import frontier, release, search_folder, space, trial
@@ -78,7 +77,8 @@ def search(settings: SearchSettings, say: Say = print) -> Report:
             launch.check(run, data)
         waiting = [name for name in runs if folder.record(name).status == "pending"]
         if waiting:
-            cluster_left_last.enter_context(_cluster_with_room(settings.train.cluster))
+            cluster_left_last.enter_context(launch.cluster_with_room(settings.train.cluster))
+            release.check_state_service()
         folder.begin()  # only now: a search that is refused is no search
         tracker = _open_tracked_run(settings, folder, store)
         if waiting or not tracker.finished:
@@ -87,14 +87,6 @@ def search(settings: SearchSettings, say: Say = print) -> Report:
                     _try({name: runs[name] for name in waiting}, settings, folder, tracker.run_id, say)
                 _write(_rows(runs, folder, data), settings, folder, tracker)
         return Report(folder.path, _rows(runs, folder, data), already_finished=not waiting)
-
-
-@contextmanager
-def _cluster_with_room(settings: ClusterSettings) -> Iterator[None]:
-    with cluster.connect(settings):
-        trainer.check_capacity(settings)
-        release.check_state_service()
-        yield
 
 
 def _try(runs: Mapping[str, Settings], settings: SearchSettings, folder: SearchFolder, parent: str, say: Say) -> None:
@@ -167,13 +159,7 @@ def _name(ray_trial: tune.experiment.Trial) -> str:
 
 def _room(settings: ClusterSettings) -> int:
     """How many trials fit on the cluster at once. One more, and two could each wait for the other's CPUs."""
-    workers = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            there = node["Resources"]
-            by_cpu = int(there.get("CPU", 0) // settings.cpus_per_worker)
-            workers += min(by_cpu, int(there.get("GPU", 0))) if settings.gpu else by_cpu
-    return workers // settings.workers
+    return trainer.room(settings) // settings.workers
 
 
 def _open_tracked_run(settings: SearchSettings, folder: SearchFolder, store: Store) -> Tracker:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -126,10 +126,7 @@ def claim(settings: SearchSettings, data: Manifest) -> Iterator[SearchFolder]:
         folder.read_records()
         yield folder
     finally:
-        if not (path / IDENTITY).exists():
-            (path / LOCK).unlink(missing_ok=True)
-            with suppress(OSError):  # not empty: it is not ours
-                path.rmdir()
+        run_folder.remove_unless_begun(path, IDENTITY, LOCK)
         lock.release()
 
 

@@ -159,9 +159,12 @@ class Block(nn.Module):
 
     def multiply_adds(self) -> int:
         """Real multiplications with an addition, for one image: wavelets and projection."""
+        return self.wavelets.multiply_adds(self.shape.in_channels) + self.projection_multiply_adds()
+
+    def projection_multiply_adds(self) -> int:
+        """Those of the projection alone."""
         rows, columns = self.wavelets.output
-        projection = rows * columns * len(self.index) * 2 * self.shape.out_channels
-        return self.wavelets.multiply_adds(self.shape.in_channels) + projection
+        return rows * columns * len(self.index) * 2 * self.shape.out_channels
 
     def _parameters_of(self, bundles: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
         """Gain and bias for the channels of each bundle, each (K, 1, 1, C) for a bundle (H', W', K, 2, B, C)."""
