@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.models.scattering import ScatteringNetwork
+from pipeline.models.scattering import BlockKind, ScatteringNetwork
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,7 @@ class Geometry:
             widths=self.widths,
             angles=self.angles,
             first_factorized_block=self.first_factorized_block,
-            nonlinearity="collapse",
-            skip=skip,
-            pooled=False,
+            kind=BlockKind(skip=skip),
             classes=self.classes,
             size=(self.size, self.size),
         )

@@ -53,7 +53,7 @@ def learned_multiply_adds(network: ScatteringNetwork) -> int:
     Each product is needed three times: forward, for the gradient of the weights, and for that of its input; the last is
     not needed in the first block, before which nothing is learned. What is real after the modulus counts as real.
     """
-    forward = [block.projection_multiply_adds() for block in network.blocks if isinstance(block, Block)]
+    forward = [block.necessary_multiply_adds() for block in network.blocks if isinstance(block, Block)]
     return 3 * sum(forward) - forward[0] + 3 * network.classifier.multiply_adds()
 
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.models.scattering import Block, ScatteringNetwork
+from pipeline.models.scattering import Block, BlockKind, ScatteringNetwork
 from pipeline.models.wavelets import filter_bank, octave_of_block
 
 FORWARD_TOLERANCE = 2e-4
@@ -49,9 +49,7 @@ def build(golden: dict[str, NDArray]) -> ScatteringNetwork:
         widths=[int(width) for width in golden["widths"]],
         angles=int(golden["angles"]),
         first_factorized_block=int(golden["first_factorized_block"]),
-        nonlinearity=NONLINEARITIES[str(golden["nonlinearity"])],
-        skip=bool(golden["skip"]),
-        pooled=False,
+        kind=BlockKind(nonlinearity=NONLINEARITIES[str(golden["nonlinearity"])], skip=bool(golden["skip"])),
         classes=golden["classifier_weight"].shape[0],
         size=golden["input"].shape[2:],
         in_channels=golden["input"].shape[1],
@@ -59,7 +57,7 @@ def build(golden: dict[str, NDArray]) -> ScatteringNetwork:
     with torch.no_grad():
         for number in range(blocks):
             block = network.blocks[number]
-            block.weight.copy_(from_complex(golden[f"block{number}_weight"]))
+            block.projection.weight.copy_(from_complex(golden[f"block{number}_weight"]))
             for name in ("gain", "bias"):
                 if f"block{number}_{name}" in golden:
                     getattr(block, f"operator_{name}").copy_(
@@ -111,12 +109,12 @@ def errors(golden: dict[str, NDArray]) -> Iterator[tuple[str, str, float]]:
 
     for number, output in enumerate(outputs):
         theirs = golden[f"block{number}_output"]
-        ours = to_complex(output.permute(2, 3, 4, 0, 1))[: theirs.shape[0], : theirs.shape[1]]
+        ours = to_complex(output.permute(1, 3, 4, 0, 2))[: theirs.shape[0], : theirs.shape[1]]
         yield "forward", f"block{number}_output", relative_error(ours, theirs)
     yield "forward", "train_logits", relative_error(logits.detach().numpy(), golden["train_logits"])
     yield "forward", "train_loss", relative_error(loss.detach().numpy(), golden["train_loss"])
     for number, block in enumerate(blocks):
-        statistics = block.standardization
+        statistics = block.projection
         theirs = golden[f"block{number}_running_mean"]
         mean = to_complex(statistics.running_mean)
         yield "forward", f"block{number}_running_mean", relative_error(mean, theirs)
@@ -133,7 +131,7 @@ def errors(golden: dict[str, NDArray]) -> Iterator[tuple[str, str, float]]:
         yield (
             "gradient",
             f"block{number}_weight_grad",
-            relative_error(to_complex(block.weight.grad), golden[f"block{number}_weight_grad"]),
+            relative_error(to_complex(block.projection.weight.grad), golden[f"block{number}_weight_grad"]),
         )
         for name in ("gain", "bias"):
             if f"block{number}_{name}_grad" in golden:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelSettings
-from pipeline.models.scattering import ScatteringNetwork
+from pipeline.models.scattering import BlockKind, ScatteringNetwork
 
 __all__ = ["ImageNetwork", "ScatteringNetwork", "build", "multiply_adds", "parameters"]
 
@@ -58,8 +58,7 @@ def build(model: ModelSettings, classes: int, image_size: int, seed: int = 0) ->
             widths=model.widths,
             angles=model.angles,
             first_factorized_block=model.first_factorized_block,
-            nonlinearity=model.nonlinearity,
-            skip=model.skip,
+            kind=BlockKind(nonlinearity=model.nonlinearity, skip=model.skip),
             pooled=model.classifier == "pooled",
             classes=classes,
             size=(image_size, image_size),

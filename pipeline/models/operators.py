@@ -1,11 +1,11 @@
 """ρ: the non-linearities of a block, each a pure function of complex coefficients z = (real, imaginary).
 
-    z   (…, 2, B, C)   real and imaginary parts, then images and channels
-    a   (…, 1, 1, C)   gain, one real number for each channel, where the operator has one
-    b   (…, 1, 1, C)   bias, likewise
+    z   (S, 2, T, K, M, N, B, C)   real and imaginary parts of K filters, as `WaveletTransform` lays them out
+    a   (K, 1, 1, 1, C)            gain, one real number for each channel, where the operator has one
+    b   (K, 1, 1, 1, C)            bias, likewise
 
-Phase collapse returns a real signal (…, 1, B, C); the amplitude reductions return f(|z|)·z, which has the phase of z.
-All have a finite derivative at z = 0, where the modulus itself has none: that of the modulus is taken as 0.
+Phase collapse returns a real signal (S, 1, T, K, M, N, B, C); the amplitude reductions return f(|z|)·z, which has the phase
+of z. All have a finite derivative at z = 0, where the modulus itself has none: that of the modulus is taken as 0.
 """
 
 from __future__ import annotations
@@ -25,19 +25,27 @@ class _Modulus(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
-        real, imaginary = z[..., :1, :, :], z[..., 1:, :, :]
-        r = torch.addcmul(real.square(), imaginary, imaginary).sqrt_()
+        r = amplitude(z).unsqueeze(1)
         ctx.save_for_backward(z, r)
         return r
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         z, r = ctx.saved_tensors
-        return (gradients[0] / r.clamp_min(torch.finfo(r.dtype).tiny)) * z
+        return (gradients[0] / r) * z
+
+
+def amplitude(z: Tensor) -> Tensor:
+    """√(re² + im² + tiny): (S, 2, …) → (S, …), without a derivative.
+
+    tiny is the smallest normal number. It changes nothing but an exact 0, by which the derivative z/|z| would divide.
+    """
+    tiny = torch.full((), torch.finfo(z.dtype).tiny, dtype=z.dtype, device=z.device)
+    return torch.addcmul(tiny, z[:, 0], z[:, 0]).addcmul_(z[:, 1], z[:, 1]).sqrt_()
 
 
 def modulus(z: Tensor) -> Tensor:
-    """|z|: (…, 2, B, C) → (…, 1, B, C)."""
+    """|z|: (S, 2, …) → (S, 1, …)."""
     return _Modulus.apply(z)
 
 
@@ -76,7 +84,7 @@ def unit_modulus(z: Tensor) -> Tensor:
 def power(z: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
     """Amplitude power, t/(1+t)·z/|z| with t = e^b·|z|^a."""
     r = modulus(z)
-    t = torch.exp(bias) * r.clamp_min(torch.finfo(r.dtype).tiny) ** gain
+    t = torch.exp(bias) * r**gain
     return t / ((1 + t) * (r + EPSILON)) * z
 
 
@@ -84,9 +92,9 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     f.__name__: f for f in (collapse, threshold, sigmoid, tanh, unit_modulus, power, identity)
 }
 
-LEARNED: dict[str, dict[str, float]] = {
+PARAMETERS: dict[str, dict[str, float]] = {
     "threshold": {"bias": 0.1},
     "sigmoid": {"gain": 1.0, "bias": 0.0},
     "power": {"gain": 1.0, "bias": 0.0},
 }
-"""The learned parameters of each operator, and where they start."""
+"""The parameters of each operator, learned or fixed, and where they start."""
