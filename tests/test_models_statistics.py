@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -77,10 +78,22 @@ def test_alone_it_is_torchs_batch_normalization() -> None:
     assert torch.equal(ours.running_var, theirs.running_var)
 
 
-@pytest.mark.parametrize(("scale", "shift"), [(True, False), (False, True), (False, False)])
-def test_scale_and_shift_are_learned_separately(scale: bool, shift: bool) -> None:
-    layer = BatchNorm(4, scale=scale, shift=shift)
-    names = [name for name, _ in layer.named_parameters()]
-    assert names == ["weight"] * scale + ["bias"] * shift
-    x = torch.randn(3, 4, 5, 5)
-    torch.testing.assert_close(layer(x), nn.functional.batch_norm(x, None, None, training=True))
+@pytest.mark.parametrize(("scale", "shift"), itertools.product([False, True], repeat=2))
+@pytest.mark.parametrize("training", [False, True])
+def test_batch_norm_learns_what_it_is_told_to(scale: bool, shift: bool, training: bool) -> None:
+    normalization, reference = BatchNorm(5, scale=scale, shift=shift).train(training), nn.BatchNorm2d(5).train(training)
+    assert {name for name, _ in normalization.named_parameters()} == {
+        name for name, kept in (("weight", scale), ("bias", shift)) if kept
+    }
+    for name, value in normalization.named_parameters():
+        nn.init.uniform_(value, 0.5, 1.5)
+        getattr(reference, name).data.copy_(value.data)
+    x = 3 * torch.randn(4, 5, 6, 7).contiguous(memory_format=torch.channels_last) + 1
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    direction = torch.randn_like(x)
+    (normalization(ours) * direction).sum().backward()
+    (reference(theirs) * direction).sum().backward()
+    torch.testing.assert_close(normalization(ours), reference(theirs))
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    for name, value in normalization.named_parameters():
+        torch.testing.assert_close(value.grad, getattr(reference, name).grad)

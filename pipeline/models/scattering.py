@@ -105,7 +105,9 @@ class Block(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Steps 1 and 2, brought together by position: (M, S, N, T, B, F, C), where M·S = H' and N·T = W'."""
         z = self.wavelets(x)
-        if self.kind.nonlinearity == "collapse" and not torch.compiler.is_compiling():  # compilers fuse the general path
+        if (
+            self.kind.nonlinearity == "collapse" and not torch.compiler.is_compiling()
+        ):  # compilers fuse the general path
             return _CollapsedFeatures.apply(z, self.parts, self.kind.skip)
         acted_on = z if self.kind.skip else z[:, :, :, 1:]
         parameters = (getattr(self, f"operator_{name}")[:, None, None, None] for name in self.operator_parameters)
