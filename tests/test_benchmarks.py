@@ -23,9 +23,9 @@ def test_the_plain_network_computes_what_ours_does(skip: bool) -> None:
     images = torch.randn(2, 3, 13, 13)
     x = images.to(torch.complex64)
     for mine, theirs, expected in zip(ours.blocks, plain.blocks, ours.features(images), strict=True):
-        theirs.weight.data = torch.complex(*mine.weight.data)  # type: ignore[union-attr, arg-type]
+        theirs.weight.data = torch.complex(*mine.projection.weight.data)  # type: ignore[union-attr, arg-type]
         x = theirs(x)
-        torch.testing.assert_close(torch.view_as_real(x).permute(2, 3, 4, 0, 1), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(torch.view_as_real(x).permute(2, 4, 3, 0, 1), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
