@@ -26,7 +26,7 @@ octaves = pytest.mark.parametrize("octave", Octave, ids=lambda octave: octave.na
 
 
 def filtered(x: Tensor, octave: Octave, angles: int) -> Tensor:
-    """x (H, parts, W, B, C) → (H', W', 2, 1 + L, B, C), by Fourier transforms of the padded signal and of each filter."""
+    """x (H, parts, W, B, C) → (H', W', 2, 1 + L, B, C), by Fourier transforms of padded signal and filters."""
     signal = torch.complex(x[:, 0], x[:, 1] if x.shape[1] == 2 else torch.zeros_like(x[:, 0]))
     for axis in (0, 1):
         size = signal.shape[axis]
