@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.geometries import Geometry
 from pipeline.models.transform import output_size, padded_size
-from pipeline.models.wavelets import Octave, filter_bank, octave_of_block
+from pipeline.models.wavelets import Octave, filter_bank, octaves_of_blocks
 
 
 class FourierBlock(nn.Module):
@@ -67,8 +67,8 @@ class FourierNetwork(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList()
         channels, size = 3, geometry.size
-        for number, width in enumerate(geometry.widths):
-            octave = octave_of_block(number, geometry.first_factorized_block)
+        octaves = octaves_of_blocks(len(geometry.widths), geometry.first_factorized_block)
+        for width, octave in zip(geometry.widths, octaves, strict=True):
             self.blocks.append(FourierBlock(channels, width, size, octave, geometry.angles, skip))
             channels, size = width, output_size(size, octave)
         self.normalization = nn.BatchNorm2d(2 * channels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.models.scattering import BlockKind, ScatteringNetwork
+from pipeline.models.wavelets import octaves_of_blocks
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Geometry:
         return ScatteringNetwork(
             widths=self.widths,
             angles=self.angles,
-            first_factorized_block=self.first_factorized_block,
+            octaves=octaves_of_blocks(len(self.widths), self.first_factorized_block),
             kind=BlockKind(skip=skip),
             classes=self.classes,
             size=(self.size, self.size),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from data_prep.errors import UserError
 
@@ -74,25 +74,93 @@ class DataSettings(Section):
         return self
 
 
-Nonlinearity = Literal["collapse", "threshold", "sigmoid", "tanh", "unit_modulus", "power", "identity"]
+class ScatteringSettings(Section):
+    """The learned scattering network: fixed wavelets, a non-linearity, learned 1×1 projections."""
 
-
-class ModelSettings(Section):
-    """The learned scattering network."""
-
+    family: Literal["scattering"] = "scattering"
+    """Which networks: scattering, of phase collapses, or resnet."""
     widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (32, 64, 128, 128)
     """Complex channels after each block; their number is the depth."""
+    width_multiplier: Annotated[float, Field(gt=0)] = 1.0
+    """Scales all `widths`, rounded to whole channels."""
     angles: Annotated[int, Field(ge=4, multiple_of=2)] = 4
     """L, the number of wavelet angles θ: even, at least 4."""
     first_factorized_block: Annotated[int, Field(ge=0)] = 0
     """Blocks before this one are full octaves (each subsamples); from it on, blocks alternate between the first half
     of an octave (no subsampling) and the second (subsampling)."""
-    nonlinearity: Nonlinearity = "collapse"
+    octaves: tuple[Literal["full", "first_half", "second_half"], ...] | None = None
+    """The octave of each block, in any order, instead of what `first_factorized_block` makes of them."""
+    nonlinearity: Literal["collapse", "threshold", "sigmoid", "tanh", "unit_modulus", "power", "identity"] = "collapse"
     """ρ, applied to the band-pass coefficients; collapse is the modulus |z|."""
+    operator_gain: float | None = None
+    """Gain a of ρ (sigmoid, power), where it starts or stays; by default 1."""
+    operator_bias: float | None = None
+    """Bias b of ρ (threshold, sigmoid, power), where it starts or stays; by default 0.1 for threshold, else 0."""
+    operator_learned: bool = True
+    """Learn gain and bias, one of each for each channel that ρ acts on; otherwise they stay as they start."""
     skip: bool = False
     """Keep the coefficients beside ρ of them: [y, ρ(y)] for y = [φ*x, ψ*x], instead of [φ*x, ρ(ψ*x)]."""
+    projection: Literal["complex", "real"] = "complex"
+    """Entries of the projections P_j: complex, as in the paper, or one real matrix for real and imaginary parts."""
+    standardize: bool = True
+    """Standardize each channel before the projection (zero mean, unit variance, nothing learned)."""
+    normalize: bool = True
+    """Divide by the norm across channels, at each position, after the projection."""
     classifier: Literal["flatten", "pooled"] = "flatten"
     """Linear classifier on all positions of the last block, or on their average."""
+    classifier_normalization: Literal["affine", "plain", "none"] = "affine"
+    """Batch normalization before the classifier: with a learned scale and shift, without them, or none at all."""
+    classifier_bias: bool = True
+    """Give the linear classifier a bias."""
+    statistics: Literal["worker", "synchronized"] = "worker"
+    """Batch statistics of each worker's own images, as published, or of the images of all workers together."""
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Complex channels after each block: `widths` times `width_multiplier`."""
+        return tuple(max(1, round(width * self.width_multiplier)) for width in self.widths)
+
+    @model_validator(mode="after")
+    def _check_octaves(self) -> Self:
+        if self.octaves is not None and len(self.octaves) != len(self.widths):
+            raise ValueError(f"octaves names {len(self.octaves)} blocks, and widths {len(self.widths)}")
+        return self
+
+
+class ResNetSettings(Section):
+    """A residual network, with learned spatial filters, for comparison."""
+
+    family: Literal["resnet"]
+    """Which networks: scattering, of phase collapses, or resnet."""
+    depth: Literal[18, 20, 34, 50] = 18
+    """Layers; 20 is the network that He et al. made for CIFAR."""
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    """First layer: 7×7 with stride 2 and max pooling, or 3×3 for images of 32 or 64 pixels."""
+    width_multiplier: Annotated[float, Field(gt=0)] = 1.0
+    """Scales the channels of all layers, rounded to whole ones."""
+    nonlinearity: Literal["relu", "absolute", "threshold", "tanh", "sigmoid", "rational"] = "relu"
+    """absolute |x| is a phase collapse; threshold is two-sided with a learned threshold, sigmoid is sign(x)·σ(|x|),
+    rational x/(1+|x|)."""
+    affine: bool = True
+    """Learn a scale in batch normalization."""
+    biases: bool = True
+    """Learn a shift in batch normalization."""
+    classifier_bias: bool = True
+    """Give the linear classifier a bias."""
+    statistics: Literal["worker", "synchronized"] = "worker"
+    """Batch statistics of each worker's own images, or of the images of all workers together."""
+
+
+def _family(model: Any) -> Any:
+    """Which network a `model` section is for: a scattering network where it does not say."""
+    return model.get("family", "scattering") if isinstance(model, dict) else getattr(model, "family", "scattering")
+
+
+ModelSettings = Annotated[
+    Annotated[ScatteringSettings, Tag("scattering")] | Annotated[ResNetSettings, Tag("resnet")],
+    Discriminator(_family),
+]
+"""The network: one of the families, told apart by the field `family`."""
 
 
 class OptimizerSettings(Section):
@@ -166,7 +234,7 @@ class Settings(Section):
 
     data: DataSettings
     run: RunSettings = RunSettings()
-    model: ModelSettings = ModelSettings()
+    model: ModelSettings = ScatteringSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     training: TrainingSettings = TrainingSettings()
     cluster: ClusterSettings = ClusterSettings()
@@ -266,13 +334,15 @@ def explain(tree: type[Section], prefix: str = "") -> str:
     lines = []
     for name, field in tree.model_fields.items():
         path, words = f"{prefix}{name}", " ".join((field.description or "").split())
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            title = " ".join((field.annotation.__doc__ or "").split())
-            lines += ["", f"{path}: {title}", explain(field.annotation, f"{path}.")]
+        if families := _families(field.annotation):
+            for family, section in families.items():
+                title = " ".join((section.__doc__ or "").split())
+                which = f" (family {family})" if family else ""
+                lines += ["", f"{path}{which}: {title}", explain(section, f"{path}.")]
             continue
         lines.append(f"  {path} (required)" if field.is_required() else f"  {path} = {json.dumps(field.default)}")
-        if get_origin(field.annotation) is Literal:
-            words += f" One of: {', '.join(get_args(field.annotation))}."
+        if get_origin(field.annotation) is Literal and len(get_args(field.annotation)) > 1:
+            words += f" One of: {', '.join(map(str, get_args(field.annotation)))}."
         lines += textwrap.wrap(words, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
@@ -299,18 +369,44 @@ def flatten(settings: Section) -> dict[str, Any]:
 def differences(before: Section, after: Section, ignored: Collection[str] = ()) -> list[str]:
     """``section.field: old → new`` for each field in which two trees of a kind differ, but for the `ignored` ones."""
     old, new = flatten(before), flatten(after)
-    return [f"{key}: {old[key]} → {new[key]}" for key in new if old[key] != new[key] and key not in ignored]
+    # Families of networks have different fields: then model.family tells them apart.
+    both = [key for key in new if key in old and key not in ignored]
+    return [f"{key}: {old[key]} → {new[key]}" for key in both if old[key] != new[key]]
+
+
+def _families(annotation: Any) -> dict[str, type[Section]]:
+    """The sections that a field may be, by family; one without a name where there is no choice, none for a value."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return {"": annotation}
+    members = [(get_args(member) or (None,))[0] for member in get_args(annotation)]
+    if not all(isinstance(member, type) and issubclass(member, Section) for member in members):
+        return {}
+    return {get_args(member.model_fields["family"].annotation)[0]: member for member in members}  # type: ignore[union-attr]
+
+
+def _locate(place: Sequence[str | int], tree: type[Section]) -> tuple[str, type[Section]]:
+    """The dotted path of a field, and the section it is in; `place` names families beside fields."""
+    path, section, families = [], tree, {"": tree}
+    for part in place:
+        if part in families and len(families) > 1:
+            section = families[str(part)]
+            continue
+        path.append(str(part))
+        field = section.model_fields.get(str(part))
+        families = _families(field.annotation) if field else {}
+        section = families.get("", section)
+    return ".".join(path), section
 
 
 def _explain(problem: Any, tree: type[Section], source: str) -> str:
-    path = ".".join(str(part) for part in problem["loc"])
+    path, section = _locate(problem["loc"], tree)
     if problem["type"] == "extra_forbidden":
-        section: Any = tree
-        for part in problem["loc"][:-1]:
-            section = section.model_fields[part].annotation
         return f"{source}: unknown setting '{path}'; allowed here: {', '.join(section.model_fields)}"
     if problem["type"] == "missing":
         return f"{source}: setting '{path}' is missing"
+    if problem["type"] == "union_tag_invalid":
+        tag, expected = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace(", ", " or ")
+        return f"{source}: setting '{path}.family' is '{tag}': Input should be {expected}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":  # a check over several fields: the message names them
         return f"{source}: {path + ': ' if path else ''}{message}"

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from data_prep.errors import UserError
 from data_prep.manifest import Manifest
 from pipeline import history
-from pipeline.config import ModelSettings, Section, Settings, differences, flatten, to_yaml
+from pipeline.config import ModelSettings, ResNetSettings, Section, Settings, differences, flatten, to_yaml
 
 EXECUTION_ONLY = frozenset(
     {
@@ -171,7 +171,9 @@ def _identify(path: Path, settings: Settings, data: Manifest) -> Identity:
 
 
 def _network_name(model: ModelSettings) -> str:
-    runs = [(width, len(list(group))) for width, group in itertools.groupby(model.widths)]
+    if isinstance(model, ResNetSettings):
+        return f"resnet{model.depth}-{model.nonlinearity}"
+    runs = [(width, len(list(group))) for width, group in itertools.groupby(model.channels)]
     widths = "-".join(f"{width}x{times}" if times > 1 else str(width) for width, times in runs)
     return f"{model.nonlinearity}{'-skip' if model.skip else ''}-{widths}"
 

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.models.scattering import Block, BlockKind, ScatteringNetwork
-from pipeline.models.wavelets import filter_bank, octave_of_block
+from pipeline.models.scattering import Block, BlockKind, ScatteringNetwork, published_order
+from pipeline.models.wavelets import filter_bank, octaves_of_blocks
 
 FORWARD_TOLERANCE = 2e-4
 GRADIENT_TOLERANCE = 2e-3
@@ -48,7 +48,7 @@ def build(golden: dict[str, NDArray]) -> ScatteringNetwork:
     network = ScatteringNetwork(
         widths=[int(width) for width in golden["widths"]],
         angles=int(golden["angles"]),
-        first_factorized_block=int(golden["first_factorized_block"]),
+        octaves=octaves_of_blocks(blocks, int(golden["first_factorized_block"])),
         kind=BlockKind(nonlinearity=NONLINEARITIES[str(golden["nonlinearity"])], skip=bool(golden["skip"])),
         classes=golden["classifier_weight"].shape[0],
         size=golden["input"].shape[2:],
@@ -57,18 +57,26 @@ def build(golden: dict[str, NDArray]) -> ScatteringNetwork:
     with torch.no_grad():
         for number in range(blocks):
             block = network.blocks[number]
-            block.projection.weight.copy_(from_complex(golden[f"block{number}_weight"]))
+            features, acted_on = orders(block)
+            block.projection.weight.copy_(from_complex(golden[f"block{number}_weight"][:, features]))
             for name in ("gain", "bias"):
                 if f"block{number}_{name}" in golden:
-                    getattr(block, f"operator_{name}").copy_(
-                        torch.from_numpy(golden[f"block{number}_{name}"]).flatten()
-                    )
+                    ours = getattr(block, f"operator_{name}")
+                    ours.copy_(torch.from_numpy(golden[f"block{number}_{name}"].flatten()[acted_on]).view_as(ours))
         classifier = network.classifier
         classifier.normalization.weight.copy_(torch.from_numpy(golden["classifier_bn_weight"]))
         classifier.normalization.bias.copy_(torch.from_numpy(golden["classifier_bn_bias"]))
         classifier.linear.weight.copy_(torch.from_numpy(golden["classifier_weight"]))
         classifier.linear.bias.copy_(torch.from_numpy(golden["classifier_bias"]))
     return network
+
+
+def orders(block: Block) -> tuple[NDArray, NDArray]:
+    """Where our channels of a block, and those that ρ acts on, stand in a golden file."""
+    skip, angles = block.kind.skip, block.wavelets.filters - 1
+    features = published_order(block.in_channels, angles, skip)
+    acted_on = published_order(block.in_channels, angles, skip=False)
+    return features, acted_on if skip else acted_on[block.in_channels :] - block.in_channels
 
 
 def from_complex(values: NDArray) -> Tensor:
@@ -86,9 +94,8 @@ def errors(golden: dict[str, NDArray]) -> Iterator[tuple[str, str, float]]:
     """Runs one training step and one evaluation; yields (kind, quantity, relative error), kind forward or gradient."""
     network = build(golden)
     blocks: list[Block] = list(network.blocks)  # type: ignore[arg-type]
-    for number in range(len(blocks)):
+    for number, octave in enumerate(octaves_of_blocks(len(blocks), int(golden["first_factorized_block"]))):
         if f"block{number}_phi_hat" in golden:
-            octave = octave_of_block(number, int(golden["first_factorized_block"]))
             period = golden[f"block{number}_phi_hat"].shape
             bank = filter_bank(octave, int(golden["angles"]), *period)
             for name, ours in (("phi_hat", bank.phi), ("psi_hat", bank.psi)):
@@ -114,29 +121,30 @@ def errors(golden: dict[str, NDArray]) -> Iterator[tuple[str, str, float]]:
     yield "forward", "train_logits", relative_error(logits.detach().numpy(), golden["train_logits"])
     yield "forward", "train_loss", relative_error(loss.detach().numpy(), golden["train_loss"])
     for number, block in enumerate(blocks):
-        statistics = block.projection
-        theirs = golden[f"block{number}_running_mean"]
+        statistics, (features, _) = block.projection, orders(block)
+        theirs = golden[f"block{number}_running_mean"][features]
         mean = to_complex(statistics.running_mean)
         yield "forward", f"block{number}_running_mean", relative_error(mean, theirs)
         yield (
             "forward",
             f"block{number}_running_var",
-            relative_error(statistics.running_var.numpy(), golden[f"block{number}_running_var"]),
+            relative_error(statistics.running_var.numpy(), golden[f"block{number}_running_var"][features]),
         )
     for name in ("running_mean", "running_var"):
         ours = getattr(network.classifier.normalization, name).numpy()
         yield "forward", f"classifier_bn_{name}", relative_error(ours, golden[f"classifier_bn_{name}"])
 
     for number, block in enumerate(blocks):
+        features, acted_on = orders(block)
         yield (
             "gradient",
             f"block{number}_weight_grad",
-            relative_error(to_complex(block.projection.weight.grad), golden[f"block{number}_weight_grad"]),
+            relative_error(to_complex(block.projection.weight.grad), golden[f"block{number}_weight_grad"][:, features]),
         )
         for name in ("gain", "bias"):
             if f"block{number}_{name}_grad" in golden:
-                ours = getattr(block, f"operator_{name}").grad.numpy()
-                theirs = golden[f"block{number}_{name}_grad"].flatten()
+                ours = getattr(block, f"operator_{name}").grad.flatten().numpy()
+                theirs = golden[f"block{number}_{name}_grad"].flatten()[acted_on]
                 yield "gradient", f"block{number}_{name}_grad", relative_error(ours, theirs)
     yield (
         "gradient",

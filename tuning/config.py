@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from data_prep.errors import UserError
-from pipeline.config import Positive, Section, Settings, load_yaml, override, resolve
+from pipeline.config import Positive, ScatteringSettings, Section, Settings, load_yaml, override, resolve
 
 
 class SearchSection(Section):
@@ -61,8 +61,20 @@ class SearchSettings(Section):
     images held out from training, whatever `data.evaluate_on` says."""
     search: SearchSection
 
+    @property
+    def model(self) -> ScatteringSettings:
+        """The network that all trials vary."""
+        if not isinstance(self.train.model, ScatteringSettings):
+            raise ValueError(
+                f"train.model.family must be scattering, not {self.train.model.family}: "
+                "a search varies widths and depths of scattering networks"
+            )
+        return self.train.model
+
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
+        if self.model.octaves is not None and self.search.depths:
+            raise ValueError("train.model.octaves must stay unset where search.depths varies the number of blocks")
         if self.train.run.name is not None:
             raise ValueError("train.run.name must stay unset: a search names the runs of its trials")
         if self.train.data.holdout == 0:

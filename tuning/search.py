@@ -233,7 +233,7 @@ def _rows(runs: Mapping[str, Settings], folder: SearchFolder, data: Manifest) ->
         rows.append(
             Row(
                 name,
-                run.model.widths,
+                run.model.channels,  # type: ignore[union-attr]
                 models.parameters(network),
                 network.multiply_adds(),
                 record.error,

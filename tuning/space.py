@@ -58,7 +58,7 @@ def candidates(settings: SearchSettings) -> list[Candidate]:
     Raises:
         UserError: a candidate's widths are not a list of numbers, or it sets what trials must share.
     """
-    search, model = settings.search, settings.train.model
+    search, model = settings.search, settings.model
     grid = [
         Candidate(block_widths(depth, width, search.max_width, model.first_factorized_block))
         for depth, width in itertools.product(search.depths, search.widths)

@@ -3,7 +3,10 @@
 wavelets.py     the fixed filters, as numbers
 transform.py    filtering, as matrix products
 operators.py    ρ, the non-linearities
+statistics.py   means and variances of a batch
+projection.py   the learned part of a block: standardize, project, normalize
 scattering.py   blocks, classifier, network
+resnet.py       residual networks, for comparison
 """
 
 from __future__ import annotations
@@ -11,8 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import ModelSettings
+from pipeline.config import ModelSettings, ResNetSettings, ScatteringSettings
+from pipeline.models.resnet import ResNet
 from pipeline.models.scattering import BlockKind, ScatteringNetwork
+from pipeline.models.wavelets import Octave, octaves_of_blocks
 
 __all__ = ["ImageNetwork", "ScatteringNetwork", "build", "multiply_adds", "parameters"]
 
@@ -27,7 +32,7 @@ class ImageNetwork(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, network: ScatteringNetwork) -> None:
+    def __init__(self, network: ScatteringNetwork | ResNet) -> None:
         super().__init__()
         self.network = network
         self.register_buffer("mean", 255 * torch.tensor(PIXEL_MEAN))
@@ -50,20 +55,52 @@ def build(model: ModelSettings, classes: int, image_size: int, seed: int = 0) ->
     """The network of `model` for square images, with initial weights that `seed` decides.
 
     Raises:
-        UserError: the input of a block would be smaller than 3 pixels.
+        UserError: the settings do not fit together, or the input of a block would be smaller than 3 pixels.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = ScatteringNetwork(
-            widths=model.widths,
-            angles=model.angles,
-            first_factorized_block=model.first_factorized_block,
-            kind=BlockKind(nonlinearity=model.nonlinearity, skip=model.skip),
-            pooled=model.classifier == "pooled",
-            classes=classes,
-            size=(image_size, image_size),
-        )
-    return ImageNetwork(network)
+        make = _resnet if isinstance(model, ResNetSettings) else _scattering
+        return ImageNetwork(make(model, classes, (image_size, image_size)))  # type: ignore[arg-type]
+
+
+def _scattering(model: ScatteringSettings, classes: int, size: tuple[int, int]) -> ScatteringNetwork:
+    octaves = octaves_of_blocks(len(model.widths), model.first_factorized_block)
+    return ScatteringNetwork(
+        widths=model.channels,
+        octaves=octaves if model.octaves is None else [Octave(name) for name in model.octaves],
+        angles=model.angles,
+        kind=BlockKind(
+            nonlinearity=model.nonlinearity,
+            operator_gain=model.operator_gain,
+            operator_bias=model.operator_bias,
+            operator_learned=model.operator_learned,
+            skip=model.skip,
+            complex_projection=model.projection == "complex",
+            standardize=model.standardize,
+            normalize=model.normalize,
+            synchronized=model.statistics == "synchronized",
+        ),
+        classes=classes,
+        size=size,
+        pooled=model.classifier == "pooled",
+        normalization=model.classifier_normalization,
+        bias=model.classifier_bias,
+    )
+
+
+def _resnet(model: ResNetSettings, classes: int, size: tuple[int, int]) -> ResNet:
+    return ResNet(
+        depth=model.depth,
+        stem=model.stem,
+        nonlinearity=model.nonlinearity,
+        biases=model.biases,
+        affine=model.affine,
+        classifier_bias=model.classifier_bias,
+        classes=classes,
+        size=size,
+        width_multiplier=model.width_multiplier,
+        synchronized=model.statistics == "synchronized",
+    )
 
 
 def parameters(network: nn.Module) -> int:

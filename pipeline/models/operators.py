@@ -93,8 +93,12 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
 }
 
 PARAMETERS: dict[str, dict[str, float]] = {
+    "collapse": {},
     "threshold": {"bias": 0.1},
     "sigmoid": {"gain": 1.0, "bias": 0.0},
+    "tanh": {},
+    "unit_modulus": {},
     "power": {"gain": 1.0, "bias": 0.0},
+    "identity": {},
 }
 """The parameters of each operator, learned or fixed, and where they start."""

@@ -1,23 +1,19 @@
 """Steps 3 to 5 of a block: standardize each channel, project channels onto others, normalize each position.
 
-Features are rows of a matrix (n, F): n = H·W·B positions, and the real numbers of a position. Which channel a number
-belongs to is in an index, so that the order in memory is free: the real part of channel c has index c, its imaginary part
-channels + c, and a channel that is real (after a phase collapse) has no second number and costs no multiplication.
+Features are rows of a matrix (n, F): n = H·W·B positions, and the numbers of a position: the real parts of all channels,
+then the imaginary parts of a range of channels. The others are real (after a phase collapse, say), and cost no
+multiplication by an imaginary part that is zero.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-EPSILON = 1e-5
-"""Added to variances."""
-MOMENTUM = 0.1
-"""Share of the batch in running statistics."""
+from pipeline.models.statistics import EPSILON, MOMENTUM, all_reduce, joined_moments, moments, workers
+
 SMALLEST_NORM = 1e-12
 """Norm across channels from which on a position is normalized."""
 
@@ -35,12 +31,12 @@ def orthonormal(out_channels: int, in_channels: int, complex_entries: bool = Tru
 class Projection(nn.Module):
     """P_j after standardization, and before normalization: (n, F) → (n, 2·out), real parts, then imaginary ones.
 
-    Standardization subtracts the complex mean of each channel and divides by √(ε + E|z − mean|²), over positions and batch;
-    evaluation uses running statistics. It learns nothing and is folded into the matrix: P_j·(z − mean)/deviation is one
-    product with P_j/deviation and one constant row.
+    Standardization subtracts the complex mean of each channel and divides by √(ε + E|z − mean|²), over positions and
+    batch; evaluation uses running statistics. It learns nothing and is folded into the matrix: P_j·(z − mean)/deviation
+    is one product with P_j/deviation and one constant row.
 
     Args:
-        index: (F,) place of each number of a position among 2·in: channel, or in + channel for an imaginary part.
+        imaginary: the channels, of `in_channels`, that have an imaginary part.
         complex_entries: P_j complex, (2, out, in), or one real matrix (1, out, in) for both parts.
         standardize: step 3; without it P_j acts on the features as they are.
         synchronized: statistics of the joined batch of all workers, instead of each worker's own (as published).
@@ -48,153 +44,126 @@ class Projection(nn.Module):
 
     running_mean: Tensor
     running_var: Tensor
-    index: Tensor
 
     def __init__(
         self,
         out_channels: int,
         in_channels: int,
-        index: Tensor,
+        imaginary: range,
         *,
         complex_entries: bool = True,
         standardize: bool = True,
         synchronized: bool = False,
     ) -> None:
         super().__init__()
-        self.in_channels, self.out_channels = in_channels, out_channels
+        self.in_channels, self.out_channels, self.imaginary = in_channels, out_channels, imaginary
         self.standardize, self.synchronized = standardize, synchronized
         self.weight = nn.Parameter(orthonormal(out_channels, in_channels, complex_entries))
-        self.register_buffer("index", index, persistent=False)
         if standardize:
             self.register_buffer("running_mean", torch.zeros(2, in_channels))
             self.register_buffer("running_var", torch.ones(in_channels))
 
-    def matrix(self) -> Tensor:
-        """P_j as one real matrix (2·out, F)."""
-        real = self.weight[0]
-        imaginary = self.weight[1] if len(self.weight) == 2 else torch.zeros_like(real)
-        columns = torch.cat([torch.cat([real, imaginary]), torch.cat([-imaginary, real])], dim=1)  # (2·out, 2·in)
-        return columns.index_select(1, self.index)
-
     def forward(self, features: Tensor) -> Tensor:
-        matrix = self.matrix()
+        dtype, part = features.dtype, slice(self.imaginary.start, self.imaginary.stop)
         if not self.standardize:
-            return nn.functional.linear(features, matrix.to(features.dtype))
-        channel = self.index % self.in_channels
+            return nn.functional.linear(features, _as_real(self.weight.to(dtype), part))
         if not self.training:
-            matrix = matrix * torch.rsqrt(EPSILON + self.running_var).index_select(0, channel)
-            mean = self.running_mean.reshape(-1).index_select(0, self.index)
-            return torch.addmm(-(matrix @ mean).to(features.dtype), features, matrix.to(features.dtype).T)
+            matrix = _as_real(self.weight * torch.rsqrt(EPSILON + self.running_var), part)
+            mean = torch.cat([self.running_mean[0], self.running_mean[1, part]])
+            return torch.addmm(-(matrix @ mean).to(dtype), features, matrix.to(dtype).T)
         y, mean, variance, count = _StandardizedProduct.apply(
-            features, matrix, channel, self.in_channels, self.synchronized and _workers() > 1
+            features, self.weight, part, self.synchronized and workers() > 1
         )
         with torch.no_grad():
-            both = mean.new_zeros(2 * self.in_channels).index_copy(0, self.index, mean).view(2, -1)
-            self.running_mean.lerp_(both.to(self.running_mean.dtype), MOMENTUM)
-            unbiased = variance * (count / (count - 1))
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), MOMENTUM)
+            kept = 1 - MOMENTUM
+            self.running_mean.mul_(kept)
+            self.running_mean[0].add_(mean[: self.in_channels], alpha=MOMENTUM)
+            self.running_mean[1, part].add_(mean[self.in_channels :], alpha=MOMENTUM)
+            self.running_var.mul_(kept).add_(variance * (count / (count - 1)), alpha=MOMENTUM)  # unbiased
         return y
 
     def multiply_adds(self) -> int:
         """Real multiplications with an addition that one position needs: none for the zeros of a real matrix."""
-        numbers = 2 if len(self.weight) == 2 else 1
-        return len(self.index) * numbers * self.out_channels
+        return len(self.weight) * self.out_channels * (self.in_channels + len(self.imaginary))
 
     def executed_multiply_adds(self) -> int:
         """Those that are done: a real matrix is multiplied with its zeros."""
-        return len(self.index) * 2 * self.out_channels
+        return 2 * self.out_channels * (self.in_channels + len(self.imaginary))
+
+
+def _as_real(weight: Tensor, part: slice) -> Tensor:
+    """P_j (2 or 1, out, in) as one real matrix (2·out, F) for features whose channels `part` have an imaginary part."""
+    real = weight[0]
+    imaginary = weight[1] if len(weight) == 2 else torch.zeros_like(real)
+    rows = [torch.cat([real, -imaginary[:, part]], dim=1), torch.cat([imaginary, real[:, part]], dim=1)]
+    return torch.cat(rows)
+
+
+def _of_real(gradient: Tensor, shape: torch.Size, part: slice, dtype: torch.dtype) -> Tensor:
+    """The gradient of P_j, of `shape`, from that of `_as_real`."""
+    (to_real_by_real, to_real_by_imaginary), (to_imaginary_by_real, to_imaginary_by_imaginary) = (
+        half.split([shape[2], gradient.shape[1] - shape[2]], dim=1) for half in gradient.chunk(2)
+    )
+    result = gradient.new_empty(shape, dtype=dtype)
+    result[0].copy_(to_real_by_real)[:, part] += to_imaginary_by_imaginary
+    if len(result) == 2:
+        result[1].copy_(to_imaginary_by_real)[:, part] -= to_real_by_imaginary
+    return result
 
 
 class _StandardizedProduct(torch.autograd.Function):
-    """y = (x − mean)/√(ε + variance) · matrixᵀ with the statistics of the batch; also returns these.
+    """y = (x − mean)/√(ε + variance) · Pᵀ with the statistics of the batch; also returns these.
 
-    With A = matrix/deviation, y = x·Aᵀ − A·mean: features are read and never copied. Backward, for g = ∂loss/∂y less its mean
-    over positions (which is what subtracting the mean of x does to it),
+    With A = P/deviation, y = x·Aᵀ − A·mean: features are read and never copied. Backward, for g = ∂loss/∂y less its
+    mean over positions (which is what subtracting the mean of x does to it),
 
-        ∂loss/∂matrix = gᵀx/deviation        ∂loss/∂x = g·A + 2/n·(x − mean)·∂loss/∂variance
+        ∂loss/∂P = gᵀx/deviation        ∂loss/∂x = g·A + 2/n·(x − mean)·∂loss/∂variance
 
     Moments are float32 at least: bfloat16 has 8 bits, too few for sums over positions.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, matrix: Tensor, channel: Tensor, channels: int, synchronized: bool
+        ctx: Any, x: Tensor, weight: Tensor, part: slice, synchronized: bool
     ) -> tuple[Tensor, Tensor, Tensor, int | Tensor]:
         count: int | Tensor = len(x)
-        mean, variance = _moments(x)
+        mean, variances = moments(x)
         if synchronized:
-            count, mean, variance = _joined_moments(count, mean, variance)
-        variance = variance.new_zeros(channels).index_add(0, channel, variance)
-        inverse = torch.rsqrt(EPSILON + variance).index_select(0, channel)
-        scaled = matrix * inverse
-        y = torch.addmm(-(scaled @ mean.to(scaled.dtype)).to(x.dtype), x, scaled.to(x.dtype).T)
-        ctx.save_for_backward(x, matrix, channel, mean, inverse)
-        ctx.channels, ctx.count, ctx.synchronized = channels, count, synchronized
+            count, mean, variances = joined_moments(len(x), mean, variances)
+        channels = weight.shape[2]
+        variance = variances[:channels].clone()
+        variance[part] += variances[channels:]
+        inverse = torch.rsqrt(EPSILON + variance)
+        scaled = _as_real((weight * inverse).to(x.dtype), part)
+        y = torch.addmm(-(scaled @ mean.to(x.dtype)), x, scaled.T)
+        ctx.save_for_backward(x, weight, mean, inverse)
+        ctx.part, ctx.count, ctx.synchronized = part, count, synchronized
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance, count
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, None, None, None]:
-        x, matrix, channel, mean, inverse = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, None, None]:
+        x, weight, mean, inverse = ctx.saved_tensors
         total = gradients[0].sum(0, dtype=mean.dtype)
+        own = total
         if ctx.synchronized:
-            # Centered with the joined batch's mean; the matrix's gradient stays the worker's own part of the sum.
-            joined = _all_reduce(total)
-            g = gradients[0] - (joined / ctx.count).to(x.dtype)
-            along = (g.T @ x).to(mean.dtype)
-            along += torch.outer(joined / ctx.count, x.sum(0, dtype=mean.dtype)) - torch.outer(total, mean)
-        else:
-            g = gradients[0] - (total / ctx.count).to(x.dtype)
-            along = (g.T @ x).to(mean.dtype)
-        wide = matrix.to(mean.dtype)
-        by_channel = mean.new_zeros(ctx.channels).index_add(0, channel, (along * wide).sum(0))
+            total = all_reduce(total)
+        shift = total / ctx.count
+        g = gradients[0] - shift.to(x.dtype)
+        along = g.T @ x
         if ctx.synchronized:
-            by_channel = _all_reduce(by_channel)
+            # The matrix's gradient stays the worker's own part of the sum, of features less the joined batch's mean.
+            along = along + (torch.outer(shift, x.sum(0, dtype=mean.dtype)) - torch.outer(own, mean)).to(x.dtype)
+        weight_gradient = _of_real(along, weight.shape, ctx.part, weight.dtype)
+        by_channel = (weight_gradient * weight).sum((0, 1)).to(mean.dtype)
+        if ctx.synchronized:
+            by_channel = all_reduce(by_channel)
         # of ½·variance: −½·deviation⁻³·2, over n positions
-        slope = -by_channel.index_select(0, channel) * inverse.to(mean.dtype) ** 3 / ctx.count
-        scaled = (matrix * inverse).to(x.dtype)
+        slope = -by_channel * inverse**3 / ctx.count
+        slope = torch.cat([slope, slope[ctx.part]])
+        scaled = _as_real((weight * inverse).to(x.dtype), ctx.part)
         x_gradient = torch.addmm((-slope * mean).to(x.dtype), g, scaled).addcmul_(x, slope.to(x.dtype))
-        return x_gradient, (along * inverse).to(matrix.dtype), None, None, None
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (biased) of each column of x (n, F), in float32 at least."""
-    if torch.compiler.is_compiling():  # a compiler makes its own loop of plain sums
-        precise = x.to(torch.promote_types(x.dtype, torch.float32))
-        variance, mean = torch.var_mean(precise, dim=0, correction=0)
-        return mean, variance
-    # The kernel of batch normalization reads x twice and writes nothing: a tenth of var_mean's time on a CPU. It adds up
-    # row after row, which loses digits over many; so it runs over groups of rows, and then over the groups' moments.
-    groups = next(k for k in range(math.isqrt(len(x)), 0, -1) if len(x) % k == 0)
-    rows = x.view(1, len(x) // groups, 1, -1).permute(0, 3, 1, 2)  # channels last
-    # Running statistics, of no use here, say in which precision the moments are wanted.
-    unused = torch.zeros(2, rows.shape[1], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-    means, variances = (m.view(groups, -1) for m in torch.batch_norm_update_stats(rows, *unused, 0.0))
-    mean = means.mean(0, dtype=torch.float64).to(means.dtype)
-    return mean, variances.mean(0) + (means - mean).square().mean(0)
-
-
-def _workers() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _all_reduce(values: Tensor) -> Tensor:
-    result = values.clone()
-    dist.all_reduce(result)
-    return result
-
-
-def _joined_moments(count: int, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and variance of all workers' rows together (Chan's formula: no difference of large numbers)."""
-    own = torch.cat([mean.new_full((1,), count), mean, variance])
-    gathered = [torch.empty_like(own) for _ in range(_workers())]
-    dist.all_gather(gathered, own)
-    table = torch.stack(gathered)
-    counts, means, variances = table[:, :1], *table[:, 1:].chunk(2, dim=1)
-    total = counts.sum()
-    joined = (counts * means).sum(0) / total
-    spread = (counts * (variances + (means - joined).square())).sum(0) / total
-    return total, joined, spread
+        return x_gradient, weight_gradient.mul_(inverse), None, None
 
 
 def normalize(y: Tensor) -> Tensor:

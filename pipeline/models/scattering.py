@@ -6,8 +6,8 @@
 ρ acts on each complex coefficient, P_j is a complex 1×1 convolution without bias, and normalize divides by the
 Euclidean norm across channels at each position. Only P_j, the classifier, and what ρ may have to learn are learned.
 
-Signals are (H, parts, W, B, C), see :mod:`pipeline.models.transform`. Channels of weights and statistics stand in the
-order of the paper's code: φ*x is channel c = 0 … C−1, and ψ_θ of channel c at angle k is C + c·L + k.
+Signals are (H, parts, W, B, C), see :mod:`pipeline.models.transform`. What P_j acts on are channels filter after filter:
+φ*x of channel c is c, and ψ_θ of channel c at angle k is C + k·C + c; `published_order` translates from other code.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
 from pipeline.models.operators import OPERATORS, PARAMETERS, amplitude
 from pipeline.models.projection import Projection, normalize
+from pipeline.models.statistics import BatchNorm
 from pipeline.models.transform import WaveletTransform, output_size
-from pipeline.models.wavelets import octave_of_block
+from pipeline.models.wavelets import Octave
 
 SMALLEST_SIDE = 3
 """Pixels that a block's input must have at least: below, reflecting its borders is not defined."""
@@ -32,17 +34,31 @@ SMALLEST_SIDE = 3
 
 @dataclass(frozen=True)
 class BlockKind:
-    """What all blocks of a network have in common; see `ModelSettings` for the choices."""
+    """What all blocks of a network have in common; see `ScatteringSettings` for the choices."""
 
     nonlinearity: str = "collapse"
+    operator_gain: float | None = None
+    operator_bias: float | None = None
     operator_learned: bool = True
-    operator_start: tuple[tuple[str, float], ...] = ()
-    """Values of gain and bias, where they are not the operator's own."""
     skip: bool = False
     complex_projection: bool = True
     standardize: bool = True
     normalize: bool = True
     synchronized: bool = False
+
+    def operator_parameters(self) -> dict[str, float]:
+        """Gain and bias of ρ, those that it has, and where they start.
+
+        Raises:
+            UserError: a value is given for one that ρ does not have.
+        """
+        values = dict(PARAMETERS[self.nonlinearity])
+        for name, chosen in (("gain", self.operator_gain), ("bias", self.operator_bias)):
+            if chosen is not None and name not in values:
+                raise UserError(f"model.operator_{name}: {self.nonlinearity} has no {name}; leave it out")
+            if chosen is not None:
+                values[name] = chosen
+        return values
 
 
 class Block(nn.Module):
@@ -59,22 +75,21 @@ class Block(nn.Module):
         self.wavelets = wavelets
         self.operator = OPERATORS[kind.nonlinearity]
         angles = wavelets.filters - 1
-        self.operator_channels = self.in_channels * (angles + kind.skip)
-        self.operator_parameters = PARAMETERS.get(kind.nonlinearity, {}) | {
-            name: value
-            for name, value in kind.operator_start
-            if name in PARAMETERS.get(kind.nonlinearity, {})
-        }
+        self.operator_parameters = kind.operator_parameters()
+        acted_on = wavelets.filters if kind.skip else wavelets.filters - 1
         for name, start in self.operator_parameters.items():
-            value = torch.full((self.operator_channels,), start)
+            value = torch.full((acted_on, self.in_channels), start)
             if kind.operator_learned:
                 self.register_parameter(f"operator_{name}", nn.Parameter(value))
             else:
                 self.register_buffer(f"operator_{name}", value)
+        kept = self.in_channels * (wavelets.filters if kind.skip else 1)
+        channels = kept + self.in_channels * acted_on
         self.projection = Projection(
             self.out_channels,
-            self.in_channels * (1 + angles) + (self.operator_channels if kind.skip else 0),
-            self._feature_index(angles),
+            channels,
+            # φ*x of a real x is real, and so are moduli.
+            range(self.in_channels * (2 - parts), kept if kind.nonlinearity == "collapse" else channels),
             complex_entries=kind.complex_projection,
             standardize=kind.standardize,
             synchronized=kind.synchronized,
@@ -92,10 +107,11 @@ class Block(nn.Module):
         if self.kind.nonlinearity == "collapse":
             return _CollapsedFeatures.apply(z, self.parts, self.kind.skip)
         acted_on = z if self.kind.skip else z[:, :, :, 1:]
-        acted = self.operator(acted_on, *(self._by_filter(name) for name in self.operator_parameters))
+        parameters = (getattr(self, f"operator_{name}")[:, None, None, None] for name in self.operator_parameters)
+        acted = self.operator(acted_on, *parameters)
         kept = z if self.kind.skip else z[:, :, :, :1]
-        imaginary = kept[:, 1] if self.parts == 2 else kept[:, 1, :, 1:]
-        return torch.cat([_by_position(part) for part in (kept[:, 0], imaginary, *acted.unbind(1))], dim=5)
+        parts = [kept[:, 0], acted[:, 0], kept[:, 1, :, 2 - self.parts :], *acted[:, 1:].unbind(1)]
+        return torch.cat([_by_position(part) for part in parts], dim=5)
 
     def multiply_adds(self) -> int:
         """Real multiplications with an addition, for one image: wavelets and projection, as they are executed."""
@@ -108,25 +124,13 @@ class Block(nn.Module):
         rows, columns = self.wavelets.output
         return rows * columns * self.projection.multiply_adds()
 
-    def _by_filter(self, name: str) -> Tensor:
-        """Gain or bias of ρ as (K, 1, 1, 1, C), for the K filters that ρ acts on."""
-        parameter: Tensor = getattr(self, f"operator_{name}")
-        low = self.in_channels if self.kind.skip else 0
-        band = parameter[low:].view(self.in_channels, -1).T
-        return torch.cat([parameter[None, :low], band] if low else [band])[:, None, None, None]
 
-    def _feature_index(self, angles: int) -> Tensor:
-        """For each real feature, in the order of `features`, its channel (imaginary parts: channels + channel)."""
-        channels, filters = self.in_channels, 1 + angles
-        band = channels + np.arange(channels) * angles + np.arange(angles)[:, None]
-        y = np.concatenate([np.arange(channels)[None], band])  # (1 + L, C): the channel of each coefficient
-        total = channels * filters * (2 if self.kind.skip else 1)
-        kept = y if self.kind.skip else y[:1]
-        acted = y + channels * filters if self.kind.skip else y[1:]
-        columns = [kept, total + kept[2 - self.parts :], acted]
-        if self.kind.nonlinearity != "collapse":
-            columns.append(total + acted)
-        return torch.from_numpy(np.concatenate(columns).reshape(-1))
+def published_order(channels: int, angles: int, skip: bool) -> NDArray[np.int64]:
+    """Where each of our channels stands in the code published with the paper, which counts ψ_θ of channel c at angle k
+    as C + c·L + k: ours are ``theirs[..., published_order(C, L, skip)]``."""
+    band = channels + np.arange(angles)[:, None] + angles * np.arange(channels)
+    order = np.concatenate([np.arange(channels), band.reshape(-1)])
+    return np.concatenate([order, order + len(order)]) if skip else order
 
 
 def _by_position(z: Tensor) -> Tensor:
@@ -137,35 +141,37 @@ def _by_position(z: Tensor) -> Tensor:
 class _CollapsedFeatures(torch.autograd.Function):
     """[φ*x, |ψ*x|], or [y, |y|] with skip connection: z (S, 2, T, 1 + L, M, N, B, C) → (M, S, N, T, B, F, C).
 
-    The same as the operators' general path, with a backward pass that goes over the coefficients once; the
-    moduli that it needs are those in the features. Where the input is real, so is φ*x: its imaginary part is left out.
+    The same as the operators' general path, with less memory: the backward pass finds the moduli, and with skip
+    connection the coefficients too, in the features. Where the input is real, so is φ*x: its imaginary part is left out.
     """
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, parts: int, skip: bool) -> Tensor:
-        kept = z.shape[3] if skip else 1
+        kept, real = z.shape[3] if skip else 1, 2 - parts
         r = amplitude(z if skip else z[:, :, :, 1:])
-        columns = [z[:, 0, :, :kept], z[:, 1, :, 2 - parts : kept], r]
-        features = torch.cat([_by_position(part) for part in columns], dim=5)
-        ctx.save_for_backward(z, features)
-        ctx.parts, ctx.kept = parts, kept
+        features = torch.cat([_by_position(part) for part in (z[:, 0, :, :kept], r, z[:, 1, :, real:kept])], dim=5)
+        ctx.save_for_backward(features, *([] if skip else [z]))
+        ctx.shape, ctx.sections, ctx.real = z.shape, [kept, r.shape[2], kept - real], real
         return features
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        z, features = ctx.saved_tensors
-        gradient, values = (f.permute(1, 3, 5, 0, 2, 4, 6) for f in (gradients[0], features))  # (S, T, F, …)
-        # |z| of all filters, or of all but φ: then the column before them stands in for it, and is overwritten.
-        last = values.shape[2] - z.shape[3]
-        ratio = torch.div(gradient[:, :, last:], values[:, :, last:], out=torch.empty_like(z[:, 0]))
-        z_gradient = z * ratio.unsqueeze(1)
-        kept, first = ctx.kept, 2 - ctx.parts
-        if kept == 1:
-            z_gradient[:, 0, :, 0] = gradient[:, :, 0]
-            z_gradient[:, 1, :, 0] = gradient[:, :, 1] if ctx.parts == 2 else 0
+        features, *saved = ctx.saved_tensors
+        (re, r, im), (g_re, g_r, g_im) = (
+            f.permute(1, 3, 5, 0, 2, 4, 6).split(ctx.sections, dim=2) for f in (features, gradients[0])
+        )  # (S, T, filters, M, N, B, C) each
+        z_gradient = features.new_empty(ctx.shape)
+        to_re, to_im = z_gradient.unbind(1)
+        if ctx.real:
+            to_im[:, :, 0] = 0
+        if saved:  # ∂loss/∂z = ∂loss/∂|z| · z/|z|
+            to_re[:, :, :1], to_im[:, :, ctx.real : 1] = g_re, g_im
+            ratio = torch.div(g_r, r, out=torch.empty_like(to_re[:, :, 1:]))
+            torch.mul(saved[0][:, :, :, 1:], ratio.unsqueeze(1), out=z_gradient[:, :, :, 1:])
         else:
-            z_gradient[:, 0] += gradient[:, :, :kept]
-            z_gradient[:, 1, :, first:] += gradient[:, :, kept : 2 * kept - first]
+            ratio = g_r / r
+            torch.addcmul(g_re, ratio, re, out=to_re)
+            torch.addcmul(g_im, ratio[:, :, ctx.real :], im, out=to_im[:, :, ctx.real :])
         return z_gradient, None, None
 
 
@@ -182,13 +188,14 @@ class Classifier(nn.Module):
         pooled: bool = False,
         normalization: str = "affine",
         bias: bool = True,
+        synchronized: bool = False,
     ) -> None:
         super().__init__()
         self.pooled = pooled
-        if normalization == "none":
-            self.normalization: nn.Module = nn.Identity()
-        else:
-            self.normalization = nn.BatchNorm2d(2 * channels, affine=normalization == "affine")
+        self.normalization: nn.Module = nn.Identity()
+        if normalization != "none":
+            affine = normalization == "affine"
+            self.normalization = BatchNorm(2 * channels, scale=affine, shift=affine, synchronized=synchronized)
         self.linear = nn.Linear(2 * channels * (1 if pooled else size[0] * size[1]), classes, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -205,8 +212,10 @@ class ScatteringNetwork(nn.Module):
 
     Args:
         widths: complex channels after each block.
+        octaves: of each block; see `octaves_of_blocks`.
         angles: L, the number of wavelet angles.
         size: (H, W) of the images.
+        pooled, normalization, bias: of the classifier; normalization is affine, plain or none.
 
     Raises:
         UserError: the input of a block would be smaller than 3 pixels; names the block, counted from 0.
@@ -216,8 +225,8 @@ class ScatteringNetwork(nn.Module):
         self,
         *,
         widths: Sequence[int],
+        octaves: Sequence[Octave],
         angles: int,
-        first_factorized_block: int,
         kind: BlockKind,
         classes: int,
         size: tuple[int, int],
@@ -229,19 +238,24 @@ class ScatteringNetwork(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList()
         channels, parts, input_size = in_channels, 1, size
-        for number, width in enumerate(widths):
+        for number, (width, octave) in enumerate(zip(widths, octaves, strict=True)):
             if min(size) < SMALLEST_SIDE:
                 raise UserError(
                     f"model.widths: block {number} of {len(widths)} would filter {size[0]}×{size[1]} pixels "
                     f"for images of {input_size[0]}×{input_size[1]}, and needs {SMALLEST_SIDE}×{SMALLEST_SIDE}; "
                     "use fewer blocks or larger images (data.image_size)"
                 )
-            octave = octave_of_block(number, first_factorized_block)
             wavelets = WaveletTransform(*size, octave, angles, parts)
             self.blocks.append(Block((channels, width), parts, wavelets, kind))
             channels, parts, size = width, 2, (output_size(size[0], octave), output_size(size[1], octave))
         self.classifier = Classifier(
-            channels, size, classes, pooled=pooled, normalization=normalization, bias=bias
+            channels,
+            size,
+            classes,
+            pooled=pooled,
+            normalization=normalization,
+            bias=bias,
+            synchronized=kind.synchronized,
         )
 
     def forward(self, images: Tensor) -> Tensor:

@@ -27,9 +27,9 @@ PERIODS = 2
 class Octave(Enum):
     """How much of an octave a block's filters cover."""
 
-    FULL = "full octave"
-    FIRST_HALF = "first half octave"
-    SECOND_HALF = "second half octave"
+    FULL = "full"
+    FIRST_HALF = "first_half"
+    SECOND_HALF = "second_half"
 
     @property
     def subsampling(self) -> int:
@@ -44,11 +44,13 @@ class FilterBank(NamedTuple):
     psi: NDArray[np.complex128]
 
 
-def octave_of_block(block: int, first_factorized_block: int) -> Octave:
+def octaves_of_blocks(blocks: int, first_factorized_block: int) -> list[Octave]:
     """Full octaves before `first_factorized_block`; from it on, first and second halves in turn."""
-    if block < first_factorized_block:
-        return Octave.FULL
-    return Octave.SECOND_HALF if (block - first_factorized_block) % 2 else Octave.FIRST_HALF
+    halves = (Octave.FIRST_HALF, Octave.SECOND_HALF)
+    return [
+        Octave.FULL if block < first_factorized_block else halves[(block - first_factorized_block) % 2]
+        for block in range(blocks)
+    ]
 
 
 def angle(k: int, angles: int) -> float:
