@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.config import ModelSettings
+from pipeline.config import ScatteringSettings
 from pipeline.models import build, multiply_adds, parameters
 from tests import parity
 
@@ -36,7 +36,7 @@ def test_parity_fails_on_wrong_numbers(shared: Path, tmp_path: Path) -> None:
 
 
 def test_seed_decides_the_weights() -> None:
-    model = ModelSettings(widths=(4, 4))
+    model = ScatteringSettings(widths=(4, 4))
     weights = [build(model, 10, 16, seed).state_dict() for seed in (1, 1, 2)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not torch.equal(
@@ -47,14 +47,14 @@ def test_seed_decides_the_weights() -> None:
 def test_the_papers_cifar_network_ends_at_two_pixels() -> None:
     widths = (64, 128, 256, 512, 512, 512, 512, 512)
     with torch.device("meta"):
-        network = build(ModelSettings(widths=widths), 10, 32).network
+        network = build(ScatteringSettings(widths=widths), 10, 32).network
     assert [block.wavelets.output[0] for block in network.blocks] == [32, 16, 16, 8, 8, 4, 4, 2]
 
 
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("nonlinearity", ["collapse", "identity"])
 def test_counted_multiply_adds_are_those_executed(nonlinearity: str, skip: bool) -> None:
-    model = ModelSettings(widths=(4, 6, 5), first_factorized_block=1, nonlinearity=nonlinearity, skip=skip)
+    model = ScatteringSettings(widths=(4, 6, 5), first_factorized_block=1, nonlinearity=nonlinearity, skip=skip)
     network = build(model, 10, 24).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 24, 24, 3, dtype=torch.uint8))
@@ -62,7 +62,7 @@ def test_counted_multiply_adds_are_those_executed(nonlinearity: str, skip: bool)
 
 
 def test_a_complex_parameter_counts_as_two() -> None:
-    network = build(ModelSettings(widths=(4,), first_factorized_block=1), 10, 16)
+    network = build(ScatteringSettings(widths=(4,), first_factorized_block=1), 10, 16)
     in_channels, positions = 3 * 5, 6 * 6
     assert network.network.blocks[0].wavelets.output == (8, 8)
     positions = 8 * 8
@@ -70,7 +70,7 @@ def test_a_complex_parameter_counts_as_two() -> None:
 
 
 def test_weight_decay_spares_normalization_and_biases() -> None:
-    names = build(ModelSettings(widths=(4,), nonlinearity="sigmoid"), 10, 16).no_decay_names()
+    names = build(ScatteringSettings(widths=(4,), nonlinearity="sigmoid"), 10, 16).no_decay_names()
     assert names == {
         f"network.{name}"
         for name in (
@@ -84,7 +84,7 @@ def test_weight_decay_spares_normalization_and_biases() -> None:
 
 
 def test_bfloat16_autocast_is_close_to_float32() -> None:
-    network = build(ModelSettings(widths=(8, 8)), 10, 16).eval()
+    network = build(ScatteringSettings(widths=(8, 8)), 10, 16).eval()
     pixels = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
     with torch.no_grad():
         exact = network(pixels)

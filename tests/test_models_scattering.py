@@ -13,25 +13,28 @@ from pipeline.models import projection
 from pipeline.models.operators import OPERATORS
 from pipeline.models.scattering import Block, BlockKind, ScatteringNetwork
 from pipeline.models.transform import WaveletTransform
-from pipeline.models.wavelets import Octave
-from tests import oracle
+from pipeline.models.wavelets import Octave, octaves_of_blocks
+from tests import oracle, parity
 
 skips = pytest.mark.parametrize("skip", [False, True], ids=["plain", "skip"])
 nonlinearities = pytest.mark.parametrize("nonlinearity", OPERATORS)
+FULL_OCTAVES = 1
 
 
-def small(kind: BlockKind | None = None, **changes: object) -> ScatteringNetwork:
+def small(
+    kind: BlockKind | None = None, *, widths: tuple[int, ...] = (3, 4, 2), size: int = 13, **classifier: object
+) -> ScatteringNetwork:
     """A network of a full octave and two half ones on 13-pixel images: odd sizes, 13 → 6 → 6 → 3."""
     torch.manual_seed(0)
-    arguments: dict = {
-        "widths": (3, 4, 2),
-        "angles": 4,
-        "first_factorized_block": 1,
-        "kind": kind or BlockKind(),
-        "classes": 5,
-        "size": (13, 13),
-    }
-    network = ScatteringNetwork(**(arguments | changes))
+    network = ScatteringNetwork(
+        widths=widths,
+        octaves=octaves_of_blocks(len(widths), FULL_OCTAVES),
+        angles=4,
+        kind=kind or BlockKind(),
+        classes=5,
+        size=(size, size),
+        **classifier,  # type: ignore[arg-type]
+    )
     with torch.no_grad():  # away from where they start, so that a mixed-up order shows
         for name, value in [*network.named_parameters(), *network.named_buffers()]:
             if "operator" in name or ("normalization" in name and "running" not in name and value.ndim == 1):
@@ -47,17 +50,20 @@ def block(kind: BlockKind, parts: int, size: int = 7) -> Block:
 def oracle_logits(network: ScatteringNetwork, images: Tensor) -> Tensor:
     blocks: list[Block] = list(network.blocks)  # type: ignore[arg-type]
     kind, classifier = blocks[0].kind, network.classifier
-    weights = [b.projection.weight for b in blocks]
+    weights, operators = [], []
+    for b in blocks:
+        features, acted_on = (torch.from_numpy(order.argsort()) for order in parity.orders(b))
+        weight = b.projection.weight[..., features]
+        weights.append(torch.complex(weight[0], weight[1] if kind.complex_projection else torch.zeros_like(weight[0])))
+        parameters = {name: getattr(b, f"operator_{name}").flatten()[acted_on] for name in b.operator_parameters}
+        operators.append(oracle.rho(kind.nonlinearity, **parameters))
     return oracle.network(
         images,
-        [torch.complex(w[0], w[1] if kind.complex_projection else torch.zeros_like(w[0])) for w in weights],
+        weights,
         angles=blocks[0].wavelets.filters - 1,
-        first_factorized_block=1,
+        first_factorized_block=FULL_OCTAVES,
         skip=kind.skip,
-        nonlinearities=[
-            oracle.rho(kind.nonlinearity, getattr(b, "operator_gain", None), getattr(b, "operator_bias", None))
-            for b in blocks
-        ],
+        nonlinearities=operators,
         classifier=oracle.Classifier(
             normalized=isinstance(classifier.normalization, torch.nn.BatchNorm2d),
             scale=getattr(classifier.normalization, "weight", None),
@@ -111,15 +117,20 @@ def test_so_do_other_classifiers(changes: dict[str, object]) -> None:
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(("widths", "size"), [((3, 4, 2, 3), 13), ((3, 4), 6), ((5,), 3)])
 def test_the_smallest_sizes_agree_with_the_oracle(widths: tuple[int, ...], size: int) -> None:
-    assert_agrees_with_the_oracle(small(widths=widths, size=(size, size)), size)
+    assert_agrees_with_the_oracle(small(widths=widths, size=size), size)
 
 
-def test_fixed_parameters_of_an_operator_start_where_told_and_are_not_learned() -> None:
-    start = (("gain", 2.0), ("bias", 3.0))
-    fixed = block(BlockKind(nonlinearity="sigmoid", operator_learned=False, operator_start=start), parts=2)
+def test_fixed_parameters_of_an_operator_are_what_was_told_and_not_learned() -> None:
+    kind = BlockKind(nonlinearity="sigmoid", operator_learned=False, operator_gain=2.0, operator_bias=3.0)
+    fixed = block(kind, parts=2)
     assert [name for name, _ in fixed.named_parameters()] == ["projection.weight"]
     assert {"operator_gain", "operator_bias"} <= fixed.state_dict().keys()
     assert (fixed.operator_gain == 2).all() and (fixed.operator_bias == 3).all()
+
+
+def test_a_parameter_that_an_operator_does_not_have_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model\.operator_gain: threshold has no gain; leave it out"):
+        block(BlockKind(nonlinearity="threshold", operator_gain=2.0), parts=2)
 
 
 @pytest.mark.usefixtures("double")
@@ -174,7 +185,7 @@ def test_outputs_have_unit_norm_at_each_position_unless_they_are_not_normalized(
 @pytest.mark.parametrize(("size", "border"), [(64, 6), (96, 7)], ids=["whole axes", "windows"])
 def test_shifting_the_image_shifts_the_features(nonlinearity: str, size: int, border: int) -> None:
     # Reflected borders differ. What they change falls off as the filters do: like a Gaussian, in each block.
-    network = small(BlockKind(nonlinearity=nonlinearity), size=(size, size)).eval()
+    network = small(BlockKind(nonlinearity=nonlinearity), size=size).eval()
     images, step = torch.randn(1, 3, size + 4, size + 4), 4  # subsampling by 2, 1 and 2
     here, there = network.features(images[..., :size, :size])[-1], network.features(images[..., step:, step:])[-1]
     expected = there[border - 1 : -border - 1, :, border - 1 : -border - 1]
@@ -195,7 +206,12 @@ def test_evaluation_uses_running_statistics(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_too_small_images_name_the_block() -> None:
+    def network(blocks: int) -> ScatteringNetwork:
+        full = [Octave.FULL] * blocks
+        sizes = {"classes": 2, "size": (18, 18)}
+        return ScatteringNetwork(widths=[4] * blocks, octaves=full, angles=4, kind=BlockKind(), **sizes)
+
     message = r"block 3 of 4 would filter 2×2 pixels for images of 18×18, and needs 3×3"
     with pytest.raises(UserError, match=message):
-        small(widths=(4, 4, 4, 4), first_factorized_block=4, size=(18, 18))
-    assert len(small(widths=(4, 4, 4), first_factorized_block=3, size=(18, 18)).blocks) == 3
+        network(4)
+    assert len(network(3).blocks) == 3
