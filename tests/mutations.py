@@ -27,7 +27,9 @@ class Mutation:
 
 
 WAVELETS, TRANSFORM, OPERATORS = (f"pipeline/models/{name}.py" for name in ("wavelets", "transform", "operators"))
-PROJECTION, SCATTERING = "pipeline/models/projection.py", "pipeline/models/scattering.py"
+PROJECTION, STATISTICS, SCATTERING = (
+    f"pipeline/models/{name}.py" for name in ("projection", "statistics", "scattering")
+)
 DATA, ENGINE, RUN_FOLDER = "pipeline/data.py", "pipeline/engine.py", "pipeline/run_folder.py"
 CONVOLVED = "tests/test_models_transform.py::test_each_filter_is_convolved_with_the_reflected_signal"
 DERIVATIVES = "tests/test_models_projection.py::test_derivatives_are_those_of_the_formula"
@@ -90,15 +92,15 @@ MUTATIONS = (
     Mutation(
         "the skip connection passes no gradient",
         SCATTERING,
-        "            z_gradient[:, 0] += gradient[:, :, :kept]\n",
-        "            pass\n",
+        "torch.addcmul(g_re, ratio, re, out=to_re)",
+        "torch.mul(ratio, re, out=to_re)",
         (ORACLE,),
     ),
     Mutation(
         "gains and biases of a non-linearity are mixed up",
         SCATTERING,
-        "band = parameter[low:].view(self.in_channels, -1).T",
-        "band = parameter[low:].view(-1, self.in_channels)",
+        "[:, None, None, None] for name",
+        "[:, None, None, None].flip(0) for name",
         (ORACLE,),
     ),
     Mutation(
@@ -118,8 +120,8 @@ MUTATIONS = (
     Mutation(
         "the running variance lacks n / (n - 1)",
         PROJECTION,
-        "variance * (count / (count - 1))",
-        "variance * 1",
+        "variance * (count / (count - 1)), alpha",
+        "variance, alpha",
         (
             "tests/test_models_projection.py::test_running_statistics_move_a_tenth_of_the_way_to_mean_and_unbiased_variance",
         ),
@@ -134,37 +136,37 @@ MUTATIONS = (
     Mutation(
         "the projection is not complex-linear",
         PROJECTION,
-        "torch.cat([-imaginary, real])",
-        "torch.cat([imaginary, real])",
+        "torch.cat([real, -imaginary[:, part]], dim=1)",
+        "torch.cat([real, imaginary[:, part]], dim=1)",
         (ORACLE,),
     ),
     Mutation(
-        "the projection's imaginary part gets no gradient",
+        "the projection's imaginary part gets half of its gradient",
         PROJECTION,
-        "imaginary = self.weight[1] if",
-        "imaginary = self.weight[1].detach() if",
+        "-= to_real_by_imaginary",
+        "-= 0 * to_real_by_imaginary",
         (ORACLE,),
     ),
     Mutation(
         "no gradient goes through the batch's variance",
         PROJECTION,
-        "slope = -by_channel.index_select",
-        "slope = -0 * by_channel.index_select",
+        "slope = -by_channel *",
+        "slope = -0 * by_channel *",
         (DERIVATIVES,),
     ),
     Mutation(
         "no gradient goes through the batch's mean",
         PROJECTION,
-        "g = gradients[0] - (total / ctx.count).to(x.dtype)",
+        "g = gradients[0] - shift.to(x.dtype)",
         "g = gradients[0]",
         (DERIVATIVES,),
     ),
     Mutation(
         "moments of bfloat16 features have its few digits",
-        PROJECTION,
+        STATISTICS,
         "unused = torch.zeros(2, rows.shape[1], dtype=torch.promote_types(x.dtype, torch.float32),",
         "unused = torch.zeros(2, rows.shape[1], dtype=x.dtype,",
-        ("tests/test_models_projection.py::test_moments_of_bfloat16_are_those_of_its_numbers",),
+        ("tests/test_models_moments.py::test_moments_of_bfloat16_are_those_of_its_numbers",),
     ),
     Mutation(
         "a position without a signal is divided by zero",
@@ -179,6 +181,13 @@ MUTATIONS = (
         "torch.addcmul(gradients[0], output, along, value=-1)",
         "torch.addcmul(gradients[0], output, along, value=0)",
         (ORACLE,),
+    ),
+    Mutation(
+        "weight decay pulls on the parameters of non-linearities",
+        "pipeline/models/__init__.py",
+        ' or ".operator_" in name',
+        "",
+        ("tests/test_models.py::test_weight_decay_spares_normalization_and_biases",),
     ),
     Mutation(
         "the seed of the weights is ignored",
