@@ -53,7 +53,7 @@ def forward_and_backward(
 def parts_of_block(
     block: Block, x: Tensor, number: int, autocast: Callable[[], AbstractContextManager]
 ) -> tuple[list[Callable[[], None]], Tensor]:
-    """The calls to be timed (wavelets, modulus, projection with standardization, and without), and the block's output."""
+    """Calls to be timed (wavelets, modulus, projection with standardization and without it), and the block's output."""
     plain = Projection(block.out_channels, block.projection.in_channels, block.projection.imaginary, standardize=False)
     wavelets, z = forward_and_backward(block.wavelets, x, number > 0, autocast)
     modulus, features = forward_and_backward(block.act, z, number > 0, autocast)

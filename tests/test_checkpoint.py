@@ -12,13 +12,13 @@ from torch import Tensor
 from data_prep.errors import UserError
 from data_prep.manifest import ImageClass
 from pipeline import checkpoint, history, models
-from pipeline.config import DataSettings, ModelSettings, OptimizerSettings, Settings
+from pipeline.config import DataSettings, OptimizerSettings, ScatteringSettings, Settings
 from pipeline.optim import build_optimizer, build_schedule
 
 CLASSES = [ImageClass(index=index, id=f"n{index:08}", name=name) for index, name in enumerate(["tench", "church"])]
 SETTINGS = Settings(
     data=DataSettings(path="somewhere", image_size=16),
-    model=ModelSettings(widths=(3, 4)),
+    model=ScatteringSettings(widths=(3, 4)),
     optimizer=OptimizerSettings(learning_rate=0.05, warmup_epochs=1),
 )
 
@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(saved: Path, file: str) -> None
 
 
 def test_a_checkpoint_of_another_network_is_refused(saved: Path) -> None:
-    network = models.build(ModelSettings(widths=(3, 5)), 2, 16)
+    network = models.build(ScatteringSettings(widths=(3, 5)), 2, 16)
     optimizer = build_optimizer(network, SETTINGS.optimizer)
     other = checkpoint.Training(network, optimizer, build_schedule(optimizer, SETTINGS.optimizer, 3, 2), [])
     with pytest.raises(UserError, match="does not fit the network"):

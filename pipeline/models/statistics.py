@@ -29,7 +29,7 @@ def all_reduce(values: Tensor) -> Tensor:
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance (biased) of each column of x (n, F), in float32 at least."""
-    if torch.compiler.is_compiling():  # a compiler makes its own loop of plain sums
+    if x.device.type != "cpu" or torch.compiler.is_compiling():  # a compiler makes its own loop of plain sums
         precise = x.to(torch.promote_types(x.dtype, torch.float32))
         variance, mean = torch.var_mean(precise, dim=0, correction=0)
         return mean, variance
