@@ -1,0 +1,223 @@
+"""Residual networks, which learn their spatial filters, for comparison: ResNet-18, 34, 50 and 20.
+
+    y_0 = x,  y_i = ρ(N(w_i * y_{i−1})) for i = 1 … n−1,  block(x) = ρ(N(w_n * y_{n−1}) + shortcut(x))
+
+ρ is a pointwise non-linearity of real numbers, N a batch normalization, and w_i a convolution without bias: n = 2 of
+3×3 in a basic block, n = 3 of 1×1, 3×3 and 1×1 in a bottleneck, whose stride is that of the 3×3. The shortcut is
+the identity, or N(w * x) with a 1×1 convolution w where the block changes the shape.
+
+After He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition" (CVPR 2016). Layers have the names that they
+have in torchvision, so that its weights load. Where the paper's ResNet-20 pads a shortcut with zero channels (269,722
+parameters for 10 classes), the one here projects it, as the larger networks do (272,474).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from data_prep.errors import UserError
+
+THRESHOLD = 0.1
+"""Where the learned thresholds λ start."""
+EXPANSION = 4
+"""Channels that leave a bottleneck, for each channel inside."""
+STAGES = {18: (2, 2, 2, 2), 20: (3, 3, 3), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+"""For each depth, blocks of each stage; all stages but the first halve the sides and double the channels."""
+
+
+def soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
+    """sign(x)·max(|x| − λ, 0) for x (B, C, H, W) and λ (C,)."""
+    # In x's precision: under autocast, a float32 λ would make all that follows float32.
+    return torch.sign(x) * torch.relu(x.abs() - threshold.to(x.dtype)[:, None, None])
+
+
+def signed_sigmoid(x: Tensor) -> Tensor:
+    """sign(x)·σ(|x|): the sign is kept, as the phase is in an amplitude sigmoid.
+
+    It jumps from −1/2 over 0 to 1/2 at x = 0. The derivative is σ(x)·(1 − σ(x)) elsewhere, and taken as 0 there.
+    """
+    return torch.sign(x) * torch.sigmoid(x.abs())
+
+
+NONLINEARITIES: dict[str, Callable[..., Tensor]] = {
+    "relu": torch.relu,
+    "absolute": torch.abs,  # the phase collapse of real numbers, whose phase is their sign; derivative 0 at 0
+    "threshold": soft_threshold,
+    "tanh": torch.tanh,
+    "sigmoid": signed_sigmoid,
+    "rational": nn.functional.softsign,  # x/(1 + |x|)
+}
+
+
+class Nonlinearity(nn.Module):
+    """ρ at one place of a network, with the thresholds that it learns, one for each channel, if it has any."""
+
+    def __init__(self, name: str, channels: int) -> None:
+        super().__init__()
+        self.function = NONLINEARITIES[name]
+        self.threshold = nn.Parameter(torch.full((channels,), THRESHOLD)) if name == "threshold" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x) if self.threshold is None else self.function(x, self.threshold)
+
+
+def batch_norm(channels: int, affine: bool, biases: bool) -> nn.BatchNorm2d:
+    """γ·(x − mean)/√(variance + ε) + β, with γ learned if `affine` and β if `biases`, each without the other too."""
+    normalization = nn.BatchNorm2d(channels, affine=affine or biases)
+    if not affine:
+        normalization.register_parameter("weight", None)
+    if not biases:
+        normalization.register_parameter("bias", None)
+    return normalization
+
+
+@dataclass(frozen=True)
+class BlockKind:
+    """What all blocks of a network have in common; `normalization` makes N for a number of channels."""
+
+    bottleneck: bool
+    nonlinearity: str
+    normalization: Callable[[int], nn.Module]
+
+
+class Block(nn.Module):
+    """x (B, C, H, W) → (B, C', ⌈H/stride⌉, ⌈W/stride⌉), C' = width, or 4·width in a bottleneck."""
+
+    def __init__(self, in_channels: int, width: int, stride: int, kind: BlockKind) -> None:
+        super().__init__()
+        layers = [(width, 3, stride), (width, 3, 1)]  # channels, side of the kernel, stride
+        if kind.bottleneck:
+            layers = [(width, 1, 1), (width, 3, stride), (EXPANSION * width, 1, 1)]
+        self.depth, self.out_channels = len(layers), layers[-1][0]
+        self.downsample: nn.Module = nn.Identity()
+        if stride > 1 or in_channels != self.out_channels:
+            self.downsample = nn.Sequential(
+                convolution(in_channels, self.out_channels, 1, stride), kind.normalization(self.out_channels)
+            )
+        for number, (channels, side, step) in enumerate(layers, 1):
+            self.add_module(f"conv{number}", convolution(in_channels, channels, side, step))
+            self.add_module(f"bn{number}", kind.normalization(channels))
+            self.add_module(f"rho{number}", Nonlinearity(kind.nonlinearity, channels))
+            in_channels = channels
+
+    def layers(self) -> list[tuple[nn.Conv2d, nn.Module, nn.Module]]:
+        """Convolution, N and ρ, in the order in which they act."""
+        numbers = range(1, self.depth + 1)
+        return [(getattr(self, f"conv{n}"), getattr(self, f"bn{n}"), getattr(self, f"rho{n}")) for n in numbers]
+
+    def forward(self, x: Tensor) -> Tensor:
+        *first, (last_convolution, last_normalization, last_rho) = self.layers()
+        y = x
+        for convolve, normalize, rho in first:
+            y = rho(normalize(convolve(y)))
+        return last_rho(last_normalization(last_convolution(y)) + self.downsample(x))
+
+
+class ResNet(nn.Module):
+    """Normalized images (B, 3, H, W) → logits (B, classes).
+
+    Args:
+        depth: 18, 20, 34 or 50; 20 is the paper's network for CIFAR, three stages of 16, 32 and 64 channels.
+        stem: 'imagenet', a 7×7 convolution of stride 2 and a max pool, or 'cifar', a 3×3 convolution of stride 1.
+        nonlinearity: ρ, one of `NONLINEARITIES`.
+        biases, affine: what normalizations learn, β and γ.
+        width_multiplier: multiplies the channels of all layers, rounded, at least 1.
+        normalization: makes N from a number of channels, `affine` and `biases`.
+
+    Raises:
+        UserError: ResNet-20 with the stem for ImageNet.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int,
+        stem: str,
+        nonlinearity: str,
+        biases: bool,
+        affine: bool,
+        classifier_bias: bool,
+        classes: int,
+        in_channels: int = 3,
+        width_multiplier: float = 1.0,
+        normalization: Callable[[int, bool, bool], nn.Module] = batch_norm,
+    ) -> None:
+        super().__init__()
+        if depth == 20 and stem != "cifar":
+            raise UserError(
+                "model.stem: ResNet-20 is defined for the CIFAR stem; use model.stem=cifar, or model.depth 18, 34 or 50"
+            )
+        kind = BlockKind(
+            bottleneck=depth == 50,
+            nonlinearity=nonlinearity,
+            normalization=lambda channels: normalization(channels, affine, biases),
+        )
+        widths = [
+            max(1, round(width_multiplier * (16 if depth == 20 else 64) * 2**stage))
+            for stage in range(len(STAGES[depth]))
+        ]
+        side, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        channels = widths[0]
+        self.conv1 = convolution(in_channels, channels, side, stride)
+        self.bn1 = kind.normalization(channels)
+        self.rho1 = Nonlinearity(nonlinearity, channels)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()
+        self.stages = len(widths)
+        for stage, (width, blocks) in enumerate(zip(widths, STAGES[depth], strict=True)):
+            layer = nn.Sequential()
+            for number in range(blocks):
+                block = Block(channels, width, 2 if stage > 0 and number == 0 else 1, kind)
+                layer.append(block)
+                channels = block.out_channels
+            self.add_module(f"layer{stage + 1}", layer)
+        self.fc = nn.Linear(channels, classes, bias=classifier_bias)
+
+    def blocks(self) -> list[Block]:
+        return [block for stage in range(self.stages) for block in getattr(self, f"layer{stage + 1}")]
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.maxpool(self.rho1(self.bn1(self.conv1(images))))
+        for block in self.blocks():
+            x = block(x)
+        return self.fc(x.mean((2, 3)))
+
+    def multiply_adds(self, size: tuple[int, int]) -> int:
+        """Multiplications with an addition, for one image of `size` (H, W): those of convolutions and classifier."""
+        size = _output_size(self.conv1, size)
+        total = _multiply_adds(self.conv1, size) + self.fc.weight.numel()
+        if isinstance(self.maxpool, nn.MaxPool2d):
+            size = _halved(size)
+        for block in self.blocks():
+            for convolve, _, _ in block.layers():
+                size = _output_size(convolve, size)
+                total += _multiply_adds(convolve, size)
+            # The shortcut's convolution ends at the size at which the block ends.
+            total += sum(_multiply_adds(m, size) for m in block.downsample.modules() if isinstance(m, nn.Conv2d))
+        return total
+
+
+def convolution(in_channels: int, out_channels: int, side: int, stride: int) -> nn.Conv2d:
+    """n pixels a side → ⌈n/stride⌉, without bias; weights start normal with variance 2/(out_channels·side²).
+
+    That is torchvision's start (Kaiming, fan out, gain of ReLU), for every ρ: N removes the scale in the forward pass.
+    """
+    result = nn.Conv2d(in_channels, out_channels, side, stride=stride, padding=side // 2, bias=False)
+    nn.init.kaiming_normal_(result.weight, mode="fan_out", nonlinearity="relu")
+    return result
+
+
+def _output_size(layer: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int]:
+    return _halved(size) if layer.stride == (2, 2) else size
+
+
+def _halved(size: tuple[int, int]) -> tuple[int, int]:
+    """⌈H/2⌉ and ⌈W/2⌉: (n + 2·⌊k/2⌋ − k)/2 + 1 rounded down, for an odd side k of the kernel."""
+    return -(-size[0] // 2), -(-size[1] // 2)
+
+
+def _multiply_adds(layer: nn.Conv2d, output: tuple[int, int]) -> int:
+    return layer.weight.numel() * output[0] * output[1]
