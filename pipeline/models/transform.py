@@ -119,12 +119,12 @@ class WaveletTransform(nn.Module):
         return channels * (to_frequencies + self.kernels.numel() * tiles + from_frequencies)
 
     def necessary_multiply_adds(self, channels: int) -> int:
-        """Those of filtering by fast Fourier transforms, which no number of filters or angles makes slower than taps.
+        """Those of filtering with fast Fourier transforms of the padded grid: a yardstick apart from what `forward` does.
 
-        A transform of N complex numbers takes N/2·log₂ N complex products, that is 2·N·log₂ N real ones; half of that if
-        the numbers are real. Each channel has one transform of its padded grid of N pixels, 2·N products with the spectrum
-        of each filter, which is real because ψ(−u) is the conjugate of ψ(u), and for each filter a transform back of the
-        N/step² frequencies that subsampling leaves. Of a real x, φ*x is real and counts as half a filter.
+        A transform of N complex numbers takes N/2·log₂ N complex products, that is 2·N·log₂ N real ones; half of that
+        if the numbers are real. Each channel has one transform of its padded grid of N pixels, 2·N products with the
+        spectrum of each filter, which is real because ψ(−u) is the conjugate of ψ(u), and for each filter a transform
+        back of the N/step² frequencies that subsampling leaves. Of a real x, φ*x is real and counts as half a filter.
         """
         size = self._padded_pixels()
         kept = size // (self.rows.step * self.columns.step)
@@ -133,9 +133,9 @@ class WaveletTransform(nn.Module):
         return round(channels * (forward + filters * (2 * size + 2 * kept * math.log2(kept))))
 
     def fixed_numbers(self) -> int:
-        """Numbers in the filters of the formula, on the padded grid: φ is real, and each ψ_θ complex, two numbers a pixel.
+        """Numbers in the filters of the formula, on the padded grid: φ is real, and each ψ_θ complex, two a pixel.
 
-        The matrices that `forward` multiplies with are made of them, and are more or fewer as the tiles are.
+        The matrices that `forward` multiplies with are made of them, and hold more.
         """
         return (2 * self.filters - 1) * self._padded_pixels()
 
