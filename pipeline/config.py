@@ -381,7 +381,7 @@ def _families(annotation: Any) -> dict[str, type[Section]]:
     members = [(get_args(member) or (None,))[0] for member in get_args(annotation)]
     if not all(isinstance(member, type) and issubclass(member, Section) for member in members):
         return {}
-    return {get_args(member.model_fields["family"].annotation)[0]: member for member in members}  # type: ignore[union-attr]
+    return {get_args(member.model_fields["family"].annotation)[0]: member for member in members}
 
 
 def _locate(place: Sequence[str | int], tree: type[Section]) -> tuple[str, type[Section]]:

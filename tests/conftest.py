@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_prep.textures import Textures
 from data_prep.write import prepare
@@ -15,6 +17,14 @@ from data_prep.write import prepare
 def pytest_configure() -> None:
     """Lets tests interrupt what they start: a shell's background job ignores SIGINT, and so would its children."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Networks that a test makes, and their inputs, are double precision."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="session")

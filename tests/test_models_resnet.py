@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.errors import UserError
 from pipeline.models import ImageNetwork, parameters
-from pipeline.models.resnet import NONLINEARITIES, Nonlinearity, ResNet, batch_norm
+from pipeline.models.resnet import NONLINEARITIES, Nonlinearity, ResNet
 
 SWITCHES = list(itertools.product([False, True], repeat=2))
 
@@ -27,6 +27,7 @@ def resnet(depth: int = 20, **changes: object) -> ResNet:
         "affine": True,
         "classifier_bias": True,
         "classes": 10,
+        "size": (32, 32),
     }
     return ResNet(**(arguments | changes))
 
@@ -103,36 +104,15 @@ def test_resnet_20_refuses_the_imagenet_stem_by_name() -> None:
 def test_counted_multiply_adds_are_those_executed(depth: int, stem: str) -> None:
     size = (45, 70)
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        network = resnet(depth, stem=stem).eval()
+        network = resnet(depth, stem=stem, size=size).eval()
         network(torch.empty(1, 3, *size))
-    assert 2 * network.multiply_adds(size) == counter.get_total_flops()
+    assert 2 * network.multiply_adds() == counter.get_total_flops()
 
 
 def test_resnet_50_has_the_published_multiply_adds() -> None:
     with torch.device("meta"):
-        network = resnet(50, stem="imagenet", classes=1000)
-    assert network.multiply_adds((224, 224)) == 4_089_184_256
-
-
-@pytest.mark.parametrize(("affine", "biases"), SWITCHES)
-@pytest.mark.parametrize("training", [False, True])
-def test_batch_norm_learns_what_it_is_told_to(affine: bool, biases: bool, training: bool) -> None:
-    normalization, reference = batch_norm(5, affine, biases).train(training), nn.BatchNorm2d(5).train(training)
-    assert {name for name, _ in normalization.named_parameters()} == {
-        name for name, kept in (("weight", affine), ("bias", biases)) if kept
-    }
-    for name, value in normalization.named_parameters():
-        nn.init.uniform_(value, 0.5, 1.5)
-        getattr(reference, name).data.copy_(value.data)
-    x = 3 * torch.randn(4, 5, 6, 7).contiguous(memory_format=torch.channels_last) + 1
-    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    direction = torch.randn_like(x)
-    (normalization(ours) * direction).sum().backward()
-    (reference(theirs) * direction).sum().backward()
-    torch.testing.assert_close(normalization(ours), reference(theirs))
-    torch.testing.assert_close(ours.grad, theirs.grad)
-    for name, value in normalization.named_parameters():
-        torch.testing.assert_close(value.grad, getattr(reference, name).grad)
+        network = resnet(50, stem="imagenet", classes=1000, size=(224, 224))
+    assert network.multiply_adds() == 4_089_184_256
 
 
 @pytest.mark.parametrize("depth", [20, 50])
@@ -148,24 +128,11 @@ def test_switches_remove_every_shift_and_scale(depth: int) -> None:
 
 def test_weight_decay_spares_thresholds_and_normalizations() -> None:
     with torch.device("meta"):
-        network = ImageNetwork(resnet(nonlinearity="threshold"))  # type: ignore[arg-type]
+        network = ImageNetwork(resnet(nonlinearity="threshold"))
         decayed = {name for name, _ in network.named_parameters()} - network.no_decay_names()
         modules = dict(network.named_modules())
     assert len(decayed) == 1 + 9 * 2 + 2 + 1
     assert all(isinstance(modules[name.removesuffix(".weight")], nn.Conv2d | nn.Linear) for name in decayed)
-
-
-def test_other_normalizations_take_the_place_of_all() -> None:
-    asked = []
-
-    def none(channels: int, affine: bool, biases: bool) -> nn.Module:
-        asked.append((channels, affine, biases))
-        return nn.Identity()
-
-    network = resnet(biases=False, normalization=none)
-    assert sorted({*asked}) == [(16, True, False), (32, True, False), (64, True, False)]
-    assert len(asked) == 1 + 9 * 2 + 2
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 
 VALUES = {

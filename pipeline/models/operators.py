@@ -4,8 +4,8 @@
     a   (K, 1, 1, 1, C)            gain, one real number for each channel, where the operator has one
     b   (K, 1, 1, 1, C)            bias, likewise
 
-Phase collapse returns a real signal (S, 1, T, K, M, N, B, C); the amplitude reductions return f(|z|)·z, which has the phase
-of z. All have a finite derivative at z = 0, where the modulus itself has none: that of the modulus is taken as 0.
+Phase collapse returns a real signal (S, 1, T, K, M, N, B, C); the amplitude reductions return f(|z|)·z, which has the
+phase of z. All have a finite derivative at z = 0, where the modulus itself has none: that of the modulus is taken as 0.
 """
 
 from __future__ import annotations

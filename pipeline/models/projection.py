@@ -1,8 +1,8 @@
 """Steps 3 to 5 of a block: standardize each channel, project channels onto others, normalize each position.
 
-Features are rows of a matrix (n, F): n = H·W·B positions, and the numbers of a position: the real parts of all channels,
-then the imaginary parts of a range of channels. The others are real (after a phase collapse, say), and cost no
-multiplication by an imaginary part that is zero.
+Features are rows of a matrix (n, F): n = H·W·B positions, and the numbers of a position: the real parts of all
+channels, then the imaginary parts of a range of channels. The others are real (after a phase collapse, say), and cost
+no multiplication by an imaginary part that is zero.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
+from pipeline.models.statistics import BatchNorm
 
 THRESHOLD = 0.1
 """Where the learned thresholds λ start."""
@@ -65,23 +66,19 @@ class Nonlinearity(nn.Module):
         return self.function(x) if self.threshold is None else self.function(x, self.threshold)
 
 
-def batch_norm(channels: int, affine: bool, biases: bool) -> nn.BatchNorm2d:
-    """γ·(x − mean)/√(variance + ε) + β, with γ learned if `affine` and β if `biases`, each without the other too."""
-    normalization = nn.BatchNorm2d(channels, affine=affine or biases)
-    if not affine:
-        normalization.register_parameter("weight", None)
-    if not biases:
-        normalization.register_parameter("bias", None)
-    return normalization
-
-
 @dataclass(frozen=True)
 class BlockKind:
-    """What all blocks of a network have in common; `normalization` makes N for a number of channels."""
+    """What all blocks of a network have in common."""
 
     bottleneck: bool
     nonlinearity: str
-    normalization: Callable[[int], nn.Module]
+    affine: bool
+    biases: bool
+    synchronized: bool
+
+    def normalization(self, channels: int) -> BatchNorm:
+        """N, whose scale γ is learned if `affine`, and shift β if `biases`."""
+        return BatchNorm(channels, scale=self.affine, shift=self.biases, synchronized=self.synchronized)
 
 
 class Block(nn.Module):
@@ -126,7 +123,8 @@ class ResNet(nn.Module):
         nonlinearity: ρ, one of `NONLINEARITIES`.
         biases, affine: what normalizations learn, β and γ.
         width_multiplier: multiplies the channels of all layers, rounded, at least 1.
-        normalization: makes N from a number of channels, `affine` and `biases`.
+        size: (H, W) of the images that multiply-adds are counted for; it takes others too.
+        synchronized: statistics of the images of all workers.
 
     Raises:
         UserError: ResNet-20 with the stem for ImageNet.
@@ -142,11 +140,13 @@ class ResNet(nn.Module):
         affine: bool,
         classifier_bias: bool,
         classes: int,
+        size: tuple[int, int],
         in_channels: int = 3,
         width_multiplier: float = 1.0,
-        normalization: Callable[[int, bool, bool], nn.Module] = batch_norm,
+        synchronized: bool = False,
     ) -> None:
         super().__init__()
+        self.size = size
         if depth == 20 and stem != "cifar":
             raise UserError(
                 "model.stem: ResNet-20 is defined for the CIFAR stem; use model.stem=cifar, or model.depth 18, 34 or 50"
@@ -154,7 +154,9 @@ class ResNet(nn.Module):
         kind = BlockKind(
             bottleneck=depth == 50,
             nonlinearity=nonlinearity,
-            normalization=lambda channels: normalization(channels, affine, biases),
+            affine=affine,
+            biases=biases,
+            synchronized=synchronized,
         )
         widths = [
             max(1, round(width_multiplier * (16 if depth == 20 else 64) * 2**stage))
@@ -185,9 +187,9 @@ class ResNet(nn.Module):
             x = block(x)
         return self.fc(x.mean((2, 3)))
 
-    def multiply_adds(self, size: tuple[int, int]) -> int:
+    def multiply_adds(self) -> int:
         """Multiplications with an addition, for one image of `size` (H, W): those of convolutions and classifier."""
-        size = _output_size(self.conv1, size)
+        size = _output_size(self.conv1, self.size)
         total = _multiply_adds(self.conv1, size) + self.fc.weight.numel()
         if isinstance(self.maxpool, nn.MaxPool2d):
             size = _halved(size)

@@ -6,8 +6,9 @@
 ρ acts on each complex coefficient, P_j is a complex 1×1 convolution without bias, and normalize divides by the
 Euclidean norm across channels at each position. Only P_j, the classifier, and what ρ may have to learn are learned.
 
-Signals are (H, parts, W, B, C), see :mod:`pipeline.models.transform`. What P_j acts on are channels filter after filter:
-φ*x of channel c is c, and ψ_θ of channel c at angle k is C + k·C + c; `published_order` translates from other code.
+Signals are (H, parts, W, B, C), see :mod:`pipeline.models.transform`. What P_j acts on are channels filter after
+filter: φ*x of channel c is c, and ψ_θ of channel c at angle k is C + k·C + c; `published_order` translates from other
+code.
 """
 
 from __future__ import annotations
@@ -71,10 +72,10 @@ class Block(nn.Module):
 
     def __init__(self, channels: tuple[int, int], parts: int, wavelets: WaveletTransform, kind: BlockKind) -> None:
         super().__init__()
-        (self.in_channels, self.out_channels), self.parts, self.kind = channels, parts, kind
+        self.in_channels, self.out_channels = channels
+        self.parts, self.kind = parts, kind
         self.wavelets = wavelets
         self.operator = OPERATORS[kind.nonlinearity]
-        angles = wavelets.filters - 1
         self.operator_parameters = kind.operator_parameters()
         acted_on = wavelets.filters if kind.skip else wavelets.filters - 1
         for name, start in self.operator_parameters.items():
@@ -84,12 +85,12 @@ class Block(nn.Module):
             else:
                 self.register_buffer(f"operator_{name}", value)
         kept = self.in_channels * (wavelets.filters if kind.skip else 1)
-        channels = kept + self.in_channels * acted_on
+        total = kept + self.in_channels * acted_on
         self.projection = Projection(
             self.out_channels,
-            channels,
+            total,
             # φ*x of a real x is real, and so are moduli.
-            range(self.in_channels * (2 - parts), kept if kind.nonlinearity == "collapse" else channels),
+            range(self.in_channels * (2 - parts), kept if kind.nonlinearity == "collapse" else total),
             complex_entries=kind.complex_projection,
             standardize=kind.standardize,
             synchronized=kind.synchronized,
@@ -104,7 +105,9 @@ class Block(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Steps 1 and 2, brought together by position: (M, S, N, T, B, F, C), where M·S = H' and N·T = W'."""
         z = self.wavelets(x)
-        if self.kind.nonlinearity == "collapse":
+        if (
+            self.kind.nonlinearity == "collapse" and not torch.compiler.is_compiling()
+        ):  # compilers fuse the general path
             return _CollapsedFeatures.apply(z, self.parts, self.kind.skip)
         acted_on = z if self.kind.skip else z[:, :, :, 1:]
         parameters = (getattr(self, f"operator_{name}")[:, None, None, None] for name in self.operator_parameters)
@@ -142,7 +145,8 @@ class _CollapsedFeatures(torch.autograd.Function):
     """[φ*x, |ψ*x|], or [y, |y|] with skip connection: z (S, 2, T, 1 + L, M, N, B, C) → (M, S, N, T, B, F, C).
 
     The same as the operators' general path, with less memory: the backward pass finds the moduli, and with skip
-    connection the coefficients too, in the features. Where the input is real, so is φ*x: its imaginary part is left out.
+    connection the coefficients too, in the features. Where the input is real, so is φ*x: its imaginary part is left
+    out.
     """
 
     @staticmethod

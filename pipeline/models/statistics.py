@@ -33,8 +33,8 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
         precise = x.to(torch.promote_types(x.dtype, torch.float32))
         variance, mean = torch.var_mean(precise, dim=0, correction=0)
         return mean, variance
-    # The kernel of batch normalization reads x twice and writes nothing: a tenth of var_mean's time on a CPU. It adds up
-    # row after row, which loses digits over many; so it runs over groups of rows, and then over the groups' moments.
+    # The kernel of batch normalization reads x twice and writes nothing: a tenth of var_mean's time on a CPU. It adds
+    # up row after row, which loses digits over many; so it runs over groups of rows, and then over the groups' moments.
     groups = next(k for k in range(math.isqrt(len(x)), 0, -1) if len(x) % k == 0)
     rows = x.view(1, len(x) // groups, 1, -1).permute(0, 3, 1, 2)  # channels last
     means, variances = (m.view(groups, -1) for m in torch.batch_norm_update_stats(rows, None, None, 0.0))
@@ -56,8 +56,8 @@ def joined_moments(count: int, mean: Tensor, variance: Tensor) -> tuple[Tensor, 
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalization of (B, C, H, W), with or without a learned scale and shift, and with statistics of this worker
-    or of all of them, on any device (torch's SyncBatchNorm refuses CPUs).
+    """Batch normalization of (B, C, H, W), with or without a learned scale and shift, and with statistics of this
+    worker or of all of them, on any device (torch's SyncBatchNorm refuses CPUs).
 
     Args:
         scale, shift: learn γ, learn β.

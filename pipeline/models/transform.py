@@ -10,9 +10,9 @@ saves work: a signal of every second row has the frequencies ω and ω + π adde
 both, and the third is half as large. Transforming both axes would write a whole spectrum for each filter, and read it
 again, of which subsampling keeps a quarter.
 
-Large images are cut into tiles, each computed from a window that is wider by the reach of the filters, so that the cost is
-in proportion to the pixels. Complex numbers are pairs of reals that the matrices mix. Layouts in memory, the axis that
-moves least first:
+Large images are cut into tiles, each computed from a window that is wider by the reach of the filters, so that the cost
+is in proportion to the pixels. Complex numbers are pairs of reals that the matrices mix. Layouts in memory, the axis
+that moves least first:
 
     x   (H, parts, W, B, C)                a signal; parts = 2 (real, imaginary), or 1 for a real one
     z   (S, 2, T, 1 + L, M, N, B, C)       coefficients of all filters, in M × N tiles of S × T pixels
@@ -146,9 +146,9 @@ class WaveletTransform(nn.Module):
 class Axis:
     """How one axis of `size` pixels is cut into tiles; NumPy only.
 
-    `tiles` tiles of `tile` outputs each are computed on a circular grid of `period` pixels, at its positions `kept`. For a
-    small axis this is the whole padded axis, and `from_pixels` puts the reflected borders into a matrix; for a large
-    one it is a window, which has copies of the reflected pixels in it.
+    `tiles` tiles of `tile` outputs each are computed on a circular grid of `period` pixels, at its positions `kept`.
+    For a small axis this is the whole padded axis, and `from_pixels` puts the reflected borders into a matrix; for a
+    large one it is a window, which has copies of the reflected pixels in it.
 
     Args:
         magnitude: (P,) largest tap of the filters at each lag along this axis.
@@ -239,8 +239,8 @@ class _Copies(torch.autograd.Function):
 class _ToFrequencies(torch.autograd.Function):
     """matrix @ x, for the matrix of a Fourier transform along the rows of x, which hold `parts` numbers each.
 
-    The mean goes around the matrix: of a constant, all frequencies but ω = 0 are sums that cancel. Rounded, they would leak
-    into every band-pass coefficient of a column alike, which no average over positions removes.
+    The mean goes around the matrix: of a constant, all frequencies but ω = 0 are sums that cancel. Rounded, they would
+    leak into every band-pass coefficient of a column alike, which no average over positions removes.
     """
 
     @staticmethod
