@@ -132,7 +132,8 @@ def _table(description: Description) -> Table:
     size = description.image_size
     title = f"{description.family}, {size}×{size} pixels → {description.classes} classes"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("layer", "what it does", "output"):
+    table.add_column("layer", no_wrap=True)
+    for name in ("what it does", "output"):
         table.add_column(name, overflow="fold")
     for name in ("learned", "fixed", "necessary M", "executed M", "kept kB"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -119,7 +119,7 @@ class WaveletTransform(nn.Module):
         return channels * (to_frequencies + self.kernels.numel() * tiles + from_frequencies)
 
     def necessary_multiply_adds(self, channels: int) -> int:
-        """Those of filtering with fast Fourier transforms of the padded grid: a yardstick apart from what `forward` does.
+        """Those of filtering with fast Fourier transforms of the padded grid, whatever `forward` does.
 
         A transform of N complex numbers takes N/2·log₂ N complex products, that is 2·N·log₂ N real ones; half of that
         if the numbers are real. Each channel has one transform of its padded grid of N pixels, 2·N products with the
