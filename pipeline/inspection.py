@@ -49,6 +49,7 @@ class Layer:
     learned: int = 0
     """Learned numbers; a complex one is two."""
     classifier: bool = False
+    """Whether it comes after the last block: then what it learns is the classifier's."""
     kernels: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Sides of the kernel of each learned weight that covers more than one pixel."""
     biases: dict[str, int] = field(default_factory=dict)
@@ -79,8 +80,8 @@ def inspect(model: ModelSettings, classes: int, image_size: int, precision: str)
         images = torch.zeros(3, image_size, image_size, 3, dtype=torch.uint8)
         costs = _Costs(steps)
         network.eval()
-        with torch.no_grad(), FlopCounterMode(display=False) as counter, costs.following():
-            costs.total = lambda: counter.get_total_flops() // 2
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter, costs.following(lambda: counter.get_total_flops() // 2):
             network(images[:1])
         executed = costs.by_layer()
         network.train()
@@ -105,9 +106,8 @@ def _kept(network: nn.Module, images: Tensor, costs: _Costs, precision: str) -> 
     with (
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        costs.following(),
+        costs.following(lambda: sum(storage.nbytes() for storage in storages.values())),
     ):
-        costs.total = lambda: sum(storage.nbytes() for storage in storages.values())
         network(images)
     return costs.by_layer()
 
@@ -117,12 +117,12 @@ class _Costs:
 
     def __init__(self, steps: list[_Step]) -> None:
         self._steps = steps
-        self.total: Callable[[], int] = lambda: 0
+        self._spent: list[int] = []
 
     @contextmanager
-    def following(self) -> Iterator[None]:
+    def following(self, total: Callable[[], int]) -> Iterator[None]:
         """Follows the forward pass in the body."""
-        self._spent, self._seen, self._current = [0] * len(self._steps), 0, 0
+        self._total, self._spent, self._seen, self._current = total, [0] * len(self._steps), 0, 0
         hooks: list[Any] = []
         for number, (_, module, entered) in enumerate(self._steps):
 
@@ -139,10 +139,11 @@ class _Costs:
                 hook.remove()
 
     def by_layer(self) -> list[int]:
+        """What each layer added to the total of the pass that was followed last."""
         return self._spent
 
     def _settle(self) -> None:
-        total = self.total()
+        total = self._total()
         self._spent[self._current] += total - self._seen
         self._seen = total
 
@@ -182,7 +183,8 @@ def _of_scattering(network: ScatteringNetwork) -> Iterator[_Step]:
         channels, size = 2 * blocks[-1].out_channels, blocks[-1].wavelets.output
         layer = Layer("classifier.normalization", "batch normalization", 0, channels, size, classifier=True)
         yield _Step(layer, classifier.normalization)
-    yield _Step(_linear("classifier.linear", classifier.linear), classifier.linear)
+    linear = replace(_linear("classifier.linear", classifier.linear), classifier=True)
+    yield _Step(linear, classifier.linear)
 
 
 def _of_block(name: str, block: Block) -> Iterator[_Step]:
@@ -250,12 +252,13 @@ def _of_convolutions(network: nn.Module, image_size: int) -> list[_Step]:
         network.eval()(torch.zeros(1, 3, image_size, image_size))
     for hook in hooks:
         hook.remove()
-    return steps
+    *before, last = steps
+    return [*before, last._replace(layer=replace(last.layer, classifier=True))]
 
 
 def _linear(name: str, linear: nn.Linear) -> Layer:
     size = linear.weight.numel()
-    return Layer(name, "linear", 0, linear.out_features, (), necessary=size, classifier=True)
+    return Layer(name, "linear", 0, linear.out_features, (), necessary=size)
 
 
 def _words(module: nn.Module) -> str:
