@@ -78,7 +78,7 @@ def test_alone_it_is_torchs_batch_normalization() -> None:
     assert torch.equal(ours.running_var, theirs.running_var)
 
 
-@pytest.mark.parametrize(("scale", "shift"), itertools.product([False, True], repeat=2))
+@pytest.mark.parametrize(("scale", "shift"), list(itertools.product([False, True], repeat=2)))
 @pytest.mark.parametrize("training", [False, True])
 def test_batch_norm_learns_what_it_is_told_to(scale: bool, shift: bool, training: bool) -> None:
     normalization, reference = BatchNorm(5, scale=scale, shift=shift).train(training), nn.BatchNorm2d(5).train(training)

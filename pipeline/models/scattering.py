@@ -97,14 +97,13 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.features(x)
+        features = self.act(self.wavelets(x))
         y = self.projection(features.flatten(0, 4).flatten(1))
         y = y.view(*self.wavelets.output, features.shape[4], 2, self.out_channels)
         return normalize(y) if self.kind.normalize else y.permute(0, 3, 1, 2, 4).contiguous()
 
-    def features(self, x: Tensor) -> Tensor:
-        """Steps 1 and 2, brought together by position: (M, S, N, T, B, F, C), where M·S = H' and N·T = W'."""
-        z = self.wavelets(x)
+    def act(self, z: Tensor) -> Tensor:
+        """Step 2, brought together by position: z → (M, S, N, T, B, F, C), where M·S = H' and N·T = W'."""
         if (
             self.kind.nonlinearity == "collapse" and not torch.compiler.is_compiling()
         ):  # compilers fuse the general path
