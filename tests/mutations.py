@@ -30,6 +30,7 @@ WAVELETS, TRANSFORM, OPERATORS = (f"pipeline/models/{name}.py" for name in ("wav
 PROJECTION, STATISTICS, SCATTERING = (
     f"pipeline/models/{name}.py" for name in ("projection", "statistics", "scattering")
 )
+INSPECTION = "pipeline/inspection.py"
 DATA, ENGINE, RUN_FOLDER = "pipeline/data.py", "pipeline/engine.py", "pipeline/run_folder.py"
 CONVOLVED = "tests/test_models_transform.py::test_each_filter_is_convolved_with_the_reflected_signal"
 DERIVATIVES = "tests/test_models_projection.py::test_derivatives_are_those_of_the_formula"
@@ -383,5 +384,34 @@ MUTATIONS = (
         'for row in rows if row.status == "completed" and row.error is not None\n    ]\n    flags',
         "for row in rows if row.error is not None\n    ]\n    flags",
         ("tests/test_tuning_frontier.py::test_only_completed_trials_are_on_the_frontier",),
+    ),
+    # What a network is said to be
+    Mutation(
+        "learned spatial filters are not seen",
+        INSPECTION,
+        "if math.prod(sides) > 1:",
+        "if False:",
+        ("tests/test_describe.py::test_spatial_filters_and_biases_of_a_resnet_are_flagged",),
+    ),
+    Mutation(
+        "the biases that operators learn are not seen",
+        INSPECTION,
+        "elif not own_name.endswith(SCALES):",
+        'elif own_name == "bias":',
+        ("tests/test_describe.py::test_the_bias_that_an_operator_learns_is_flagged",),
+    ),
+    Mutation(
+        "memory that two layers share is counted twice",
+        INSPECTION,
+        "storages[storage._cdata] = storage",
+        "storages[len(storages)] = storage",
+        ("tests/test_describe.py::test_memory_is_what_an_image_adds_to_a_real_training_step",),
+    ),
+    Mutation(
+        "what weights take is counted as an image's memory",
+        INSPECTION,
+        "kept_bytes=more[number] - few[number]",
+        "kept_bytes=more[number] // 3",
+        ("tests/test_describe.py::test_memory_is_what_an_image_adds_to_a_real_training_step",),
     ),
 )
