@@ -25,6 +25,8 @@ from pipeline import layout
 from pipeline.models import Trained, trained
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch-export": ()}
+"""What a format needs beside PyTorch."""
 CLASSES_FILE = "classes.json"
 """In a file of torch.export; ONNX has metadata, of which the key is `classes`."""
 TRACED_BATCH, CHECKED_BATCHES = 2, (1, 3)
@@ -63,6 +65,8 @@ def export(source: Path, kind: str, output: Path | None = None, *, replace: bool
         UserError: `source` is no checkpoint, `output` cannot be written, a package is missing, or the file computes
             something else than the network.
     """
+    for package in PACKAGES[kind]:
+        _needed(package)
     network = trained.load(source)
     path = output or Path(_name(source) + SUFFIXES[kind])
     if path.suffix != SUFFIXES[kind]:
@@ -119,9 +123,12 @@ def _pixels(batch: int, network: Trained) -> Tensor:
 def _trace(network: Trained) -> torch.export.ExportedProgram:
     # A batch of 1 would become a constant. Without a derivative, functions with one of their own are traced as others.
     batch = torch.export.Dim("batch", min=1)
-    return torch.export.export(
+    program = torch.export.export(
         network.network, (_pixels(TRACED_BATCH, network),), dynamic_shapes={"pixels": {0: batch}}, strict=False
     )
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names folders of this machine
+    return program
 
 
 def _write_program(program: torch.export.ExportedProgram, network: Trained, path: Path) -> None:
@@ -137,7 +144,6 @@ def _load_program(path: Path, classes: tuple[str, ...]) -> Run:
 
 def _write_onnx(program: torch.export.ExportedProgram, network: Trained, path: Path) -> None:
     onnx = _needed("onnx")
-    _needed("onnxscript")
     written = torch.onnx.export(
         program, (), dynamo=True, input_names=["pixels"], output_names=["logits"], external_data=False, verbose=False
     )

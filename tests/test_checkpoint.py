@@ -12,13 +12,13 @@ from torch import Tensor
 from data_prep.errors import UserError
 from data_prep.manifest import ImageClass
 from pipeline import checkpoint, history, models
-from pipeline.config import DataSettings, ModelSettings, OptimizerSettings, Settings
+from pipeline.config import DataSettings, OptimizerSettings, ScatteringSettings, Settings
 from pipeline.optim import build_optimizer, build_schedule
 
 CLASSES = [ImageClass(index=index, id=f"n{index:08}", name=name) for index, name in enumerate(["tench", "church"])]
 SETTINGS = Settings(
     data=DataSettings(path="somewhere", image_size=16),
-    model=ModelSettings(widths=(3, 4)),
+    model=ScatteringSettings(widths=(3, 4)),
     optimizer=OptimizerSettings(learning_rate=0.05, warmup_epochs=1),
 )
 
@@ -79,17 +79,6 @@ def test_momentum_and_schedule_matter_for_that(saved: Path) -> None:
     assert any(not torch.equal(value, weights(weights_only)[name]) for name, value in weights(whole).items())
 
 
-def test_a_checkpoint_alone_gives_the_network_its_settings_and_its_classes(saved: Path) -> None:
-    network, settings, classes = checkpoint.load_network(saved)
-    assert settings == SETTINGS
-    assert classes == CLASSES
-    state = start()
-    checkpoint.restore(saved, state)
-    images = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
-    with torch.no_grad():
-        assert torch.equal(network(images), state.network.eval()(images))
-
-
 def test_a_checkpoint_executes_no_code(saved: Path) -> None:
     class Exploit:
         def __reduce__(self) -> tuple[object, ...]:
@@ -110,16 +99,11 @@ def test_a_damaged_checkpoint_is_refused_by_name(saved: Path, file: str) -> None
 
 
 def test_a_checkpoint_of_another_network_is_refused(saved: Path) -> None:
-    network = models.build(ModelSettings(widths=(3, 5)), 2, 16)
+    network = models.build(ScatteringSettings(widths=(3, 5)), 2, 16)
     optimizer = build_optimizer(network, SETTINGS.optimizer)
     other = checkpoint.Training(network, optimizer, build_schedule(optimizer, SETTINGS.optimizer, 3, 2), [])
     with pytest.raises(UserError, match="does not fit the network"):
         checkpoint.restore(saved, other)
-
-
-def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a checkpoint"):
-        checkpoint.load_network(tmp_path)
 
 
 def test_history_is_read_as_it_was_written_and_replaced_as_a_whole(tmp_path: Path) -> None:
