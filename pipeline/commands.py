@@ -1,8 +1,9 @@
-"""The commands ``train``, ``export`` and ``ui``. What is slow to import is imported when a command runs."""
+"""The commands ``train``, ``describe``, ``export`` and ``ui``; what is slow to import is imported when one runs."""
 
 from __future__ import annotations
 
 import pkgutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -69,6 +70,40 @@ def summary(outcome: Outcome, measured_on: str) -> str:
         f"{measured_on} top-1 {top1:.2f} %, top-5 {top5:.2f} %\n"
         f"folder: {outcome.folder}"
     )
+
+
+@click.command(short_help="Show a network's layers, parameters and costs; needs no data set.")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")
+@click.option("--classes", type=click.IntRange(1), help="Number of classes [data.classes, or the prepared data set's].")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def describe(config: Path, overrides: tuple[str, ...], classes: int | None, as_json: bool) -> None:
+    """Shows the network of the run that the YAML file CONFIG describes, and trains nothing.
+
+    A row is a layer. "learned" and "fixed" count numbers, a complex one as two; running statistics are neither.
+    "necessary" are the millions of multiply-adds that one image needs, by closed forms, with wavelets by fast Fourier
+    transforms; "executed" are those that torch counts, in matrix products and convolutions. What is done number by
+    number (a modulus, a normalization) is in neither. "kept" is the memory that one image fills until the backward
+    pass, in training.precision. "flags" are learned spatial filters and learned biases before the classifier.
+
+    \b
+    Examples:
+      phasecollapse describe configs/imagenette_64.yaml
+      phasecollapse describe configs/imagenette_64.yaml data.image_size=224 --classes 1000
+    """
+    from pipeline import config as settings_tree
+
+    settings = settings_tree.load(config, overrides)
+    from rich.console import Console
+
+    from pipeline.describe import describe as described
+    from pipeline.describe import show
+
+    description = described(settings, classes)
+    if as_json:
+        click.echo(description.to_json())
+    else:
+        show(description, Console(width=None if sys.stdout.isatty() else 200, highlight=False))
 
 
 @click.command(short_help="Write a trained network into one file, for ONNX Runtime or torch.export.")

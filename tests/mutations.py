@@ -26,9 +26,15 @@ class Mutation:
         return path.read_text(encoding="utf-8").count(self.old) if path.exists() else 0
 
 
-WAVELETS, SCATTERING = "pipeline/models/wavelets.py", "pipeline/models/scattering.py"
+WAVELETS, TRANSFORM, OPERATORS = (f"pipeline/models/{name}.py" for name in ("wavelets", "transform", "operators"))
+PROJECTION, STATISTICS, SCATTERING = (
+    f"pipeline/models/{name}.py" for name in ("projection", "statistics", "scattering")
+)
+INSPECTION = "pipeline/inspection.py"
 DATA, ENGINE, RUN_FOLDER = "pipeline/data.py", "pipeline/engine.py", "pipeline/run_folder.py"
-ORACLE = "tests/test_models.py::test_network_and_gradients_agree_with_the_oracle"
+CONVOLVED = "tests/test_models_transform.py::test_each_filter_is_convolved_with_the_reflected_signal"
+DERIVATIVES = "tests/test_models_projection.py::test_derivatives_are_those_of_the_formula"
+ORACLE = "tests/test_models_scattering.py::test_network_and_gradients_agree_with_the_oracle"
 TWO_RANKS = "tests/test_engine.py::test_two_ranks_compute_what_one_does_and_count_each_image_once"
 
 MUTATIONS = (
@@ -38,56 +44,151 @@ MUTATIONS = (
         WAVELETS,
         "np.exp(1j * xi * along)",
         "np.exp(-1j * xi * along)",
-        ("tests/test_models.py::test_filters_follow_the_formula",),
+        ("tests/test_models_wavelets.py::test_filters_follow_the_formula",),
     ),
     Mutation(
         "the wavelets keep their mean",
         WAVELETS,
         "_periodize(wave - beta * envelope, height, width)",
         "_periodize(wave, height, width)",
-        ("tests/test_models.py::test_wavelets_have_zero_mean_and_stand_at_their_frequency",),
+        ("tests/test_models_wavelets.py::test_wavelets_have_zero_mean_and_stand_at_their_frequency",),
+    ),
+    Mutation(
+        "borders repeat their last pixel",
+        TRANSFORM,
+        'mode="reflect"',
+        'mode="edge"',
+        (CONVOLVED,),
+    ),
+    Mutation(
+        "windows cut the filters short",
+        TRANSFORM,
+        "SMALLEST_TAP = 1e-7",
+        "SMALLEST_TAP = 1e-5",
+        (CONVOLVED,),
+    ),
+    Mutation(
+        "a pixel in several windows gets the gradient of one",
+        TRANSFORM,
+        "            result.addcmul_(gradients[0].index_select(1, places), weight)\n",
+        "            pass\n",
+        ("tests/test_models_transform.py::test_the_gradient_is_the_adjoint",),
+    ),
+    Mutation(
+        "a constant leaks into the wavelets in bfloat16",
+        TRANSFORM,
+        "        mean = pixels.mean(0)\n",
+        "        mean = 0 * pixels.mean(0)\n",
+        (
+            "tests/test_models_transform.py::test_a_constant_leaves_no_trace_in_wavelets_in_bfloat16_in_those_along_the_rows",
+        ),
     ),
     Mutation(
         "the modulus is removed from phase collapse",
-        "pipeline/models/operators.py",
-        "    return modulus(z)\n",
-        "    return z[..., :1, :, :]\n",
+        SCATTERING,
+        "r = amplitude(z if skip else z[:, :, :, 1:])",
+        "r = (z if skip else z[:, :, :, 1:])[:, 0]",
+        (ORACLE,),
+    ),
+    Mutation(
+        "the skip connection passes no gradient",
+        SCATTERING,
+        "torch.addcmul(g_re, ratio, re, out=to_re)",
+        "torch.mul(ratio, re, out=to_re)",
+        (ORACLE,),
+    ),
+    Mutation(
+        "gains and biases of a non-linearity are mixed up",
+        SCATTERING,
+        "[:, None, None, None] for name",
+        "[:, None, None, None].flip(0) for name",
         (ORACLE,),
     ),
     Mutation(
         "the gradient of the modulus is not that of a unit direction",
-        "pipeline/models/operators.py",
-        "return (gradients[0] / r.clamp_min(torch.finfo(r.dtype).tiny)) * z",
+        OPERATORS,
+        "return (gradients[0] / r) * z",
         "return gradients[0] * z",
-        ("tests/test_models.py::test_operators_have_the_derivative_of_their_formula",),
+        ("tests/test_models_operators.py::test_derivatives_are_those_of_the_formula",),
+    ),
+    Mutation(
+        "the modulus has no derivative at zero",
+        OPERATORS,
+        "tiny = torch.full((), torch.finfo(z.dtype).tiny,",
+        "tiny = torch.full((), 0.0,",
+        ("tests/test_models_operators.py::test_values_and_derivatives_are_finite_where_a_coefficient_is_zero",),
     ),
     Mutation(
         "the running variance lacks n / (n - 1)",
-        SCATTERING,
-        "variance * (count / (count - 1))",
-        "variance * 1",
-        ("tests/test_models_standardization.py",),
+        PROJECTION,
+        "variance * (count / (count - 1)), alpha",
+        "variance, alpha",
+        (
+            "tests/test_models_projection.py::test_running_statistics_move_a_tenth_of_the_way_to_mean_and_unbiased_variance",
+        ),
     ),
     Mutation(
         "evaluation uses the batch's statistics",
-        SCATTERING,
-        "if self.training:",
-        "if True:",
-        ("tests/test_models.py::test_evaluation_uses_running_statistics",),
+        PROJECTION,
+        "if not self.training:",
+        "if False:",
+        ("tests/test_models_scattering.py::test_evaluation_uses_running_statistics",),
     ),
     Mutation(
         "the projection is not complex-linear",
-        SCATTERING,
-        "torch.cat([-imaginary, real])",
-        "torch.cat([imaginary, real])",
+        PROJECTION,
+        "torch.cat([real, -imaginary[:, part]], dim=1)",
+        "torch.cat([real, imaginary[:, part]], dim=1)",
         (ORACLE,),
     ),
     Mutation(
-        "the projection's imaginary part gets no gradient",
-        SCATTERING,
-        "real, imaginary = self.weight\n",
-        "real, imaginary = self.weight[0], self.weight[1].detach()\n",
+        "the projection's imaginary part gets half of its gradient",
+        PROJECTION,
+        "-= to_real_by_imaginary",
+        "-= 0 * to_real_by_imaginary",
         (ORACLE,),
+    ),
+    Mutation(
+        "no gradient goes through the batch's variance",
+        PROJECTION,
+        "slope = -by_channel *",
+        "slope = -0 * by_channel *",
+        (DERIVATIVES,),
+    ),
+    Mutation(
+        "no gradient goes through the batch's mean",
+        PROJECTION,
+        "g = gradients[0] - shift.to(x.dtype)",
+        "g = gradients[0]",
+        (DERIVATIVES,),
+    ),
+    Mutation(
+        "moments of bfloat16 features have its few digits",
+        STATISTICS,
+        "unused = torch.zeros(2, rows.shape[1], dtype=torch.promote_types(x.dtype, torch.float32),",
+        "unused = torch.zeros(2, rows.shape[1], dtype=x.dtype,",
+        ("tests/test_models_moments.py::test_moments_of_bfloat16_are_those_of_its_numbers",),
+    ),
+    Mutation(
+        "a position without a signal is divided by zero",
+        PROJECTION,
+        "masked_fill(norm < SMALLEST_NORM, 0)",
+        "clamp_max(torch.finfo(precise).max)",
+        ("tests/test_models_projection.py::test_a_position_without_a_signal_stays_zero_and_passes_no_gradient",),
+    ),
+    Mutation(
+        "normalization passes gradients along the signal",
+        PROJECTION,
+        "torch.addcmul(gradients[0], output, along, value=-1)",
+        "torch.addcmul(gradients[0], output, along, value=0)",
+        (ORACLE,),
+    ),
+    Mutation(
+        "weight decay pulls on the parameters of non-linearities",
+        "pipeline/models/__init__.py",
+        ' or ".operator_" in name',
+        "",
+        ("tests/test_models.py::test_weight_decay_spares_normalization_and_biases",),
     ),
     Mutation(
         "the seed of the weights is ignored",
@@ -283,5 +384,34 @@ MUTATIONS = (
         'for row in rows if row.status == "completed" and row.error is not None\n    ]\n    flags',
         "for row in rows if row.error is not None\n    ]\n    flags",
         ("tests/test_tuning_frontier.py::test_only_completed_trials_are_on_the_frontier",),
+    ),
+    # What a network is said to be
+    Mutation(
+        "learned spatial filters are not seen",
+        INSPECTION,
+        "if math.prod(sides) > 1:",
+        "if False:",
+        ("tests/test_describe.py::test_spatial_filters_and_biases_of_a_resnet_are_flagged",),
+    ),
+    Mutation(
+        "the biases that operators learn are not seen",
+        INSPECTION,
+        "elif not own_name.endswith(SCALES):",
+        'elif own_name == "bias":',
+        ("tests/test_describe.py::test_the_bias_that_an_operator_learns_is_flagged",),
+    ),
+    Mutation(
+        "memory that two layers share is counted twice",
+        INSPECTION,
+        "storages[storage._cdata] = storage",
+        "storages[len(storages)] = storage",
+        ("tests/test_describe.py::test_memory_is_what_an_image_adds_to_a_real_training_step",),
+    ),
+    Mutation(
+        "what weights take is counted as an image's memory",
+        INSPECTION,
+        "kept_bytes=more[number] - few[number]",
+        "kept_bytes=more[number] // 3",
+        ("tests/test_describe.py::test_memory_is_what_an_image_adds_to_a_real_training_step",),
     ),
 )

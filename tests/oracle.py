@@ -9,6 +9,7 @@ from __future__ import annotations
 import cmath
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,33 +95,54 @@ def rho(name: str, gain: Tensor | None = None, bias: Tensor | None = None) -> Ca
     }[name]
 
 
-def standardize(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Step 3 in training mode: standardized z, and the batch's mean and (biased) variance."""
+def standardize(z: Tensor) -> Tensor:
+    """Step 3 in training mode, with the batch's mean and (biased) variance."""
     mean = z.mean((0, 2, 3), keepdim=True)
     variance = (abs(z - mean) ** 2).mean((0, 2, 3), keepdim=True)
-    return (z - mean) / torch.sqrt(1e-5 + variance), mean.flatten(), variance.flatten()
+    return (z - mean) / torch.sqrt(1e-5 + variance)
 
 
 def block(
-    x: Tensor, weight: Tensor, angles: int, kind: str, skip: bool, nonlinearity: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Steps 1 to 5: x (B, C, H, W) → output (B, C', H', W'), and the batch's mean and variance of step 3."""
+    x: Tensor,
+    weight: Tensor,
+    angles: int,
+    kind: str,
+    skip: bool,
+    nonlinearity: Callable[[Tensor], Tensor],
+    *,
+    standardized: bool = True,
+    normalized: bool = True,
+) -> Tensor:
+    """Steps 1 to 5, in training mode: x (B, C, H, W) → output (B, C', H', W')."""
     low, band = wavelet_transform(x, angles, kind)
     both = torch.cat([low, band], dim=1)
     features = torch.cat([both, nonlinearity(both)], dim=1) if skip else torch.cat([low, nonlinearity(band)], dim=1)
-    standardized, mean, variance = standardize(features)
-    y = torch.einsum("oi,bihw->bohw", weight, standardized)
-    return y / torch.sqrt((abs(y) ** 2).sum(1, keepdim=True)), mean, variance
+    y = torch.einsum("oi,bihw->bohw", weight, standardize(features) if standardized else features)
+    return y / torch.sqrt((abs(y) ** 2).sum(1, keepdim=True)) if normalized else y
 
 
-def classify(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, pooled: bool) -> Tensor:
-    """Interleaved parts, affine batch normalization in training mode, linear map: (B, C, H, W) → (B, classes)."""
+class Classifier(NamedTuple):
+    """What `classify` needs; None for what a classifier does not have."""
+
+    normalized: bool
+    scale: Tensor | None
+    shift: Tensor | None
+    weight: Tensor
+    bias: Tensor | None
+    pooled: bool
+
+
+def classify(x: Tensor, classifier: Classifier) -> Tensor:
+    """Interleaved parts, batch normalization in training mode, linear map: (B, C, H, W) → (B, classes)."""
     parts = torch.stack([x.real, x.imag], dim=2).flatten(1, 2)
-    mean = parts.mean((0, 2, 3), keepdim=True)
-    variance = ((parts - mean) ** 2).mean((0, 2, 3), keepdim=True)
-    normalized = (parts - mean) / torch.sqrt(variance + 1e-5) * scale[:, None, None] + shift[:, None, None]
-    flat = normalized.mean((2, 3)) if pooled else normalized.flatten(1)
-    return flat @ weight.T + bias
+    if classifier.normalized:
+        mean = parts.mean((0, 2, 3), keepdim=True)
+        variance = ((parts - mean) ** 2).mean((0, 2, 3), keepdim=True)
+        parts = (parts - mean) / torch.sqrt(variance + 1e-5)
+    if classifier.scale is not None and classifier.shift is not None:
+        parts = parts * classifier.scale[:, None, None] + classifier.shift[:, None, None]
+    logits = (parts.mean((2, 3)) if classifier.pooled else parts.flatten(1)) @ classifier.weight.T
+    return logits if classifier.bias is None else logits + classifier.bias
 
 
 def network(
@@ -130,12 +152,14 @@ def network(
     angles: int,
     first_factorized_block: int,
     skip: bool,
-    pooled: bool,
     nonlinearities: Sequence[Callable[[Tensor], Tensor]],
-    classifier: tuple[Tensor, Tensor, Tensor, Tensor],
+    classifier: Classifier,
+    standardized: bool = True,
+    normalized: bool = True,
 ) -> Tensor:
     """Images (B, 3, H, H) → logits, in training mode."""
     x = images.to(DTYPE)
     for number, (weight, nonlinearity) in enumerate(zip(weights, nonlinearities, strict=True)):
-        x, _, _ = block(x, weight, angles, block_kind(number, first_factorized_block), skip, nonlinearity)
-    return classify(x, *classifier, pooled)
+        kind = block_kind(number, first_factorized_block)
+        x = block(x, weight, angles, kind, skip, nonlinearity, standardized=standardized, normalized=normalized)
+    return classify(x, classifier)

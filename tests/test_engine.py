@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data_prep.errors import UserError
 from pipeline import models
-from pipeline.config import ModelSettings, OptimizerSettings
+from pipeline.config import OptimizerSettings, ScatteringSettings
 from pipeline.engine import Compute, LossWatch, evaluate, share_buffers, train_epoch
 from pipeline.optim import build_optimizer, build_schedule
 
@@ -47,7 +47,7 @@ def part(pixels: Tensor, labels: Tensor, start: int, stop: int, size: int | None
 
 
 def network() -> models.ImageNetwork:
-    return models.build(ModelSettings(widths=(4,)), classes=CLASSES, image_size=8, seed=1)
+    return models.build(ScatteringSettings(widths=(4,)), classes=CLASSES, image_size=8, seed=1)
 
 
 class Linear(nn.Module):

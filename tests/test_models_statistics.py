@@ -1,4 +1,4 @@
-"""Claims about batch statistics: those of two workers together are those of one worker with all the images."""
+"""Claims about batch statistics: they keep their digits, and those of two workers are those of one with all images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import ModelSettings, ResNetSettings, ScatteringSettings
 from pipeline.models import build
-from pipeline.models.statistics import BatchNorm
+from pipeline.models.statistics import BatchNorm, moments
 
 IMAGES, WORKERS, SIZE = 6, 2, 12
 NETWORKS: dict[str, ModelSettings] = {
@@ -78,7 +78,7 @@ def test_alone_it_is_torchs_batch_normalization() -> None:
     assert torch.equal(ours.running_var, theirs.running_var)
 
 
-@pytest.mark.parametrize(("scale", "shift"), itertools.product([False, True], repeat=2))
+@pytest.mark.parametrize(("scale", "shift"), list(itertools.product([False, True], repeat=2)))
 @pytest.mark.parametrize("training", [False, True])
 def test_batch_norm_learns_what_it_is_told_to(scale: bool, shift: bool, training: bool) -> None:
     normalization, reference = BatchNorm(5, scale=scale, shift=shift).train(training), nn.BatchNorm2d(5).train(training)
@@ -97,3 +97,24 @@ def test_batch_norm_learns_what_it_is_told_to(scale: bool, shift: bool, training
     torch.testing.assert_close(ours.grad, theirs.grad)
     for name, value in normalization.named_parameters():
         torch.testing.assert_close(value.grad, getattr(reference, name).grad)
+
+
+@pytest.mark.parametrize("rows", [1, 12, 101, 64 * 81])
+@pytest.mark.parametrize(("dtype", "digits"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str)
+def test_moments_keep_their_digits_far_from_zero(rows: int, dtype: torch.dtype, digits: float) -> None:
+    torch.manual_seed(0)
+    x = (1000 + torch.randn(rows, 5, dtype=torch.float64)).to(dtype)
+    mean, variance = moments(x)
+    expected_variance, expected_mean = torch.var_mean(x.double(), 0, correction=0)
+    assert mean.dtype == variance.dtype == dtype
+    torch.testing.assert_close(mean.double(), expected_mean, atol=0, rtol=digits)
+    torch.testing.assert_close(variance.double(), expected_variance, atol=0, rtol=100 * digits)
+
+
+def test_moments_of_bfloat16_are_those_of_its_numbers() -> None:
+    x = (10 + torch.randn(64 * 81, 5)).bfloat16()
+    expected_variance, expected_mean = torch.var_mean(x.double(), 0, correction=0)
+    mean, variance = moments(x)
+    assert mean.dtype == variance.dtype == torch.float32
+    torch.testing.assert_close(mean.double(), expected_mean, atol=0, rtol=1e-6)
+    torch.testing.assert_close(variance.double(), expected_variance, atol=0, rtol=1e-5)

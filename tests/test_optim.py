@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline import models
-from pipeline.config import ModelSettings, OptimizerSettings
+from pipeline.config import OptimizerSettings, ScatteringSettings
 from pipeline.optim import build_optimizer, build_schedule, rate_factor
 
 
@@ -35,7 +35,7 @@ def test_step_decay_divides_at_the_start_of_its_epochs() -> None:
 
 
 def test_the_optimizer_steps_with_the_scheduled_rate() -> None:
-    network = models.build(ModelSettings(widths=(2,)), classes=2, image_size=8, seed=0)
+    network = models.build(ScatteringSettings(widths=(2,)), classes=2, image_size=8, seed=0)
     settings = OptimizerSettings(learning_rate=0.3, warmup_epochs=1)
     optimizer = build_optimizer(network, settings)
     schedule = build_schedule(optimizer, settings, epochs=2, steps_per_epoch=3)
@@ -49,7 +49,7 @@ def test_the_optimizer_steps_with_the_scheduled_rate() -> None:
 
 
 def test_biases_and_normalization_have_no_weight_decay_and_every_parameter_is_in_one_group() -> None:
-    network = models.build(ModelSettings(widths=(2, 3)), classes=2, image_size=16, seed=0)
+    network = models.build(ScatteringSettings(widths=(2, 3)), classes=2, image_size=16, seed=0)
     optimizer = build_optimizer(network, OptimizerSettings(weight_decay=0.01))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(network.parameters()))

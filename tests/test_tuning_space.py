@@ -32,11 +32,11 @@ def test_width_doubles_at_each_octave_and_stops_at_the_cap() -> None:
 
 def test_octaves_are_those_of_the_network() -> None:
     from pipeline import models
-    from pipeline.config import ModelSettings
+    from pipeline.config import ScatteringSettings
 
     for first_factorized in (0, 1, 2):
         depth = 4
-        model = ModelSettings(widths=(2,) * depth, first_factorized_block=first_factorized)
+        model = ScatteringSettings(widths=(2,) * depth, first_factorized_block=first_factorized)
         network = models.build(model, classes=2, image_size=48)
         sides = [block.shape.size[0] for block in network.network.blocks]
         assert [space.octave(block, first_factorized) for block in range(depth)] == [

@@ -63,7 +63,7 @@ class ImageNetwork(nn.Module):
 
     def no_decay_names(self) -> set[str]:
         """Parameters that weight decay leaves alone: those of the classifier's normalization, biases, and ρ's."""
-        return {name for name, value in self.named_parameters() if value.ndim == 1}
+        return {name for name, value in self.named_parameters() if value.ndim == 1 or ".operator_" in name}
 
     def multiply_adds(self) -> int:
         """Real multiplications with an addition, for the forward pass of one image."""

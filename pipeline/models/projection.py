@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from pipeline.models.statistics import EPSILON, MOMENTUM, all_reduce, joined_moments, moments, workers
 
+SMALLEST_NORM = 1e-12
+"""Norm across channels from which on a position is normalized."""
+
 
 def orthonormal(out_channels: int, in_channels: int, complex_entries: bool = True) -> Tensor:
     """A random matrix with orthonormal rows, W Wᴴ = 1 (columns where out > in): (2, out, in) reals, or (1, out, in)."""
@@ -169,13 +172,16 @@ def normalize(y: Tensor) -> Tensor:
 
 
 class _Normalize(torch.autograd.Function):
-    """y/‖y‖, written in the order of axes that the next block reads: a pass over the numbers that is needed anyway."""
+    """y/‖y‖, written in the order of axes that the next block reads: a pass over the numbers that is needed anyway.
+
+    Below `SMALLEST_NORM` y is nothing but rounding errors: 0 is returned, and 0 is the derivative.
+    """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor) -> Tensor:
         precise = torch.promote_types(y.dtype, torch.float32)
         norm = torch.linalg.vector_norm(y.flatten(3), dim=3, dtype=precise)
-        inverse = norm.clamp_min(torch.finfo(precise).tiny).reciprocal().to(y.dtype)[:, None, :, :, None]
+        inverse = norm.reciprocal().masked_fill(norm < SMALLEST_NORM, 0).to(y.dtype)[:, None, :, :, None]
         output = (y.permute(0, 3, 1, 2, 4) * inverse).contiguous()
         ctx.save_for_backward(output, inverse)
         return output

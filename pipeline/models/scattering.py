@@ -103,8 +103,11 @@ class Block(nn.Module):
         return normalize(y) if self.kind.normalize else y.permute(0, 3, 1, 2, 4).contiguous()
 
     def features(self, x: Tensor) -> Tensor:
-        """Steps 1 and 2, brought together by position: (M, S, N, T, B, F, C), where M·S = H' and N·T = W'."""
-        z = self.wavelets(x)
+        """Steps 1 and 2: x → (M, S, N, T, B, F, C), where M·S = H' and N·T = W'."""
+        return self.act(self.wavelets(x))
+
+    def act(self, z: Tensor) -> Tensor:
+        """Step 2, and what P_j acts on brought together by position: z → (M, S, N, T, B, F, C)."""
         if (
             self.kind.nonlinearity == "collapse" and not torch.compiler.is_compiling()
         ):  # compilers fuse the general path

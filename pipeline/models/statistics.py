@@ -29,7 +29,7 @@ def all_reduce(values: Tensor) -> Tensor:
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance (biased) of each column of x (n, F), in float32 at least."""
-    if torch.compiler.is_compiling():  # a compiler makes its own loop of plain sums
+    if x.device.type != "cpu" or torch.compiler.is_compiling():  # a compiler makes its own loop of plain sums
         precise = x.to(torch.promote_types(x.dtype, torch.float32))
         variance, mean = torch.var_mean(precise, dim=0, correction=0)
         return mean, variance
@@ -37,7 +37,9 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     # up row after row, which loses digits over many; so it runs over groups of rows, and then over the groups' moments.
     groups = next(k for k in range(math.isqrt(len(x)), 0, -1) if len(x) % k == 0)
     rows = x.view(1, len(x) // groups, 1, -1).permute(0, 3, 1, 2)  # channels last
-    means, variances = (m.view(groups, -1) for m in torch.batch_norm_update_stats(rows, None, None, 0.0))
+    # Running statistics, of no use here, say in which precision the moments are wanted.
+    unused = torch.zeros(2, rows.shape[1], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    means, variances = (m.view(groups, -1) for m in torch.batch_norm_update_stats(rows, unused[0], unused[1], 0.0))
     mean = means.mean(0, dtype=torch.float64).to(means.dtype)
     return mean, variances.mean(0) + (means - mean).square().mean(0)
 

@@ -22,6 +22,7 @@ Each product sees its axis, with the parts, as rows, and everything behind as th
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,7 @@ class WaveletTransform(nn.Module):
     def __init__(self, height: int, width: int, octave: Octave, angles: int, parts: int) -> None:
         super().__init__()
         step = octave.subsampling
+        self.parts = parts
         bank = filter_bank(octave, angles, padded_size(height), padded_size(width))
         kernels = np.concatenate([bank.phi[None], bank.psi])  # (1 + L, P, Q)
         self.rows = Axis(height, step, np.abs(kernels).max((0, 2)), ROWS)
@@ -115,6 +117,30 @@ class WaveletTransform(nn.Module):
         to_frequencies = self.to_frequencies.numel() * self.rows.tiles * self.width
         from_frequencies = self.from_frequencies.numel() * self.columns.tile * self.filters * tiles
         return channels * (to_frequencies + self.kernels.numel() * tiles + from_frequencies)
+
+    def necessary_multiply_adds(self, channels: int) -> int:
+        """Those of filtering with fast Fourier transforms of the padded grid, whatever `forward` does.
+
+        A transform of N complex numbers takes N/2·log₂ N complex products, that is 2·N·log₂ N real ones; half of that
+        if the numbers are real. Each channel has one transform of its padded grid of N pixels, 2·N products with the
+        spectrum of each filter, which is real because ψ(−u) is the conjugate of ψ(u), and for each filter a transform
+        back of the N/step² frequencies that subsampling leaves. Of a real x, φ*x is real and counts as half a filter.
+        """
+        size = self._padded_pixels()
+        kept = size // (self.rows.step * self.columns.step)
+        forward = self.parts * size * math.log2(size)
+        filters = self.filters - 1 + self.parts / 2
+        return round(channels * (forward + filters * (2 * size + 2 * kept * math.log2(kept))))
+
+    def fixed_numbers(self) -> int:
+        """Numbers in the filters of the formula, on the padded grid: φ is real, and each ψ_θ complex, two a pixel.
+
+        The matrices that `forward` multiplies with are made of them, and hold more.
+        """
+        return (2 * self.filters - 1) * self._padded_pixels()
+
+    def _padded_pixels(self) -> int:
+        return padded_size(self.rows.size) * padded_size(self.columns.size)
 
 
 class Axis:

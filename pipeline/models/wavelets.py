@@ -58,12 +58,6 @@ def angle(k: int, angles: int) -> float:
     return (angles // 2 - 1 - k) * math.pi / angles
 
 
-def mirrored_angles(angles: int) -> list[tuple[int, ...]]:
-    """Indices k grouped into pairs of mirrored angles (θ, −θ), then θ = 0 and θ = −π/2, which are their own mirrors."""
-    pairs: list[tuple[int, ...]] = [(k, angles - 2 - k) for k in range(angles // 2 - 1)]
-    return [*pairs, (angles // 2 - 1,), (angles - 1,)]
-
-
 @lru_cache(maxsize=64)
 def filter_bank(octave: Octave, angles: int, height: int, width: int) -> FilterBank:
     """φ and ψ_θ of one block, on a periodic grid of `height` × `width` pixels."""
