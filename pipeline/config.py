@@ -356,7 +356,7 @@ def explain(tree: type[Section], prefix: str = "") -> str:
     lines = []
     for name, field in tree.model_fields.items():
         path, words = f"{prefix}{name}", " ".join((field.description or "").split())
-        if families := _families(field.annotation):
+        if families := sections(field.annotation):
             for family, section in families.items():
                 title = " ".join((section.__doc__ or "").split())
                 which = f" (family {family})" if family else ""
@@ -396,7 +396,7 @@ def differences(before: Section, after: Section, ignored: Collection[str] = ()) 
     return [f"{key}: {old[key]} → {new[key]}" for key in both if old[key] != new[key]]
 
 
-def _families(annotation: Any) -> dict[str, type[Section]]:
+def sections(annotation: Any) -> dict[str, type[Section]]:
     """The sections that a field may be, by family; one without a name where there is no choice, none for a value."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return {"": annotation}
@@ -415,7 +415,7 @@ def _locate(place: Sequence[str | int], tree: type[Section]) -> tuple[str, type[
             continue
         path.append(str(part))
         field = section.model_fields.get(str(part))
-        families = _families(field.annotation) if field else {}
+        families = sections(field.annotation) if field else {}
         section = families.get("", section)
     return ".".join(path), section
 

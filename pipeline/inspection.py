@@ -219,7 +219,6 @@ def _of_block(name: str, block: Block) -> Iterator[_Step]:
         0,
         size,
         necessary=positions * projection.multiply_adds(),
-        overhead="" if kind.complex_projection else "real projections multiplied with the zeros of a complex one",
     )
     yield _Step(projected, projection)
     if kind.normalize:

@@ -168,7 +168,7 @@ MUTATIONS = (
         STATISTICS,
         "unused = torch.zeros(2, rows.shape[1], dtype=torch.promote_types(x.dtype, torch.float32),",
         "unused = torch.zeros(2, rows.shape[1], dtype=x.dtype,",
-        ("tests/test_models_moments.py::test_moments_of_bfloat16_are_those_of_its_numbers",),
+        ("tests/test_models_statistics.py::test_moments_of_bfloat16_are_those_of_its_numbers",),
     ),
     Mutation(
         "a position without a signal is divided by zero",

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from data_prep.errors import UserError
 from pipeline import config
-from pipeline.config import Section, Settings
+from pipeline.config import ScatteringSettings, Settings, flatten, resolve, sections
 from tuning import config as search_config
 
 
@@ -121,12 +121,47 @@ def test_every_field_that_needs_words_has_them() -> None:
         return [
             (f"{section.__name__}.{name}", field.description)
             for name, field in section.model_fields.items()
-            if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section))
+            if not sections(field.annotation)
         ]
 
-    sections = [field.annotation for field in Settings.model_fields.values()]
-    described = [pair for section in sections for pair in fields(section)]  # type: ignore[arg-type]
+    every = [section for field in Settings.model_fields.values() for section in sections(field.annotation).values()]
+    described = [pair for section in every for pair in fields(section)]
     speak_for_themselves = {"momentum", "nesterov", "step_epochs", "step_factor", "epochs", "label_smoothing"}
     speak_for_themselves |= {"experiment"}
     silent = [name for name, text in described if not text and name.split(".")[1] not in speak_for_themselves]
     assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ({"family": "vit"}, "f.yaml: setting 'model.family' is 'vit': Input should be 'scattering' or 'resnet'"),
+        ({"family": "resnet", "depth": 19}, "f.yaml: setting 'model.depth' is 19: Input should be 18, 20, 34 or 50"),
+        ({"family": "resnet", "widths": [1]}, "f.yaml: unknown setting 'model.widths'; allowed here: family, depth, "),
+        ({"depth": 18}, "f.yaml: unknown setting 'model.depth'; allowed here: family, widths, "),
+        ({"widths": [4, 0]}, "f.yaml: setting 'model.widths.1' is 0: Input should be greater than or equal to 1"),
+        ({"octaves": ["full"]}, "f.yaml: model: octaves names 1 blocks, and widths 4"),
+        (3, "f.yaml: setting 'model' is 3: Input should be a valid dictionary"),
+    ],
+)
+def test_wrong_networks_are_named_by_their_field(model: object, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(Settings, {"data": {"path": "x"}, "model": model}, "f.yaml")
+    assert str(caught.value).startswith(sentence)
+
+
+def test_a_network_is_of_the_family_it_names() -> None:
+    models = [{}, {"family": "scattering", "widths": [3]}, {"family": "resnet", "depth": 50}]
+    runs = [resolve(Settings, {"data": {"path": "x"}, "model": model}, "f") for model in models]
+    assert [run.model.family for run in runs] == ["scattering", "scattering", "resnet"]
+    assert flatten(runs[2])["model.depth"] == 50
+
+
+def test_a_search_is_of_scattering_networks(tmp_path: Path) -> None:
+    text = "train: {data: {path: x}, model: {family: resnet}}\nsearch: {name: s, depths: [1], widths: [2]}\n"
+    with pytest.raises(UserError, match=r"train\.model\.family must be scattering, not resnet"):
+        search_config.load(write(tmp_path, text))
+
+
+def test_widths_are_multiplied_and_rounded() -> None:
+    assert ScatteringSettings(widths=(3, 4, 1), width_multiplier=0.4).channels == (1, 2, 1)

@@ -38,7 +38,7 @@ def test_octaves_are_those_of_the_network() -> None:
         depth = 4
         model = ScatteringSettings(widths=(2,) * depth, first_factorized_block=first_factorized)
         network = models.build(model, classes=2, image_size=48)
-        sides = [block.shape.size[0] for block in network.network.blocks]
+        sides = [48, *(block.wavelets.output[0] for block in network.network.blocks)][:depth]
         assert [space.octave(block, first_factorized) for block in range(depth)] == [
             round(math.log2(48 / s)) for s in sides
         ]

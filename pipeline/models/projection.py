@@ -64,105 +64,138 @@ class Projection(nn.Module):
             self.register_buffer("running_var", torch.ones(in_channels))
 
     def forward(self, features: Tensor) -> Tensor:
-        dtype, part = features.dtype, slice(self.imaginary.start, self.imaginary.stop)
+        part = slice(self.imaginary.start, self.imaginary.stop)
         if not self.standardize:
-            return nn.functional.linear(features, _as_real(self.weight.to(dtype), part))
+            return _Product.apply(features, self.weight, part)
         if not self.training:
-            matrix = _as_real(self.weight * torch.rsqrt(EPSILON + self.running_var), part)
+            scaled = self.weight * torch.rsqrt(EPSILON + self.running_var)
             mean = torch.cat([self.running_mean[0], self.running_mean[1, part]])
-            return torch.addmm(-(matrix @ mean).to(dtype), features, matrix.to(dtype).T)
-        y, mean, variance, count = _StandardizedProduct.apply(
-            features, self.weight, part, self.synchronized and workers() > 1
-        )
+            return _product(features, scaled, part, -mean)
+        y, mean, variance = _StandardizedProduct.apply(features, self.weight, part, self.synchronized and workers() > 1)
         with torch.no_grad():
             kept = 1 - MOMENTUM
             self.running_mean.mul_(kept)
             self.running_mean[0].add_(mean[: self.in_channels], alpha=MOMENTUM)
             self.running_mean[1, part].add_(mean[self.in_channels :], alpha=MOMENTUM)
-            self.running_var.mul_(kept).add_(variance * (count / (count - 1)), alpha=MOMENTUM)  # unbiased
+            self.running_var.mul_(kept).add_(variance, alpha=MOMENTUM)
         return y
 
     def multiply_adds(self) -> int:
-        """Real multiplications with an addition that one position needs: none for the zeros of a real matrix."""
+        """Real multiplications with an addition, at one position."""
         return len(self.weight) * self.out_channels * (self.in_channels + len(self.imaginary))
-
-    def executed_multiply_adds(self) -> int:
-        """Those that are done: a real matrix is multiplied with its zeros."""
-        return 2 * self.out_channels * (self.in_channels + len(self.imaginary))
 
 
 def _as_real(weight: Tensor, part: slice) -> Tensor:
-    """P_j (2 or 1, out, in) as one real matrix (2·out, F) for features whose channels `part` have an imaginary part."""
-    real = weight[0]
-    imaginary = weight[1] if len(weight) == 2 else torch.zeros_like(real)
+    """A complex P_j (2, out, in) as one real matrix (2·out, F) for features whose channels `part` are complex."""
+    real, imaginary = weight
     rows = [torch.cat([real, -imaginary[:, part]], dim=1), torch.cat([imaginary, real[:, part]], dim=1)]
     return torch.cat(rows)
 
 
-def _of_real(gradient: Tensor, shape: torch.Size, part: slice, dtype: torch.dtype) -> Tensor:
-    """The gradient of P_j, of `shape`, from that of `_as_real`."""
-    (to_real_by_real, to_real_by_imaginary), (to_imaginary_by_real, to_imaginary_by_imaginary) = (
-        half.split([shape[2], gradient.shape[1] - shape[2]], dim=1) for half in gradient.chunk(2)
-    )
-    result = gradient.new_empty(shape, dtype=dtype)
-    result[0].copy_(to_real_by_real)[:, part] += to_imaginary_by_imaginary
-    if len(result) == 2:
-        result[1].copy_(to_imaginary_by_real)[:, part] -= to_real_by_imaginary
+def _product(x: Tensor, weight: Tensor, part: slice, offset: Tensor | None = None) -> Tensor:
+    """P_j·(x + offset) for each row of x (n, F), in x's precision: (n, 2·out). A real P_j acts on both parts alone."""
+    channels = weight.shape[2]
+    if len(weight) == 2:
+        terms = [(x, offset, _as_real(weight, part))]
+    else:
+        offsets = (None, None) if offset is None else (offset[:channels], offset[channels:])
+        terms = [(x[:, :channels], offsets[0], weight[0]), (x[:, channels:], offsets[1], weight[0][:, part])]
+    products = [
+        torch.mm(values, matrix.to(x.dtype).T)
+        if constant is None
+        else torch.addmm((matrix @ constant.to(matrix.dtype)).to(x.dtype), values, matrix.to(x.dtype).T)
+        for values, constant, matrix in terms
+    ]
+    return products[0] if len(products) == 1 else torch.cat(products, dim=1)
+
+
+def _by_features(g: Tensor, weight: Tensor, part: slice) -> Tensor:
+    """The derivative by x of Σ g·P_jx: (n, 2·out) → (n, F)."""
+    if len(weight) == 2:
+        return g @ _as_real(weight, part)
+    real, imaginary = g.chunk(2, dim=1)
+    return torch.cat([real @ weight[0], imaginary @ weight[0][:, part]], dim=1)
+
+
+def _by_weight(g: Tensor, x: Tensor, like: Tensor, part: slice) -> Tensor:
+    """The derivative by P_j of Σ g·P_jx, in shape and precision `like` P_j itself."""
+    channels, result = like.shape[2], torch.empty_like(like)
+    if len(like) == 1:
+        real, imaginary = g.chunk(2, dim=1)
+        result[0].copy_(real.T @ x[:, :channels])[:, part] += imaginary.T @ x[:, channels:]
+        return result
+    real, imaginary = (g.T @ x).chunk(2)
+    result[0].copy_(real[:, :channels])[:, part] += imaginary[:, channels:]
+    result[1].copy_(imaginary[:, :channels])[:, part] -= real[:, channels:]
     return result
 
 
-class _StandardizedProduct(torch.autograd.Function):
-    """y = (x − mean)/√(ε + variance) · Pᵀ with the statistics of the batch; also returns these.
+class _Product(torch.autograd.Function):
+    """y = P·x: without standardization."""
 
-    With A = P/deviation, y = x·Aᵀ − A·mean: features are read and never copied. Backward, for g = ∂loss/∂y less its
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, part: slice) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.part = part
+        return _product(x, weight.to(x.dtype), part)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        by_features = _by_features(gradients[0], weight.to(x.dtype), ctx.part)
+        return by_features, _by_weight(gradients[0], x, weight, ctx.part), None
+
+
+class _StandardizedProduct(torch.autograd.Function):
+    """y = P·(x − mean)/√(ε + variance) with the statistics of the batch; also returns the mean and unbiased variance.
+
+    With A = P/deviation, y = A·x − A·mean: features are read and never copied. Backward, for g = ∂loss/∂y less its
     mean over positions (which is what subtracting the mean of x does to it),
 
-        ∂loss/∂P = gᵀx/deviation        ∂loss/∂x = g·A + 2/n·(x − mean)·∂loss/∂variance
+        ∂loss/∂P = Σ g·xᵀ/deviation        ∂loss/∂x = Aᵀ·g + 2/n·(x − mean)·∂loss/∂variance
 
     Moments are float32 at least: bfloat16 has 8 bits, too few for sums over positions.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, part: slice, synchronized: bool
-    ) -> tuple[Tensor, Tensor, Tensor, int | Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, part: slice, synchronized: bool) -> tuple[Tensor, Tensor, Tensor]:
         count: int | Tensor = len(x)
+        unbiased: float | Tensor = len(x) / max(1, len(x) - 1)
         mean, variances = moments(x)
         if synchronized:
             count, mean, variances = joined_moments(len(x), mean, variances)
+            unbiased = count / (count - 1)
         channels = weight.shape[2]
         variance = variances[:channels].clone()
         variance[part] += variances[channels:]
         inverse = torch.rsqrt(EPSILON + variance)
-        scaled = _as_real((weight * inverse).to(x.dtype), part)
-        y = torch.addmm(-(scaled @ mean.to(x.dtype)), x, scaled.T)
+        y = _product(x, (weight * inverse).to(x.dtype), part, -mean)
         ctx.save_for_backward(x, weight, mean, inverse)
         ctx.part, ctx.count, ctx.synchronized = part, count, synchronized
+        variance = variance * unbiased
         ctx.mark_non_differentiable(mean, variance)
-        return y, mean, variance, count
+        return y, mean, variance
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, None, None]:
         x, weight, mean, inverse = ctx.saved_tensors
-        total = gradients[0].sum(0, dtype=mean.dtype)
-        own = total
-        if ctx.synchronized:
-            total = all_reduce(total)
-        shift = total / ctx.count
+        own = gradients[0].sum(0, dtype=mean.dtype)
+        shift = (all_reduce(own) if ctx.synchronized else own) / ctx.count
         g = gradients[0] - shift.to(x.dtype)
-        along = g.T @ x
+        weight_gradient = _by_weight(g, x, weight, ctx.part)
         if ctx.synchronized:
-            # The matrix's gradient stays the worker's own part of the sum, of features less the joined batch's mean.
-            along = along + (torch.outer(shift, x.sum(0, dtype=mean.dtype)) - torch.outer(own, mean)).to(x.dtype)
-        weight_gradient = _of_real(along, weight.shape, ctx.part, weight.dtype)
+            # The worker's own part of the sum over all rows, of g with x less the mean of all.
+            rows = x.sum(0, dtype=mean.dtype)
+            weight_gradient += _by_weight(shift[None], rows[None], weight, ctx.part)
+            weight_gradient -= _by_weight(own[None], mean[None], weight, ctx.part)
         by_channel = (weight_gradient * weight).sum((0, 1)).to(mean.dtype)
         if ctx.synchronized:
             by_channel = all_reduce(by_channel)
         # of ½·variance: −½·deviation⁻³·2, over n positions
         slope = -by_channel * inverse**3 / ctx.count
         slope = torch.cat([slope, slope[ctx.part]])
-        scaled = _as_real((weight * inverse).to(x.dtype), ctx.part)
-        x_gradient = torch.addmm((-slope * mean).to(x.dtype), g, scaled).addcmul_(x, slope.to(x.dtype))
+        x_gradient = _by_features(g, (weight * inverse).to(x.dtype), ctx.part)
+        x_gradient.add_((-slope * mean).to(x.dtype)).addcmul_(x, slope.to(x.dtype))
         return x_gradient, weight_gradient.mul_(inverse), None, None
 
 

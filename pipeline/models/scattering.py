@@ -113,7 +113,10 @@ class Block(nn.Module):
         ):  # compilers fuse the general path
             return _CollapsedFeatures.apply(z, self.parts, self.kind.skip)
         acted_on = z if self.kind.skip else z[:, :, :, 1:]
-        parameters = (getattr(self, f"operator_{name}")[:, None, None, None] for name in self.operator_parameters)
+        # In z's precision: under autocast, float32 parameters would make all that follows float32.
+        parameters = (
+            getattr(self, f"operator_{name}").to(z.dtype)[:, None, None, None] for name in self.operator_parameters
+        )
         acted = self.operator(acted_on, *parameters)
         kept = z if self.kind.skip else z[:, :, :, :1]
         parts = [kept[:, 0], acted[:, 0], kept[:, 1, :, 2 - self.parts :], *acted.unbind(1)[1:]]
@@ -123,7 +126,7 @@ class Block(nn.Module):
         """Real multiplications with an addition, for one image: wavelets and projection, as they are executed."""
         rows, columns = self.wavelets.output
         wavelets = self.wavelets.multiply_adds(self.in_channels)
-        return wavelets + rows * columns * self.projection.executed_multiply_adds()
+        return wavelets + rows * columns * self.projection.multiply_adds()
 
     def necessary_multiply_adds(self) -> int:
         """Those of the projection alone, for one image, without multiplications by zero."""
