@@ -122,8 +122,8 @@ MUTATIONS = (
     Mutation(
         "the running variance lacks n / (n - 1)",
         PROJECTION,
-        "variance * (count / (count - 1)), alpha",
-        "variance, alpha",
+        "variance = variance * unbiased",
+        "variance = variance * 1",
         (
             "tests/test_models_projection.py::test_running_statistics_move_a_tenth_of_the_way_to_mean_and_unbiased_variance",
         ),
@@ -145,9 +145,30 @@ MUTATIONS = (
     Mutation(
         "the projection's imaginary part gets half of its gradient",
         PROJECTION,
-        "-= to_real_by_imaginary",
-        "-= 0 * to_real_by_imaginary",
+        "-= real[:, channels:]",
+        "-= 0 * real[:, channels:]",
         (ORACLE,),
+    ),
+    Mutation(
+        "workers do not share the variance's gradient",
+        PROJECTION,
+        "by_channel = all_reduce(by_channel)",
+        "by_channel = by_channel + 0",
+        ("tests/test_models_statistics.py::test_two_workers_with_synchronized_statistics_are_one_with_all_images",),
+    ),
+    Mutation(
+        "the classifier's statistics are each worker's own",
+        STATISTICS,
+        "if not (self.training and self.synchronized and workers() > 1):",
+        "if True:",
+        ("tests/test_models_statistics.py::test_two_workers_with_synchronized_statistics_are_one_with_all_images",),
+    ),
+    Mutation(
+        "a real projection forgets the imaginary parts",
+        PROJECTION,
+        "[:, part] += imaginary.T @ x[:, channels:]",
+        "[:, part] += 0 * imaginary.T @ x[:, channels:]",
+        ("tests/test_models_scattering.py",),
     ),
     Mutation(
         "no gradient goes through the batch's variance",

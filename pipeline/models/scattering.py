@@ -108,9 +108,8 @@ class Block(nn.Module):
 
     def act(self, z: Tensor) -> Tensor:
         """Step 2, and what P_j acts on brought together by position: z → (M, S, N, T, B, F, C)."""
-        if (
-            self.kind.nonlinearity == "collapse" and not torch.compiler.is_compiling()
-        ):  # compilers fuse the general path
+        if self.kind.nonlinearity == "collapse" and not torch.compiler.is_compiling():
+            # Fused by hand; a compiler fuses the general path, which computes the same.
             return _CollapsedFeatures.apply(z, self.parts, self.kind.skip)
         acted_on = z if self.kind.skip else z[:, :, :, 1:]
         # In z's precision: under autocast, float32 parameters would make all that follows float32.
