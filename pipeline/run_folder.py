@@ -1,6 +1,6 @@
 """A run has one identity: a folder, made of what decides its result, that one process at a time may train.
 
-run.yaml         id, digest of the data set, resolved settings: what the run was started with
+run.yaml         id, digests of the data set and of the weights it starts with, resolved settings: what the run is
 run.lock         held while a process trains the run; the system releases it however that process ends
 checkpoints/     the last two checkpoints, one an epoch
 history.json     what every epoch came to, as in the last checkpoint
