@@ -40,7 +40,7 @@ def logits_of(network: models.ImageNetwork, pixels: torch.Tensor) -> torch.Tenso
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """The checkpoint of a small network."""
-    save_checkpoint(tmp_path / "saved", MODELS["collapse"])
+    save_checkpoint(tmp_path / "saved", RESNET)  # the quickest to trace
     return tmp_path / "saved"
 
 
@@ -108,14 +108,13 @@ def test_the_command_says_what_it_wrote_and_how_to_use_it(
         assert names["classes"] == CLASSES
 
 
-def test_a_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "saved", RESNET)
+def test_a_file_is_replaced_only_when_asked(saved: Path, tmp_path: Path) -> None:
     output = tmp_path / "network.pt2"
     output.write_text("precious")
     with pytest.raises(UserError, match=r"is there already: name another file, or replace it with --force"):
-        export.export(tmp_path / "saved", "torch-export", output)
+        export.export(saved, "torch-export", output)
     assert output.read_text() == "precious"
-    arguments = [str(tmp_path / "saved"), "--format", "torch-export", "--output", str(output)]
+    arguments = [str(saved), "--format", "torch-export", "--output", str(output)]
     commands.export.main([*arguments, "--force"], standalone_mode=False)
     assert output.stat().st_size > 100_000
 

@@ -10,21 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from mlflow import MlflowClient
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from data_prep.errors import UserError
 from pipeline import config, launch, layout, models, run_folder, start, tracking, worker
 from pipeline.config import ModelSettings, ResNetSettings, ScatteringSettings, Settings
 from pipeline.optim import build_optimizer
 from tests.checkpoints import image_classes, save_checkpoint
+from tests.fine_tuning import MODEL, RANKS, settings_of, started, train_in_rank
 from tuning import search_folder, space
 from tuning.config import SearchSettings
 
-MODEL = ScatteringSettings(widths=(3, 4))
 LINEAR = ("classifier.linear.weight", "classifier.linear.bias")
 
 
@@ -33,22 +31,6 @@ def saved(tmp_path: Path) -> Path:
     """A checkpoint of MODEL for the classes a, b, c and images of 16 pixels."""
     save_checkpoint(tmp_path / "saved", MODEL, seed=7)
     return tmp_path / "saved"
-
-
-def settings_of(checkpoint: Path, *freeze: str, model: ModelSettings = MODEL, size: int = 16) -> Settings:
-    return Settings(
-        data=config.DataSettings(path="somewhere", image_size=size),
-        model=model,
-        start=config.StartSettings(checkpoint=str(checkpoint), freeze=freeze),
-    )
-
-
-def started(settings: Settings, names: str = "abc") -> models.ImageNetwork:
-    """A network as a worker has it before the first epoch."""
-    network = models.build(settings.model, len(names), settings.data.image_size, seed=1)
-    start.freeze(network, settings)
-    start.load(network, settings, image_classes(names), start.digest(settings))
-    return network
 
 
 def differing(network: models.ImageNetwork, checkpoint: Path) -> list[str]:
@@ -216,28 +198,6 @@ def test_trials_of_a_search_start_with_the_same_weights_or_are_refused(
     assert start.check(fitting, image_classes()) is not None
     with pytest.raises(UserError, match=r"widths: \[3, 4\] → \[5\]"):
         start.check(other, image_classes())
-
-
-RANKS = 2
-
-
-def train_in_rank(rank: int, folder: str) -> None:
-    """Three steps of one of two workers, on images of its own; saves its network's tensors."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
-    settings = settings_of(Path(folder) / "saved", "blocks.0", "classifier.normalization")
-    network = started(settings, "abcd")
-    distributed = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
-    optimizer = build_optimizer(network, settings.optimizer)
-    generator = torch.Generator().manual_seed(rank)
-    for _ in range(3):
-        distributed.train()
-        pixels = torch.randint(0, 256, (6, 16, 16, 3), generator=generator, dtype=torch.uint8)
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(distributed(pixels), torch.arange(6) % 4).backward()
-        optimizer.step()
-    save_file(network.state_dict(), Path(folder) / f"rank-{rank}.safetensors")
-    dist.destroy_process_group()
 
 
 def test_workers_share_what_they_learn_and_none_moves_what_is_frozen(saved: Path, tmp_path: Path) -> None:
