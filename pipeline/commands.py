@@ -1,4 +1,4 @@
-"""The commands ``train``, ``describe`` and ``ui``. What is slow to import is imported when a command runs."""
+"""The commands ``train``, ``describe``, ``export`` and ``ui``; what is slow to import is imported when one runs."""
 
 from __future__ import annotations
 
@@ -104,6 +104,28 @@ def describe(config: Path, overrides: tuple[str, ...], classes: int | None, as_j
         click.echo(description.to_json())
     else:
         show(description, Console(width=None if sys.stdout.isatty() else 200, highlight=False))
+
+
+@click.command(short_help="Write a trained network into one file, for ONNX Runtime or torch.export.")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--format", "kind", type=click.Choice(["onnx", "torch-export"]), default="onnx", help="Format [onnx].")
+@click.option("--output", type=click.Path(path_type=Path), help="File [named after SOURCE, in the current folder].")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+def export(source: Path, kind: str, output: Path | None, force: bool) -> None:
+    """Writes the network of SOURCE, the folder of a run or of one of its checkpoints, into one file.
+
+    It maps pixels, uint8 (batch, height, width, 3), to logits, and holds the names of the classes. The file is run and
+    compared with the network before it gets its name.
+
+    \b
+    Examples:
+      phasecollapse export runs/textures
+      phasecollapse export runs/textures/checkpoints/epoch-00003 --format torch-export --output textures.pt2
+    """
+    from pipeline import export as exporting
+
+    written = exporting.export(source, kind, output, replace=force)
+    click.echo(exporting.summary(written))
 
 
 @click.command(short_help="Show tracked runs in the browser (MLflow, on this machine only).")

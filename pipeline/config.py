@@ -163,6 +163,27 @@ ModelSettings = Annotated[
 """The network: one of the families, told apart by the field `family`."""
 
 
+class StartSettings(Section):
+    """Where training starts: from new weights, or from those of a network that was trained before (fine-tuning)."""
+
+    checkpoint: str | None = None
+    """Folder of a run, whose last checkpoint is taken, or of one checkpoint. The network must be the one of `model`.
+    For other classes, and for another image size where its own depends on it, the classifier's linear map is new."""
+    freeze: tuple[str, ...] = ()
+    """Parts that stay as they are in the checkpoint, their running statistics too: paths of modules such as blocks.0 or
+    classifier.normalization, or shell patterns of them such as blocks.[0-3]."""
+
+    @model_validator(mode="after")
+    def _check_freeze(self) -> Self:
+        if self.freeze and self.checkpoint is None:
+            raise ValueError("freeze needs checkpoint: parts with random weights would never be trained")
+        return self
+
+    def absolute(self) -> Self:
+        """The same with an absolute path: workers and trials run in folders of their own."""
+        return self.model_copy(update={"checkpoint": self.checkpoint and str(Path(self.checkpoint).absolute())})
+
+
 class OptimizerSettings(Section):
     """Stochastic gradient descent and its learning-rate schedule."""
 
@@ -235,6 +256,7 @@ class Settings(Section):
     data: DataSettings
     run: RunSettings = RunSettings()
     model: ModelSettings = ScatteringSettings()
+    start: StartSettings = StartSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     training: TrainingSettings = TrainingSettings()
     cluster: ClusterSettings = ClusterSettings()

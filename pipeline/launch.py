@@ -18,7 +18,7 @@ import torch
 from data_prep import manifest
 from data_prep.errors import UserError
 from data_prep.manifest import Manifest
-from pipeline import allocator, cluster, environment, models, run_folder, tracking, worker
+from pipeline import allocator, cluster, environment, models, run_folder, start, tracking, worker
 from pipeline.config import ClusterSettings, Settings, flatten, to_yaml
 from pipeline.progress import Display, Follower
 from pipeline.run_folder import RunFolder
@@ -66,23 +66,29 @@ def train(
     """
     settings = _absolute(settings)
     data = manifest.load(Path(settings.data.path))
-    check(settings, data)
-    with run_folder.claim(settings, data) as folder, ExitStack() as cluster_left_last:
+    starting_point = check(settings, data)
+    with run_folder.claim(settings, data, start.digest(settings)) as folder, ExitStack() as cluster_left_last:
         finished_before = folder.finished()
         if settings.cluster.workers and not finished_before:
             cluster_left_last.enter_context(cluster_with_room(settings.cluster))
         folder.begin()  # only now: a run that is refused is no run
         tracker = _open_tracked_run(folder, parent_run_id, tags or {}, settings)
         if not (finished_before and tracker.finished):
-            with _status(tracker, folder), _followed(folder, tracker, shown=progress and not finished_before):
+            with (
+                _status(tracker, folder),
+                _followed(folder, tracker, starting_point, shown=progress and not finished_before),
+            ):
                 if not finished_before:
                     _run_workers(settings, folder, callbacks)
         records = folder.history()
         return Outcome(folder.path, len(records), records[-1].metrics, tracker.run_id, finished_before)
 
 
-def check(settings: Settings, data: Manifest) -> None:
-    """Compares settings with the data set and, without a cluster, with this machine.
+def check(settings: Settings, data: Manifest) -> start.Start | None:
+    """Compares settings with the data set, the checkpoint to start from and, without a cluster, with this machine.
+
+    Returns:
+        What training starts with; None if that is new weights, or the run goes on from its own.
 
     Raises:
         UserError: names the setting that does not fit.
@@ -102,6 +108,7 @@ def check(settings: Settings, data: Manifest) -> None:
         )
     if settings.cluster.gpu and settings.cluster.workers == 0 and not torch.cuda.is_available():
         raise UserError("cluster.gpu is true, but torch sees no GPU on this machine: set it to false")
+    return start.check(settings, data.classes)
 
 
 @contextmanager
@@ -122,20 +129,23 @@ def _absolute(settings: Settings) -> Settings:
     """The same settings with absolute paths: workers run in folders of their own."""
     run = settings.run.model_copy(update={"storage": str(Path(settings.run.storage).absolute())})
     data = settings.data.model_copy(update={"path": str(Path(settings.data.path).absolute())})
-    return settings.model_copy(update={"run": run, "data": data})
+    return settings.model_copy(update={"run": run, "data": data, "start": settings.start.absolute()})
 
 
 def _open_tracked_run(
     folder: RunFolder, parent_run_id: str | None, tags: Mapping[str, str], settings: Settings
 ) -> Tracker:
     original = folder.identity.settings  # what the run was started with; parameters do not change
+    digests = {"data.digest": folder.identity.data_digest}
+    if folder.identity.start_digest:
+        digests["start.digest"] = folder.identity.start_digest
     tracker = tracking.open_run(
         tracking.store_of(settings),
         settings.tracking.experiment,
         identity=folder.identity.id,
         name=folder.path.name,
         folder=folder.path,
-        parameters={**flatten(original), "data.digest": folder.identity.data_digest},
+        parameters={**flatten(original), **digests},
         tags={**environment.git_state(Path.cwd()), **tags},
         parent_run_id=parent_run_id,
     )
@@ -164,11 +174,13 @@ def _status(tracker: Tracker, folder: RunFolder) -> Iterator[None]:
 
 
 @contextmanager
-def _followed(folder: RunFolder, tracker: Tracker, shown: bool) -> Iterator[None]:
+def _followed(folder: RunFolder, tracker: Tracker, starting_point: start.Start | None, shown: bool) -> Iterator[None]:
     """Passes what workers write into the run's folder on to MLflow and the display, while the body runs."""
     epochs, done = folder.identity.settings.training.epochs, len(folder.history())
     display = Display(epochs, shown)
     display.announce(f"run {folder.path.name} {f'goes on after epoch {done}' if done else 'starts'}, epochs: {epochs}")
+    if starting_point and not done:
+        display.announce(str(starting_point))
     with Follower(folder.path, folder.history, tracker.follow, display).following():
         yield
 

@@ -12,10 +12,11 @@ from pipeline.models import ImageNetwork
 
 
 def build_optimizer(network: ImageNetwork, settings: OptimizerSettings) -> SGD:
-    """Stochastic gradient descent with two parameter groups: with weight decay, and without it."""
+    """Stochastic gradient descent on what is not frozen, with two parameter groups: with weight decay, and without."""
     exempt = network.no_decay_names()
-    decayed = [parameter for name, parameter in network.named_parameters() if name not in exempt]
-    spared = [parameter for name, parameter in network.named_parameters() if name in exempt]
+    trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    decayed = [parameter for name, parameter in trained if name not in exempt]
+    spared = [parameter for name, parameter in trained if name in exempt]
     groups = [
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": spared, "weight_decay": 0.0},

@@ -1,6 +1,6 @@
 """A run has one identity: a folder, made of what decides its result, that one process at a time may train.
 
-run.yaml         id, digest of the data set, resolved settings: what the run was started with
+run.yaml         id, digests of the data set and of the weights it starts with, resolved settings: what the run is
 run.lock         held while a process trains the run; the system releases it however that process ends
 checkpoints/     the last two checkpoints, one an epoch
 history.json     what every epoch came to, as in the last checkpoint
@@ -26,8 +26,9 @@ from pydantic import ValidationError
 
 from data_prep.errors import UserError
 from data_prep.manifest import Manifest
-from pipeline import history
+from pipeline import history, layout
 from pipeline.config import ModelSettings, ResNetSettings, Section, Settings, differences, flatten, to_yaml
+from pipeline.layout import IDENTITY
 
 EXECUTION_ONLY = frozenset(
     {
@@ -39,6 +40,7 @@ EXECUTION_ONLY = frozenset(
         "cluster.cpus_per_worker",
         "cluster.gpu",
         "cluster.max_failures",
+        "start.checkpoint",  # the digest of its weights decides
         "tracking.uri",
         "tracking.experiment",
     }
@@ -48,7 +50,7 @@ nothing that it computes beyond rounding. The number of workers is not among the
 those of a worker's part of the batch."""
 
 
-IDENTITY, LOCK, OWNER = "run.yaml", "run.lock", "run.owner"
+LOCK, OWNER = "run.lock", "run.owner"
 
 
 class Identity(Section):
@@ -58,6 +60,8 @@ class Identity(Section):
     """Unique; the run's tag in MLflow."""
     data_digest: str
     settings: Settings
+    start_digest: str | None = None
+    """Of the weights that the run started with; None if they were new."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / layout.CHECKPOINTS
 
     def begin(self) -> None:
         """Writes down what the run is; from here on its settings are fixed."""
@@ -79,7 +83,7 @@ class RunFolder:
 
     def latest_checkpoint(self) -> Path | None:
         """The last checkpoint of those that are there in full."""
-        return max(self.checkpoints.glob("epoch-*"), default=None)
+        return next(reversed(layout.stored_checkpoints(self.path)), None)
 
     def history(self) -> list[history.EpochRecord]:
         """The epochs finished so far."""
@@ -90,25 +94,28 @@ class RunFolder:
         return len(self.history()) >= self.identity.settings.training.epochs
 
 
-def default_name(settings: Settings, data: Manifest) -> str:
+def default_name(settings: Settings, data: Manifest, start_digest: str | None = None) -> str:
     """Data set, network and a digest of all that decides the result, as in ``imagenette-collapse-32-64x2-1f00ba12``."""
     what_decides = {field: value for field, value in flatten(settings).items() if field not in EXECUTION_ONLY}
-    decisive = json.dumps([what_decides, data.digest], sort_keys=True)
+    decisive = json.dumps([what_decides, data.digest, start_digest], sort_keys=True)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", data.name).strip("-._") or "data"
     return f"{name}-{_network_name(settings.model)}-{hashlib.sha256(decisive.encode()).hexdigest()[:8]}"
 
 
 @contextmanager
-def claim(settings: Settings, data: Manifest) -> Iterator[RunFolder]:
+def claim(settings: Settings, data: Manifest, start_digest: str | None = None) -> Iterator[RunFolder]:
     """Opens the run of `settings`, or makes a folder for it, for this process alone.
 
     A run that the body does not begin (see :meth:`RunFolder.begin`) leaves nothing behind.
+
+    Args:
+        start_digest: of the weights that `start.checkpoint` names.
 
     Raises:
         UserError: another process trains it; it was started with other settings or another data set (each difference is
             named); or the folder holds something else.
     """
-    path = Path(settings.run.storage) / (settings.run.name or default_name(settings, data))
+    path = Path(settings.run.storage) / (settings.run.name or default_name(settings, data, start_digest))
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / LOCK, timeout=0)
@@ -121,7 +128,7 @@ def claim(settings: Settings, data: Manifest) -> Iterator[RunFolder]:
         raise UserError(f"run.storage: {path} cannot be written: {error.strerror}") from None
     try:
         (path / OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        yield RunFolder(path, _identify(path, settings, data))
+        yield RunFolder(path, _identify(path, settings, data, start_digest))
     finally:
         remove_unless_begun(path, IDENTITY, OWNER, LOCK)
         lock.release()
@@ -152,16 +159,18 @@ def read_identity(path: Path) -> Identity | None:
         raise UserError(f"{file} cannot be read ({str(error).splitlines()[0]}): choose another run.name") from None
 
 
-def _identify(path: Path, settings: Settings, data: Manifest) -> Identity:
+def _identify(path: Path, settings: Settings, data: Manifest, start_digest: str | None) -> Identity:
     identity = read_identity(path)
     if identity is None:
         foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in {LOCK, OWNER})
         if foreign:
             raise UserError(f"{path} exists and is not a run (it holds {foreign[0]}): choose another run.name")
-        return Identity(id=uuid.uuid4().hex, data_digest=data.digest, settings=settings)
+        return Identity(id=uuid.uuid4().hex, data_digest=data.digest, settings=settings, start_digest=start_digest)
     changes = differences(identity.settings, settings, ignored=EXECUTION_ONLY)
     if identity.data_digest != data.digest:
         changes.append(f"data set: {identity.data_digest[:12]} → {data.digest[:12]}")
+    if identity.start_digest != start_digest:
+        changes.append(f"weights of start.checkpoint: {_weights(identity.start_digest)} → {_weights(start_digest)}")
     if changes:
         raise UserError(
             f"run {path} was started with other settings ({'; '.join(changes)}): "
@@ -176,6 +185,10 @@ def _network_name(model: ModelSettings) -> str:
     runs = [(width, len(list(group))) for width, group in itertools.groupby(model.channels)]
     widths = "-".join(f"{width}x{times}" if times > 1 else str(width) for width, times in runs)
     return f"{model.nonlinearity}{'-skip' if model.skip else ''}-{widths}"
+
+
+def _weights(start_digest: str | None) -> str:
+    return start_digest[:12] if start_digest else "new ones"
 
 
 def _owner(path: Path) -> str:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import checkpoint, engine, environment, history, models
+from pipeline import checkpoint, engine, environment, history, layout, models, start
 from pipeline.config import Settings
 from pipeline.data import ImageStream, Subset
 from pipeline.optim import build_optimizer, build_schedule
@@ -57,7 +57,7 @@ def train(job: Job, session: Session) -> None:
     """Trains the run of `job` to its end, from its last checkpoint on.
 
     Raises:
-        UserError: an image cannot be decoded, the loss is not finite, or a checkpoint is damaged.
+        UserError: an image cannot be decoded, the loss is not finite, or a checkpoint is damaged or has changed.
     """
     settings, chief = job.settings, session.rank == 0
     torch.set_num_threads(settings.cluster.cpus_per_worker)
@@ -67,6 +67,8 @@ def train(job: Job, session: Session) -> None:
     latest = session.latest()
     if latest:
         checkpoint.restore(latest, state)
+    else:
+        start.load(state.network, settings, training_images.classes, job.folder.identity.start_digest)
     notes = Notes(job.folder.path, silent=not chief)
     if chief:
         history.write(job.folder.path, state.history)  # the checkpoint decides: whoever wrote after it was interrupted
@@ -114,14 +116,14 @@ class LocalSession:
 
     def commit(self, epoch: int, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
         """Writes beside the other checkpoints and renames: a checkpoint is there in full or not at all."""
-        target = self._folder.checkpoints / checkpoint.folder_name(epoch)
+        target = self._folder.checkpoints / layout.checkpoint_name(epoch)
         partial = target.with_name(f"partial-{target.name}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save(partial)
         partial.rename(target)
         history.write(self._folder.path, history.read(target))
-        for old in sorted(self._folder.checkpoints.glob("epoch-*"))[:-CHECKPOINTS_KEPT]:
+        for old in layout.stored_checkpoints(self._folder.path)[:-CHECKPOINTS_KEPT]:
             shutil.rmtree(old)
 
 
@@ -154,7 +156,7 @@ class RaySession:
             if self.rank == 0:
                 save(Path(scratch))
                 saved = ray.train.Checkpoint.from_directory(scratch)
-            ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=checkpoint.folder_name(epoch))
+            ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=layout.checkpoint_name(epoch))
 
 
 def run_on_ray(config: dict[str, Any]) -> None:
@@ -176,8 +178,9 @@ def _stream(settings: Settings, subset: Subset, session: Session) -> ImageStream
 
 
 def _build(settings: Settings, classes: int, steps: int, device: torch.device) -> checkpoint.Training:
-    """Everything at its start: the same on every rank, since the seed decides the initial weights."""
+    """Everything with new weights: the same on every rank, since the seed decides them."""
     network = models.build(settings.model, classes, settings.data.image_size, settings.training.seed).to(device)
+    start.freeze(network, settings)
     optimizer = build_optimizer(network, settings.optimizer)
     schedule = build_schedule(optimizer, settings.optimizer, settings.training.epochs, steps)
     return checkpoint.Training(network, optimizer, schedule, history=[])

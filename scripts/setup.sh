@@ -52,6 +52,6 @@ if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then # none yet, or an
     "$PYTHON" -m venv --clear "$VENV"
 fi
 say "Installing phasecollapse and what it needs (some minutes the first time)"
-"$VENV/bin/python" -m pip install --quiet --use-pep517 -c constraints.txt -e '.[dev]'
+"$VENV/bin/python" -m pip install --quiet --use-pep517 -c constraints.txt -e '.[dev,export]'
 touch "$VENV/.installed"
 say "Ready: $VENV/bin/phasecollapse --help"

@@ -31,6 +31,7 @@ PROJECTION, STATISTICS, SCATTERING = (
     f"pipeline/models/{name}.py" for name in ("projection", "statistics", "scattering")
 )
 INSPECTION = "pipeline/inspection.py"
+START = "pipeline/start.py"
 DATA, ENGINE, RUN_FOLDER = "pipeline/data.py", "pipeline/engine.py", "pipeline/run_folder.py"
 CONVOLVED = "tests/test_models_transform.py::test_each_filter_is_convolved_with_the_reflected_signal"
 DERIVATIVES = "tests/test_models_projection.py::test_derivatives_are_those_of_the_formula"
@@ -405,6 +406,51 @@ MUTATIONS = (
         'for row in rows if row.status == "completed" and row.error is not None\n    ]\n    flags',
         "for row in rows if row.error is not None\n    ]\n    flags",
         ("tests/test_tuning_frontier.py::test_only_completed_trials_are_on_the_frontier",),
+    ),
+    # Starting with other weights, and leaving as a file
+    Mutation(
+        "frozen parts are trained",
+        "pipeline/models/__init__.py",
+        "part.requires_grad_(False)",
+        "pass",
+        ("tests/test_start.py::test_frozen_parts_and_their_statistics_stay_and_all_others_move",),
+    ),
+    Mutation(
+        "frozen parts move their running statistics",
+        "pipeline/models/__init__.py",
+        "            part.eval()\n",
+        "            pass\n",
+        ("tests/test_start.py::test_frozen_parts_and_their_statistics_stay_and_all_others_move",),
+    ),
+    Mutation(
+        "a resumed run loads the weights that it started with",
+        "pipeline/worker.py",
+        "    else:\n        start.load(",
+        "    if settings.start.checkpoint:\n        start.load(",
+        (
+            "tests/test_start.py::test_a_fine_tuned_run_says_what_it_starts_with_and_resumes_to_the_same_bits_without_it",
+        ),
+    ),
+    Mutation(
+        "a classifier for other classes keeps the weights of the old ones",
+        START,
+        "same_classes = [one.id for one in its.classes] == [one.id for one in classes]",
+        "same_classes = True",
+        ("tests/test_start.py::test_the_classifiers_linear_map_alone_is_new_where_it_cannot_fit[other-classes]",),
+    ),
+    Mutation(
+        "workers load whatever the checkpoint holds by then",
+        START,
+        "if _digest(checkpoint) != expected:",
+        "if False:",
+        ("tests/test_start.py::test_weights_that_change_between_launch_and_worker_are_noticed",),
+    ),
+    Mutation(
+        "an exported file is not compared with the network",
+        "pipeline/export.py",
+        "if not difference <= TOLERANCE",
+        "if difference < -TOLERANCE",
+        ("tests/test_export.py::test_a_file_that_computes_something_else_is_not_kept",),
     ),
     # What a network is said to be
     Mutation(

@@ -79,17 +79,6 @@ def test_momentum_and_schedule_matter_for_that(saved: Path) -> None:
     assert any(not torch.equal(value, weights(weights_only)[name]) for name, value in weights(whole).items())
 
 
-def test_a_checkpoint_alone_gives_the_network_its_settings_and_its_classes(saved: Path) -> None:
-    network, settings, classes = checkpoint.load_network(saved)
-    assert settings == SETTINGS
-    assert classes == CLASSES
-    state = start()
-    checkpoint.restore(saved, state)
-    images = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
-    with torch.no_grad():
-        assert torch.equal(network(images), state.network.eval()(images))
-
-
 def test_a_checkpoint_executes_no_code(saved: Path) -> None:
     class Exploit:
         def __reduce__(self) -> tuple[object, ...]:
@@ -115,11 +104,6 @@ def test_a_checkpoint_of_another_network_is_refused(saved: Path) -> None:
     other = checkpoint.Training(network, optimizer, build_schedule(optimizer, SETTINGS.optimizer, 3, 2), [])
     with pytest.raises(UserError, match="does not fit the network"):
         checkpoint.restore(saved, other)
-
-
-def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a checkpoint"):
-        checkpoint.load_network(tmp_path)
 
 
 def test_history_is_read_as_it_was_written_and_replaced_as_a_whole(tmp_path: Path) -> None:

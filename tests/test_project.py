@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from pipeline import config, models
+from tests.checkpoints import save_checkpoint
 from tests.mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).parent.parent
@@ -68,6 +70,26 @@ def test_training_mathematics_needs_neither_ray_nor_mlflow_nor_ffcv(module: str)
     assert done.returncode == 0, done.stderr
 
 
+def test_a_trained_network_loads_and_runs_without_ray_mlflow_and_ffcv(tmp_path: Path) -> None:
+    network = save_checkpoint(
+        tmp_path / "run" / "checkpoints" / "epoch-00001", config.ScatteringSettings(widths=(3, 4))
+    )
+    pixels = torch.arange(2 * 16 * 16 * 3).remainder(251).to(torch.uint8).view(2, 16, 16, 3)
+    code = """
+import torch
+from pipeline import models
+pixels = torch.arange(2 * 16 * 16 * 3).remainder(251).to(torch.uint8).view(2, 16, 16, 3)
+network = models.build(models.load(sys.argv[1]).settings.model, 3, 16)
+network.load_state_dict(models.load(sys.argv[1]).network.state_dict())
+with torch.no_grad():
+    print(network.eval()(pixels).tolist())
+"""
+    done = python(BLOCKED + code, str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), network(pixels))
+
+
 def test_the_blocker_blocks() -> None:
     assert "ray is blocked" in python(f"{BLOCKED}import ray").stderr
 
@@ -89,7 +111,7 @@ finally:
 
 
 def test_every_package_contributes_its_commands() -> None:
-    assert COMMANDS == ["describe", "prepare", "train", "tune", "ui"]
+    assert COMMANDS == ["describe", "export", "prepare", "train", "tune", "ui"]
     listing = python("from pipeline.cli import main; main()", "--help").stdout
     assert [command for command in COMMANDS if not re.search(rf"^ *{command} ", listing, re.MULTILINE)] == []
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data_prep.errors import UserError
-from pipeline import checkpoint, commands, config, launch, tracking, worker
+from pipeline import checkpoint, commands, config, launch, models, tracking, worker
 from pipeline.config import Settings
 
 EPOCHS = 3
@@ -106,10 +106,11 @@ def test_the_tracked_run_holds_all_that_the_run_was(settings: Callable[..., Sett
     assert [metric.step for metric in history] == [1, 2, 3]
     artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
     assert config.load(artifacts / "settings.yaml") == settings()
-    network, stored, classes = checkpoint.load_network(artifacts / "model")
-    assert stored == settings()
-    assert len(classes) == 10
-    assert torch.equal(next(network.parameters()), final_weights(outcome.folder)[next(network.named_parameters())[0]])
+    loaded = models.load(artifacts / "model")
+    assert loaded.settings == settings()
+    assert len(loaded.classes) == 10
+    name, value = next(loaded.network.named_parameters())
+    assert torch.equal(value, final_weights(outcome.folder)[name])
 
 
 def test_a_finished_run_says_so_and_changes_nothing(

@@ -25,7 +25,7 @@ from ray.tune.schedulers import ASHAScheduler
 from data_prep import manifest
 from data_prep.errors import UserError
 from data_prep.manifest import Manifest
-from pipeline import environment, history, launch, models, run_folder, tracking, trainer
+from pipeline import environment, history, launch, models, run_folder, start, tracking, trainer
 from pipeline.config import ClusterSettings, Settings, flatten, to_yaml
 from pipeline.tracking import Status, Store, Tracker
 from tuning import frontier, release, search_folder, space, trial
@@ -70,7 +70,7 @@ def search(settings: SearchSettings, say: Say = print) -> Report:
     """
     data = manifest.load(Path(settings.train.data.path))
     store = tracking.store_of(settings.train)
-    with search_folder.claim(settings, data) as folder, ExitStack() as cluster_left_last:
+    with search_folder.claim(settings, data, start.digest(settings.train)) as folder, ExitStack() as cluster_left_last:
         candidates = space.candidates(settings)
         runs = {one.name: space.trial_settings(settings, one, folder.path, store.uri) for one in candidates}
         for run in runs.values():

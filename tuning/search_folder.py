@@ -63,6 +63,8 @@ class Identity(Section):
     """Unique; the tag of the search's run in MLflow."""
     data_digest: str
     settings: SearchSettings
+    start_digest: str | None = None
+    """Of the weights that all trials start with; None if they are new."""
 
 
 @dataclass
@@ -101,7 +103,7 @@ class SearchFolder:
 
 
 @contextmanager
-def claim(settings: SearchSettings, data: Manifest) -> Iterator[SearchFolder]:
+def claim(settings: SearchSettings, data: Manifest, start_digest: str | None = None) -> Iterator[SearchFolder]:
     """Opens the search of `settings`, or makes a folder for it, for this process alone.
 
     A search that the body does not begin (see :meth:`SearchFolder.begin`) leaves nothing behind.
@@ -122,7 +124,7 @@ def claim(settings: SearchSettings, data: Manifest) -> Iterator[SearchFolder]:
     except OSError as error:
         raise UserError(f"train.run.storage: {path} cannot be written: {error.strerror}") from None
     try:
-        folder = SearchFolder(path, _identify(path, settings, data))
+        folder = SearchFolder(path, _identify(path, settings, data, start_digest))
         folder.read_records()
         yield folder
     finally:
@@ -130,13 +132,13 @@ def claim(settings: SearchSettings, data: Manifest) -> Iterator[SearchFolder]:
         lock.release()
 
 
-def _identify(path: Path, settings: SearchSettings, data: Manifest) -> Identity:
+def _identify(path: Path, settings: SearchSettings, data: Manifest, start_digest: str | None) -> Identity:
     file = path / IDENTITY
     if not file.exists():
         foreign = sorted(entry.name for entry in path.iterdir() if entry.name != LOCK)
         if foreign:
             raise UserError(f"{path} exists and is not a search (it holds {foreign[0]}): choose another search.name")
-        return Identity(id=uuid.uuid4().hex, data_digest=data.digest, settings=settings)
+        return Identity(id=uuid.uuid4().hex, data_digest=data.digest, settings=settings, start_digest=start_digest)
     try:
         identity = Identity.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValidationError) as error:
@@ -144,6 +146,8 @@ def _identify(path: Path, settings: SearchSettings, data: Manifest) -> Identity:
     changes = differences(identity.settings, settings, ignored=EXECUTION_ONLY)
     if identity.data_digest != data.digest:
         changes.append(f"data set: {identity.data_digest[:12]} → {data.digest[:12]}")
+    if identity.start_digest != start_digest:
+        changes.append("train.start.checkpoint holds other weights")
     if changes:
         raise UserError(
             f"search {path} was started with other settings ({'; '.join(changes)}): "

@@ -86,6 +86,7 @@ def trial_settings(settings: SearchSettings, candidate: Candidate, folder: Path,
     for key, value in candidate.overrides.items():
         content = override(content, [f"{key}={json.dumps(value)}"])
     content["data"]["path"] = str(Path(settings.train.data.path).absolute())  # trials run in folders of their own
+    content["start"] = settings.train.start.absolute().model_dump(mode="json")
     content["data"]["evaluate_on"] = "holdout"
     content["run"] = {"name": candidate.name, "storage": str(folder)}
     content["tracking"]["uri"] = tracking_uri

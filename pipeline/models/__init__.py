@@ -7,9 +7,12 @@ statistics.py   means and variances of a batch
 projection.py   the learned part of a block: standardize, project, normalize
 scattering.py   blocks, classifier, network
 resnet.py       residual networks, for comparison
+trained.py      a checkpoint's network, to be used
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +20,10 @@ from torch import Tensor, nn
 from pipeline.config import ModelSettings, ResNetSettings, ScatteringSettings
 from pipeline.models.resnet import ResNet
 from pipeline.models.scattering import BlockKind, ScatteringNetwork
+from pipeline.models.trained import Trained, load
 from pipeline.models.wavelets import Octave, octaves_of_blocks
 
-__all__ = ["ImageNetwork", "ScatteringNetwork", "build", "multiply_adds", "parameters"]
+__all__ = ["ImageNetwork", "ScatteringNetwork", "Trained", "build", "load", "multiply_adds", "parameters"]
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_DEVIATION = (0.229, 0.224, 0.225)
@@ -37,10 +41,25 @@ class ImageNetwork(nn.Module):
         self.network = network
         self.register_buffer("mean", 255 * torch.tensor(PIXEL_MEAN))
         self.register_buffer("deviation", 255 * torch.tensor(PIXEL_DEVIATION))
+        self._frozen: list[nn.Module] = []
 
     def forward(self, pixels: Tensor) -> Tensor:
         images = (pixels.to(self.mean.dtype) - self.mean) / self.deviation
         return self.network(images.permute(0, 3, 1, 2)).float()
+
+    def freeze(self, parts: Iterable[nn.Module]) -> None:
+        """Leaves these parts as they are from now on: no gradients, and running statistics that do not move."""
+        self._frozen += parts  # a list of modules is not registered: each part stays where it is in the network
+        for part in self._frozen:
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> ImageNetwork:
+        """Training or evaluation mode; what is frozen evaluates in either."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
 
     def no_decay_names(self) -> set[str]:
         """Parameters that weight decay leaves alone: those of the classifier's normalization, biases, and ρ's."""

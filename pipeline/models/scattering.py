@@ -118,7 +118,7 @@ class Block(nn.Module):
         )
         acted = self.operator(acted_on, *parameters)
         kept = z if self.kind.skip else z[:, :, :, :1]
-        parts = [kept[:, 0], acted[:, 0], kept[:, 1, :, 2 - self.parts :], *acted[:, 1:].unbind(1)]
+        parts = [kept[:, 0], acted[:, 0], kept[:, 1, :, 2 - self.parts :], *acted.unbind(1)[1:]]
         return torch.cat([_by_position(part) for part in parts], dim=5)
 
     def multiply_adds(self) -> int:

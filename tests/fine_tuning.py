@@ -1,0 +1,53 @@
+"""Networks that start with a checkpoint, in this process and in one of several workers (which import little)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline import config, models, start
+from pipeline.config import ModelSettings, ScatteringSettings, Settings
+from pipeline.optim import build_optimizer
+from tests.checkpoints import image_classes
+
+MODEL = ScatteringSettings(widths=(3, 4))
+RANKS = 2
+
+
+def settings_of(checkpoint: Path, *freeze: str, model: ModelSettings = MODEL, size: int = 16) -> Settings:
+    return Settings(
+        data=config.DataSettings(path="somewhere", image_size=size),
+        model=model,
+        start=config.StartSettings(checkpoint=str(checkpoint), freeze=freeze),
+    )
+
+
+def started(settings: Settings, names: str = "abc") -> models.ImageNetwork:
+    """A network as a worker has it before the first epoch."""
+    network = models.build(settings.model, len(names), settings.data.image_size, seed=1)
+    start.freeze(network, settings)
+    start.load(network, settings, image_classes(names), start.digest(settings))
+    return network
+
+
+def train_in_rank(rank: int, folder: str) -> None:
+    """Three steps of one of two workers, on images of its own; saves its network's tensors."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
+    settings = settings_of(Path(folder) / "saved", "blocks.0", "classifier.normalization")
+    network = started(settings, "abcd")
+    distributed = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+    optimizer = build_optimizer(network, settings.optimizer)
+    generator = torch.Generator().manual_seed(rank)
+    for _ in range(3):
+        distributed.train()
+        pixels = torch.randint(0, 256, (6, 16, 16, 3), generator=generator, dtype=torch.uint8)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(distributed(pixels), torch.arange(6) % 4).backward()
+        optimizer.step()
+    save_file(network.state_dict(), Path(folder) / f"rank-{rank}.safetensors")
+    dist.destroy_process_group()
