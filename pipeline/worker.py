@@ -76,6 +76,8 @@ def train(job: Job, session: Session) -> None:
 
     compute = engine.Compute(session.device, settings.training.precision)
     trained = _distributed(state.network, session)
+    if settings.training.compile:
+        trained = torch.compile(trained)
     for epoch in range(state.epochs_done + 1, settings.training.epochs + 1):
         metrics = engine.train_epoch(
             trained,
