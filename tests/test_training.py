@@ -138,6 +138,15 @@ def test_seed_and_settings_alone_decide_the_result(settings: Callable[..., Setti
     assert runs[0].metrics["train/loss"] != runs[2].metrics["train/loss"]
 
 
+def test_a_compiled_run_learns_what_another_does(settings: Callable[..., Settings]) -> None:
+    eager, compiled = (
+        launch.train(settings("training.epochs=1", f"run.name=compile-{on}", f"training.compile={on}"), progress=False)
+        for on in ("false", "true")
+    )
+    assert compiled.metrics["train/loss"] == pytest.approx(eager.metrics["train/loss"], rel=1e-3)
+    assert final_weights(compiled.folder).keys() == final_weights(eager.folder).keys()
+
+
 def test_accuracy_can_be_measured_on_held_out_training_images(settings: Callable[..., Settings]) -> None:
     outcome = launch.train(settings("training.epochs=1", "data.evaluate_on=holdout"), progress=False)
     assert {"holdout/loss", "holdout/top1", "holdout/top5"} <= outcome.metrics.keys()
