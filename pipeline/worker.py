@@ -77,7 +77,7 @@ def train(job: Job, session: Session) -> None:
     compute = engine.Compute(session.device, settings.training.precision)
     trained = _distributed(state.network, session)
     if settings.training.compile:
-        trained = torch.compile(trained)
+        trained.compile()
     for epoch in range(state.epochs_done + 1, settings.training.epochs + 1):
         metrics = engine.train_epoch(
             trained,
