@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import statistics
 import sys
@@ -53,7 +54,8 @@ def learned_multiply_adds(network: ScatteringNetwork) -> int:
     Each product is needed three times: forward, for the gradient of the weights, and for that of its input; the last is
     not needed in the first block, before which nothing is learned. What is real after the modulus counts as real.
     """
-    forward = [block.necessary_multiply_adds() for block in network.blocks if isinstance(block, Block)]
+    blocks = [block for block in network.blocks if isinstance(block, Block)]
+    forward = [math.prod(block.wavelets.output) * block.projection.multiply_adds() for block in blocks]
     return 3 * sum(forward) - forward[0] + 3 * network.classifier.multiply_adds()
 
 

@@ -156,8 +156,10 @@ def evaluate(
 def share_buffers(network: nn.Module) -> None:
     """Gives every rank the first one's buffers: running statistics are each worker's own while it trains."""
     if _world_size() > 1:
-        for buffer in network.buffers():
-            dist.broadcast(buffer, src=0)
+        parameters = dict(network.named_parameters())
+        for name, value in network.state_dict().items():  # filters, which never change, are buffers but no state
+            if name not in parameters:
+                dist.broadcast(value, src=0)
 
 
 class LossWatch:

@@ -123,8 +123,10 @@ def _pixels(batch: int, network: Trained) -> Tensor:
 def _trace(network: Trained) -> torch.export.ExportedProgram:
     # A batch of 1 would become a constant. Without a derivative, functions with one of their own are traced as others.
     batch = torch.export.Dim("batch", min=1)
+    # Files hold weights in the order of their axes.
+    module = network.network.to(memory_format=torch.contiguous_format)
     program = torch.export.export(
-        network.network, (_pixels(TRACED_BATCH, network),), dynamic_shapes={"pixels": {0: batch}}, strict=False
+        module, (_pixels(TRACED_BATCH, network),), dynamic_shapes={"pixels": {0: batch}}, strict=False
     )
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names folders of this machine

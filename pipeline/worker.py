@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -75,9 +75,10 @@ def train(job: Job, session: Session) -> None:
         history.write_atomically(job.folder.path / ENVIRONMENT_FILE, json.dumps(environment.describe(), indent=1))
 
     compute = engine.Compute(session.device, settings.training.precision)
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions as in matrix products
     trained = _distributed(state.network, session)
-    if settings.training.compile:
-        trained.compile()
+    if settings.training.compile:  # training alone: evaluation would take a graph of its own
+        trained = cast(nn.Module, torch.compile(trained))
     for epoch in range(state.epochs_done + 1, settings.training.epochs + 1):
         metrics = engine.train_epoch(
             trained,

@@ -166,8 +166,8 @@ MUTATIONS = (
     Mutation(
         "a real projection forgets the imaginary parts",
         PROJECTION,
-        "[:, part] += imaginary.T @ x[:, channels:]",
-        "[:, part] += 0 * imaginary.T @ x[:, channels:]",
+        "+= imaginary.T @ x[:, channels:]",
+        "+= 0 * imaginary.T @ x[:, channels:]",
         ("tests/test_models_scattering.py",),
     ),
     Mutation(
@@ -311,7 +311,7 @@ MUTATIONS = (
     Mutation(
         "ranks keep running statistics of their own",
         ENGINE,
-        "dist.broadcast(buffer, src=0)",
+        "dist.broadcast(value, src=0)",
         "pass",
         (TWO_RANKS,),
     ),

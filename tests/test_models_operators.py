@@ -44,3 +44,13 @@ def test_values_and_derivatives_are_finite_where_a_coefficient_is_zero(name: str
     values.float().sum().backward()
     assert all(torch.isfinite(t).all() for t in (values, z.grad, *(p.grad for p in parameters)))
     assert values.abs().max() < 1e-15
+
+
+@pytest.mark.parametrize(("gain", "bias"), [(-3.0, 0.0), (1.0, 100.0), (40.0, -100.0)])
+def test_power_does_not_overflow(gain: float, bias: float) -> None:
+    z = torch.tensor([0.0, 1e-20, 1.0, 1e15]).view(1, 1, 1, 1, 1, 1, 1, 4).repeat(1, 2, 1, 1, 1, 1, 1, 1)
+    z.requires_grad_()
+    parameters = [torch.full((1, 1, 1, 1, 1), value, requires_grad=True) for value in (gain, bias)]
+    values = OPERATORS["power"](z, *parameters)
+    values.sum().backward()
+    assert all(torch.isfinite(t).all() for t in (values, z.grad, *(p.grad for p in parameters)))

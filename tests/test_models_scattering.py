@@ -215,3 +215,9 @@ def test_too_small_images_name_the_block() -> None:
     with pytest.raises(UserError, match=message):
         network(4)
     assert len(network(3).blocks) == 3
+
+
+@pytest.mark.parametrize("size", [(14, 13), (12, 13), (26, 26), (1, 169)])
+def test_images_of_another_size_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=rf"images of {size[0]}×{size[1]} pixels for a network .* built for 13×13"):
+        small()(torch.randn(2, 3, *size))

@@ -62,6 +62,14 @@ def test_each_filter_is_convolved_with_the_reflected_signal(
     assert transform.output == expected.shape[:2] == (output_size(height, octave), output_size(width, octave))
 
 
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize(("size", "octave"), [(34, Octave.FIRST_HALF), (66, Octave.SECOND_HALF)])
+def test_filters_may_be_as_long_as_the_axis(size: int, octave: Octave) -> None:
+    x = torch.randn(size, 2, size, 1, 1)
+    z, expected = by_pixel(WaveletTransform(size, size, octave, 32, 2)(x)), filtered(x, octave, 32)
+    torch.testing.assert_close(z, expected, atol=2e-7 * expected.abs().max().item(), rtol=0)
+
+
 def test_the_sizes_above_are_what_their_names_say() -> None:
     def axis(size: int) -> Axis:
         return WaveletTransform(size, size, Octave.FULL, 4, 1).rows

@@ -108,7 +108,7 @@ def _scattering(model: ScatteringSettings, classes: int, size: tuple[int, int]) 
 
 
 def _resnet(model: ResNetSettings, classes: int, size: tuple[int, int]) -> ResNet:
-    network = ResNet(
+    return ResNet(
         depth=model.depth,
         stem=model.stem,
         nonlinearity=model.nonlinearity,
@@ -120,7 +120,6 @@ def _resnet(model: ResNetSettings, classes: int, size: tuple[int, int]) -> ResNe
         width_multiplier=model.width_multiplier,
         synchronized=model.statistics == "synchronized",
     )
-    return network.to(memory_format=torch.channels_last)  # as the pixels are, and as tensor cores like it
 
 
 def parameters(network: nn.Module) -> int:

@@ -84,8 +84,7 @@ def unit_modulus(z: Tensor) -> Tensor:
 def power(z: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
     """Amplitude power, t/(1+t)·z/|z| with t = e^b·|z|^a."""
     r = modulus(z)
-    t = torch.exp(bias) * r**gain
-    return t / ((1 + t) * (r + EPSILON)) * z
+    return torch.sigmoid(gain * torch.log(r) + bias) / (r + EPSILON) * z  # t/(1+t) = σ(log t), which cannot overflow
 
 
 OPERATORS: dict[str, Callable[..., Tensor]] = {

@@ -66,7 +66,7 @@ class Projection(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         part = slice(self.imaginary.start, self.imaginary.stop)
         if not self.standardize:
-            return _Product.apply(features, self.weight, part)
+            return _product(features, self.weight, part)
         if not self.training:
             scaled = self.weight * torch.rsqrt(EPSILON + self.running_var)
             mean = torch.cat([self.running_mean[0], self.running_mean[1, part]])
@@ -122,28 +122,15 @@ def _by_weight(g: Tensor, x: Tensor, like: Tensor, part: slice) -> Tensor:
     channels, result = like.shape[2], torch.empty_like(like)
     if len(like) == 1:
         real, imaginary = g.chunk(2, dim=1)
-        result[0].copy_(real.T @ x[:, :channels])[:, part] += imaginary.T @ x[:, channels:]
+        result[0] = real.T @ x[:, :channels]
+        result[0][:, part] += imaginary.T @ x[:, channels:]
         return result
     real, imaginary = (g.T @ x).chunk(2)
-    result[0].copy_(real[:, :channels])[:, part] += imaginary[:, channels:]
-    result[1].copy_(imaginary[:, :channels])[:, part] -= real[:, channels:]
+    result[0] = real[:, :channels]
+    result[0][:, part] += imaginary[:, channels:]
+    result[1] = imaginary[:, :channels]
+    result[1][:, part] -= real[:, channels:]
     return result
-
-
-class _Product(torch.autograd.Function):
-    """y = P·x: without standardization."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, part: slice) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.part = part
-        return _product(x, weight.to(x.dtype), part)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight = ctx.saved_tensors
-        by_features = _by_features(gradients[0], weight.to(x.dtype), ctx.part)
-        return by_features, _by_weight(gradients[0], x, weight, ctx.part), None
 
 
 class _StandardizedProduct(torch.autograd.Function):

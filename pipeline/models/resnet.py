@@ -209,6 +209,8 @@ def convolution(in_channels: int, out_channels: int, side: int, stride: int) -> 
     """
     result = nn.Conv2d(in_channels, out_channels, side, stride=stride, padding=side // 2, bias=False)
     nn.init.kaiming_normal_(result.weight, mode="fan_out", nonlinearity="relu")
+    # Channels last, as the pixels are and as tensor cores like it.
+    result.weight = nn.Parameter(result.weight.detach().contiguous(memory_format=torch.channels_last))
     return result
 
 

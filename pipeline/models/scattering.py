@@ -112,11 +112,9 @@ class Block(nn.Module):
             # Fused by hand; a compiler fuses the general path, which computes the same.
             return _CollapsedFeatures.apply(z, self.parts, self.kind.skip)
         acted_on = z if self.kind.skip else z[:, :, :, 1:]
-        # In z's precision: under autocast, float32 parameters would make all that follows float32.
-        parameters = (
-            getattr(self, f"operator_{name}").to(z.dtype)[:, None, None, None] for name in self.operator_parameters
-        )
-        acted = self.operator(acted_on, *parameters)
+        parameters = (getattr(self, f"operator_{name}")[:, None, None, None] for name in self.operator_parameters)
+        # Under autocast, float32 parameters and what a GPU computes in float32 would make all that follows float32.
+        acted = self.operator(acted_on, *(value.to(z.dtype) for value in parameters)).to(z.dtype)
         kept = z if self.kind.skip else z[:, :, :, :1]
         parts = [kept[:, 0], acted[:, 0], kept[:, 1, :, 2 - self.parts :], *acted.unbind(1)[1:]]
         return torch.cat([_by_position(part) for part in parts], dim=5)
@@ -126,11 +124,6 @@ class Block(nn.Module):
         rows, columns = self.wavelets.output
         wavelets = self.wavelets.multiply_adds(self.in_channels)
         return wavelets + rows * columns * self.projection.multiply_adds()
-
-    def necessary_multiply_adds(self) -> int:
-        """Those of the projection alone, for one image, without multiplications by zero."""
-        rows, columns = self.wavelets.output
-        return rows * columns * self.projection.multiply_adds()
 
 
 def published_order(channels: int, angles: int, skip: bool) -> NDArray[np.int64]:
@@ -245,7 +238,7 @@ class ScatteringNetwork(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList()
+        self.size, self.blocks = tuple(size), nn.ModuleList()
         channels, parts, input_size = in_channels, 1, size
         for number, (width, octave) in enumerate(zip(widths, octaves, strict=True)):
             if min(size) < SMALLEST_SIDE:
@@ -281,9 +274,15 @@ class ScatteringNetwork(nn.Module):
             outputs.append(x)
         return outputs
 
-    @staticmethod
-    def to_signal(images: Tensor) -> Tensor:
-        """Images (B, C, H, W) as a real signal (H, 1, W, B, C), in the precision of autocast where that is on."""
+    def to_signal(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) as a real signal (H, 1, W, B, C), in the precision of autocast where that is on.
+
+        Raises:
+            ValueError: they are of another size than the network was built for.
+        """
+        if images.shape[2:] != self.size:
+            given, built_for = ("×".join(map(str, size)) for size in (images.shape[2:], self.size))
+            raise ValueError(f"images of {given} pixels for a network that was built for {built_for}: resize them")
         device = images.device.type
         if torch.is_autocast_enabled(device):
             images = images.to(torch.get_autocast_dtype(device))

@@ -78,7 +78,7 @@ class BatchNorm(nn.BatchNorm2d):
         if not (self.training and self.synchronized and workers() > 1):
             return super().forward(x)
         precise = x.to(torch.promote_types(x.dtype, torch.float32))
-        own = precise.new_tensor([x.numel() / x.shape[1]])
+        own = precise.new_full((1,), x.numel() / x.shape[1])
         total = _Sum.apply(torch.cat([own, precise.sum((0, 2, 3))]))
         count, mean = total[0].detach(), total[1:] / total[0].detach()
         centered = precise - mean[:, None, None]

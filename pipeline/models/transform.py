@@ -158,13 +158,14 @@ class Axis:
     def __init__(self, size: int, step: int, magnitude: NDArray[np.float64], tile: int) -> None:
         self.size, self.step, self.period = size, step, padded_size(size)
         kept = np.arange(0, self.period, 2)[1:-1] if step == 2 else np.arange(2, self.period - 2)
-        self.output, self.whole = len(kept), len(kept) <= WHOLE
+        signed = (np.arange(self.period) + self.period // 2) % self.period - self.period // 2
+        self._reach = int(np.abs(signed)[magnitude > SMALLEST_TAP * magnitude.max()].max())
+        self.output = len(kept)
+        self.whole = self.output <= WHOLE or 2 * self._reach >= self.period  # no window is wider than the axis
         self.tile, self.tiles, self.kept = self.output, 1, kept
         if not self.whole:
             self.tile = _tile(self.output, tile)
             self.tiles = -(-self.output // self.tile)
-            signed = (np.arange(self.period) + self.period // 2) % self.period - self.period // 2
-            self._reach = int(np.abs(signed)[magnitude > SMALLEST_TAP * magnitude.max()].max())
             first = self._reach + self._reach % step  # subsampling keeps even positions, of a window as of the whole
             window = first + step * (self.tile - 1) + self._reach + 1
             self._start, self._padded = kept[0] - first, self.period
