@@ -15,10 +15,11 @@ import ctypes
 import platform
 
 LARGEST = 2**31 - 1
+NEVER = -1
 TOP_PAD = 64 * 2**20
 
 _KNOBS = {  # environment variable: (parameter of mallopt, value)
-    "MALLOC_TRIM_THRESHOLD_": (-1, LARGEST),
+    "MALLOC_TRIM_THRESHOLD_": (-1, NEVER),
     "MALLOC_TOP_PAD_": (-2, TOP_PAD),
     "MALLOC_MMAP_THRESHOLD_": (-3, LARGEST),
     "MALLOC_ARENA_MAX": (-8, 1),
