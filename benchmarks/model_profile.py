@@ -11,7 +11,6 @@ parts is the rest: normalization, classifier and loss stand in it. The last line
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -21,8 +20,10 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from benchmarks import options
 from benchmarks.geometries import GEOMETRIES
-from benchmarks.model_step import PRECISIONS, training_step
+from benchmarks.model_step import training_step
+from benchmarks.options import PRECISIONS
 from benchmarks.yardstick import Yardstick, seconds
 from pipeline import allocator
 from pipeline.models.projection import Projection
@@ -91,13 +92,7 @@ def measure(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--geometry", choices=sorted(GEOMETRIES), required=True)
-    parser.add_argument("--skip", action="store_true", help="with skip connection")
-    parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch [%(default)s]")
-    parser.add_argument("--rounds", type=int, default=5, help="times that each part runs [%(default)s]")
-    chosen = parser.parse_args()
+    chosen = options.parser(__doc__, rounds=5).parse_args()
 
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(0)

@@ -9,7 +9,6 @@ its size, such as reading the weights, makes the slope smaller than 1. The last 
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -19,8 +18,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from benchmarks import options
 from benchmarks.geometries import GEOMETRIES
-from benchmarks.model_step import PRECISIONS, training_step
+from benchmarks.model_step import training_step
+from benchmarks.options import PRECISIONS
 from benchmarks.yardstick import seconds
 from pipeline import allocator
 
@@ -41,12 +42,7 @@ def slope(amounts: list[int], times: list[float]) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--skip", action="store_true", help="with skip connection")
-    parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch [%(default)s]")
-    parser.add_argument("--rounds", type=int, default=5, help="times that each step runs [%(default)s]")
-    chosen = parser.parse_args()
+    chosen = options.parser(__doc__, rounds=5, geometry=False).parse_args()
 
     torch.set_num_threads(chosen.threads)
     allocator.keep_freed_memory()  # as every worker of ours does

@@ -16,7 +16,6 @@ in turn, so that whatever else the machine does slows both; medians over the rou
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import resource
@@ -27,13 +26,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from benchmarks import options
 from benchmarks.fft_network import FourierNetwork
 from benchmarks.geometries import GEOMETRIES
+from benchmarks.options import PRECISIONS
 from benchmarks.yardstick import MULTIPLY_ADDS, Yardstick, seconds
 from pipeline import allocator
 from pipeline.models.scattering import Block, ScatteringNetwork
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def training_step(network: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype) -> Callable[[], None]:
@@ -71,20 +70,12 @@ def measure(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--geometry", choices=sorted(GEOMETRIES), required=True)
-    parser.add_argument("--skip", action="store_true", help="with skip connection")
-    parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch [%(default)s]")
-    parser.add_argument("--batch", type=int, help="images in a step [cifar: 64, imagenet: 4]")
-    parser.add_argument("--rounds", type=int, default=7, help="steps that are timed [%(default)s]")
+    parser = options.parser(__doc__, rounds=7)
+    parser.add_argument("--batch", type=options.count, help="images in a step [cifar: 64, imagenet: 4]")
     parser.add_argument("--oracle", action="store_true", help="time a plain network with FFTs instead, as it is")
     chosen = parser.parse_args()
     if chosen.oracle and chosen.precision != "fp32":
         parser.error("--oracle is complex, which has no bfloat16: leave --precision out")
-    for name in ("threads", "batch", "rounds"):
-        if getattr(chosen, name) is not None and getattr(chosen, name) < 1:
-            parser.error(f"--{name} must be at least 1")
 
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(0)

@@ -11,7 +11,9 @@ import torch
 
 from benchmarks.fft_network import FourierNetwork
 from benchmarks.geometries import GEOMETRIES, Geometry
+from benchmarks.model_scaling import slope
 from benchmarks.model_step import learned_multiply_adds
+from benchmarks.precision import compare
 from benchmarks.yardstick import MULTIPLY_ADDS
 from tests import parity
 
@@ -56,3 +58,29 @@ def test_the_step_benchmark_says_what_it_cannot_do() -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 2
     assert "--oracle is complex, which has no bfloat16" in done.stderr
+
+
+def test_the_profile_splits_the_step_into_its_parts() -> None:
+    command = [sys.executable, "-m", "benchmarks.model_profile", "--geometry", "cifar", "--rounds", "1"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    step = result.pop("step")
+    assert result.keys() == {"wavelet", "modulus", "standardization", "projection", "rest"}
+    assert sum(result.values()) == pytest.approx(step, abs=0.01)
+    assert min(result["wavelet"], result["projection"]) > 0
+
+
+def test_linear_growth_has_slope_one() -> None:
+    assert slope([1, 4, 16], [0.1, 0.4, 1.6]) == pytest.approx(1)
+    assert slope([1, 4, 16], [0.1, 0.2, 0.4]) == pytest.approx(0.5)
+
+
+def test_precisions_are_compared_with_their_own_seed_and_seeds_with_each_other() -> None:
+    losses = {("float32", 0): 1.0, ("float32", 1): 1.3, ("bfloat16", 0): 1.1, ("bfloat16", 1): 1.3}
+    curves = {run: {"train/loss": [3.0, loss]} for run, loss in losses.items()}
+    assert compare(curves, 2, "train/loss") == {
+        "between_precisions": 0.025,
+        "between_seeds": 0.15,
+        "float32_at_the_end": 1.15,
+        "bfloat16_at_the_end": 1.2,
+    }
