@@ -81,7 +81,7 @@ class ScatteringSettings(Section):
     """Which networks: scattering, of phase collapses, or resnet."""
     widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (32, 64, 128, 128)
     """Complex channels after each block; their number is the depth."""
-    width_multiplier: Annotated[float, Field(gt=0)] = 1.0
+    width_multiplier: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Scales all `widths`, rounded to whole channels."""
     angles: Annotated[int, Field(ge=4, multiple_of=2)] = 4
     """L, the number of wavelet angles θ: even, at least 4."""
@@ -136,7 +136,7 @@ class ResNetSettings(Section):
     """Layers; 20 is the network that He et al. made for CIFAR."""
     stem: Literal["imagenet", "cifar"] = "imagenet"
     """First layer: 7×7 with stride 2 and max pooling, or 3×3 for images of 32 or 64 pixels."""
-    width_multiplier: Annotated[float, Field(gt=0)] = 1.0
+    width_multiplier: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Scales the channels of all layers, rounded to whole ones."""
     nonlinearity: Literal["relu", "absolute", "threshold", "tanh", "sigmoid", "rational"] = "relu"
     """absolute |x| is a phase collapse; threshold is two-sided with a learned threshold, sigmoid is sign(x)·σ(|x|),
