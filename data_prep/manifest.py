@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_prep.errors import UserError
 
 FILE = "manifest.json"
-FORMAT_VERSION: Literal[1] = 1
+FORMAT_VERSION: Literal[2] = 2
+
+SplitName = Literal["train", "validation"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+Encoding = Literal["jpeg", "raw", "mixed"]
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -34,14 +38,31 @@ class ImageClass(Record):
     """What people call it, such as tench; the id where nobody said."""
 
 
-class Shard(Record):
-    """One FFCV file."""
+class File(Record):
+    """One FFCV file: a shard, or a whole split after `merge`."""
 
     file: str
     """Its name, relative to the data set's folder."""
     samples: Count
     bytes: Count
     sha256: str
+    """Of the file as it is on the disk."""
+
+
+class Part(Record):
+    """A run of consecutive samples that was written as one shard; merging leaves parts as they are."""
+
+    samples: Count
+    sha256: str
+    """Over the samples' content, see :func:`data_prep.beton.content_digest`: wherever and in whatever file they lie."""
+
+
+class LeftOut(Record):
+    """An image of the source that could not be decoded, and was left out because the request allowed it."""
+
+    image: str
+    """Its name in the source."""
+    reason: str
 
 
 class Split(Record):
@@ -50,30 +71,41 @@ class Split(Record):
     samples: Count
     samples_per_class: list[Count]
     """By class index."""
-    shards: list[Shard]
+    bytes: Count
+    """Of the stored images alone."""
+    untouched: Count
+    """Images that kept the bytes of their JPEG file."""
+    raw: Count
+    """Images that are stored as pixels; all others are JPEG."""
+    files: list[File]
     """In order: sample numbers of the split count through them."""
+    parts: list[Part]
+    """In order, too; as many samples as the files have."""
+    left_out: list[LeftOut]
 
 
 class Source(Record):
     """Where the images came from and how they were asked for: an equal request gives an equal data set."""
 
-    kind: Literal["folders", "textures"]
+    kind: str
+    """Which kind of source, such as folders, imagenet or textures."""
     location: str
-    """The folder that was read, or 'generated'."""
+    """The folder, archive or address that was read, or 'generated'."""
     digest: str
-    """SHA-256 over what the source holds (for folders: class ids and names, and name and size of each file)."""
-    options: dict[str, int]
+    """SHA-256 over what the source lists: classes, and name, class and size of each image."""
+    options: dict[str, int | float | str]
     """The other settings of the request."""
 
 
 class Manifest(Record):
     """A prepared data set."""
 
-    format_version: Literal[1]
+    format_version: Literal[2]
     name: str
     classes: list[ImageClass]
-    splits: dict[Literal["train", "validation"], Split]
-    encoding: Literal["jpeg"]
+    splits: dict[SplitName, Split]
+    encoding: Encoding
+    """What was asked for: jpeg, raw pixels, or a share of each."""
     max_side: Count
     """Largest height or width of a stored image, in pixels."""
     min_side: Count
@@ -86,8 +118,14 @@ class Manifest(Record):
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, of images, their order and their classes: not of name, origin or tools."""
-        content = self.model_dump(mode="json", exclude={"name", "source", "tools"})
+        """SHA-256, in hexadecimal, of classes, images and their order.
+
+        Neither name, origin and tools nor the files count: merged and staged copies are the same data set.
+        """
+        content = {
+            "classes": [each.model_dump() for each in self.classes],
+            "splits": {name: [part.model_dump() for part in split.parts] for name, split in self.splits.items()},
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -110,14 +148,14 @@ def load(folder: Path) -> Manifest:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"]) or "file"
         raise UserError(f"{path} is damaged ({place}: {problem['msg']}): prepare the data set again") from None
-    for shard in (shard for split in manifest.splits.values() for shard in split.shards):
-        _check_shard(folder / shard.file, shard)
+    for file in (file for split in manifest.splits.values() for file in split.files):
+        _check_file(folder / file.file, file)
     return manifest
 
 
-def _check_shard(path: Path, shard: Shard) -> None:
+def _check_file(path: Path, entry: File) -> None:
     if not path.is_file():
         raise UserError(f"shard {path} is missing: prepare the data set again")
     size = path.stat().st_size
-    if size != shard.bytes:
-        raise UserError(f"shard {path} has {size} bytes instead of {shard.bytes}: prepare the data set again")
+    if size != entry.bytes:
+        raise UserError(f"shard {path} has {size} bytes instead of {entry.bytes}: prepare the data set again")
