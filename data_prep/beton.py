@@ -5,7 +5,7 @@ A file is, in this order, all little-endian:
 ====================  ===========================================================================================
 header (24 bytes)     version, number of fields, page size, number of samples, where the allocation table begins
 fields (1,041 each)   type and name of each field: ``image`` is FFCV's RGBImageField, ``label`` its IntField
-metadata (32 each)    of each sample: mode (0 is JPEG, 1 is raw), width, height, where its bytes begin, label
+metadata (24 each)    of each sample: mode (0 is JPEG, 1 is raw), width, height, where its bytes begin, label
 data                  JPEG files or pixels; no sample lies across the border of two pages
 allocation table      of each sample: number, where its bytes begin, how many; it ends with the file
 ====================  ===========================================================================================
@@ -179,7 +179,7 @@ def write_shard(path: Path, samples: Iterable[Sample], capacity: int) -> Written
 
 
 def content_digest(samples: Iterable[Sample]) -> str:
-    """SHA-256 over samples: for each, label, mode, height, width and size (little-endian, eight bytes each), then its bytes."""
+    """SHA-256 over samples: of each, label, mode, height, width and size (eight bytes, little-endian), then its bytes."""
     digest = hashlib.sha256()
     for sample in samples:
         _digest_sample(digest, sample)
