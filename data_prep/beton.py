@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import mmap
 import os
 import struct
 from collections.abc import Iterable
+from io import BufferedRandom
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -105,10 +107,12 @@ class Shard:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.content: np.ndarray = np.memmap(path, np.uint8, "r").view(np.ndarray)
-            """(file size,) uint8, mapped into memory."""
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # an empty file cannot be mapped
             raise UserError(f"shard {path} cannot be read: {error}") from None
+        self.content = np.frombuffer(self._map, np.uint8)
+        """(file size,) uint8, mapped into memory, read-only."""
         header = _check_header(path, self.content)
         self.samples = int(header["samples"])
         self.page_size = int(header["page_size"])
@@ -150,6 +154,14 @@ class Shard:
         label, mode, height, width, start, size = (int(part[0]) for part in self.locate(np.array([sample])))
         return Sample(self.content[start : start + size], mode, height, width, label)
 
+    def prefetch(self, first: int, end: int) -> None:
+        """Asks the system to read the samples first … end−1, which lie behind each other, from the disk soon."""
+        last = self.locate(np.array([first, end - 1]))
+        begin, stop = int(last.start[0]), int(last.start[1] + last.size[1])
+        if begin < stop and hasattr(mmap, "MADV_WILLNEED"):
+            page = begin // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, page, stop - page)
+
     @functools.cached_property
     def _table_by_place(self) -> np.ndarray:
         return np.sort(self.table, order="ptr")
@@ -179,7 +191,7 @@ def write_shard(path: Path, samples: Iterable[Sample], capacity: int) -> Written
 
 
 def content_digest(samples: Iterable[Sample]) -> str:
-    """SHA-256 over samples: of each, label, mode, height, width and size (eight bytes, little-endian), then its bytes."""
+    """SHA-256 over samples: of each, label, mode, height, width and size (eight bytes each), then its bytes."""
     digest = hashlib.sha256()
     for sample in samples:
         _digest_sample(digest, sample)
@@ -192,7 +204,7 @@ def _digest_sample(digest: Any, sample: Sample) -> None:
     digest.update(sample.content)
 
 
-def _write(file: BinaryIO, samples: Iterable[Sample], capacity: int) -> Written:
+def _write(file: BufferedRandom, samples: Iterable[Sample], capacity: int) -> Written:
     metadata = np.zeros(capacity, METADATA)
     table = np.zeros(capacity, ALLOCATION)
     digest = hashlib.sha256()
@@ -207,7 +219,7 @@ def _write(file: BinaryIO, samples: Iterable[Sample], capacity: int) -> Written:
         if position // page_size != (position + size - 1) // page_size:
             position = align(position, page_size)
         file.seek(position)
-        file.write(sample.content)
+        file.write(memoryview(sample.content))
         _describe(metadata[count], sample, position)
         table[count] = (count, position, size)
         _digest_sample(digest, sample)

@@ -1,24 +1,40 @@
-"""JPEG bytes to pixels, by FFCV's compiled library (libjpeg-turbo and OpenCV inside).
+"""Stored images to pixels: the Python side of `_pixels.c`.
 
-The library is called through ctypes without importing the ffcv package, which takes seconds and changes the number of
-threads that torch computes with. ctypes gives up Python's global lock during a call: plain threads decode in parallel.
+A table of jobs (which bytes, which rectangle, mirrored or not) is decoded, cropped and resized in one call that gives
+up Python's global lock: plain threads decode in parallel. What libjpeg says of a file is never lost, and an image that
+has a problem is black: no pixel of another image can take its place.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import importlib.machinery
-import importlib.util
 import struct
-from pathlib import Path
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 
-from data_prep.errors import UserError
+from data_prep.beton import JPEG
+
+try:
+    from data_prep import _pixels
+except ImportError as _error:  # pragma: no cover
+    raise ImportError(
+        f"the compiled module data_prep._pixels is missing ({_error}): install with 'make setup' or 'pip install -e .'"
+    ) from None
 
 Bytes = bytes | np.ndarray
+
+JOB = np.dtype(
+    [
+        ("address", np.uint64),
+        ("size", np.uint64),
+        *((name, np.int32) for name in ("mode", "height", "width")),
+        *((name, np.int32) for name in ("top", "left", "crop_height", "crop_width", "mirrored")),
+    ],
+    align=True,
+)
+"""One image to decode: its bytes in memory and how many; JPEG or RAW and its size in pixels; the rectangle that is to
+fill the output; whether to mirror it left to right. The same layout as Job in `_pixels.c`."""
 
 _START_OF_IMAGE = b"\xff\xd8"
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
@@ -26,8 +42,32 @@ _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those thr
 _FILL = 0xFFFF
 
 
+class Kind(IntEnum):
+    """How bad what libjpeg says of a file is."""
+
+    COMPLAINT = 1
+    """The file is odd, such as by bytes too many, but all pixels are there."""
+    DAMAGE = 2
+    """Some pixels are not those of the picture: the data are damaged or cut off."""
+    FAILURE = 3
+    """There are no pixels."""
+
+
+class Problem(NamedTuple):
+    """What is wrong with one image of a table."""
+
+    row: int
+    """Its row in the table."""
+    kind: Kind
+    message: str
+
+
 class DecodeError(Exception):
     """These bytes are not a JPEG image that decodes without complaint; says why."""
+
+    def __init__(self, message: str, kind: Kind = Kind.FAILURE) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class JpegHeader(NamedTuple):
@@ -36,7 +76,7 @@ class JpegHeader(NamedTuple):
     height: int
     width: int
     components: int
-    """1 is gray, 3 is color, 4 is CMYK (which the library does not decode)."""
+    """1 is gray, 3 is color, 4 is CMYK (which is not decoded)."""
 
 
 def read_header(jpeg: Bytes) -> JpegHeader:
@@ -63,83 +103,41 @@ def read_header(jpeg: Bytes) -> JpegHeader:
     raise DecodeError("its JPEG header is damaged or cut off")
 
 
+def fill(jobs: np.ndarray, out: np.ndarray, reduce: bool = True) -> list[Problem]:
+    """Decodes, crops and resizes images into `out`; those that have a problem are black there.
+
+    Resizing averages areas where it shrinks, and interpolates linearly where it enlarges.
+
+    Args:
+        jobs: (n,) of type JOB. The caller keeps the memory that it points to alive.
+        out: (n, height, width, 3) uint8, contiguous; red green blue.
+        reduce: decode a JPEG at 1/2, 1/4 or 1/8 of its size where the crop stays at least as large as the output.
+
+    Returns:
+        The problems, in the order of the rows.
+
+    Raises:
+        ValueError: a rectangle is empty or leaves its image, bytes are missing, or `out` has another shape.
+    """
+    fits = jobs.dtype == JOB and out.dtype == np.uint8 and out.shape == (len(jobs), *out.shape[1:3], 3)
+    if not (fits and out.flags.c_contiguous):
+        raise ValueError(f"jobs fill contiguous (n, height, width, 3) uint8, not {jobs.dtype} {out.shape} {out.dtype}")
+    problems = _pixels.fill(np.ascontiguousarray(jobs), out, out.shape[1], out.shape[2], reduce)
+    return [Problem(row, Kind(kind), message) for row, kind, message in problems]
+
+
 def decode(jpeg: Bytes, height: int, width: int, out: np.ndarray) -> None:
     """Decodes a JPEG of `height` × `width` pixels into `out`, (height, width, 3) uint8, red green blue.
 
     Raises:
-        DecodeError: the bytes are damaged in a way that can be noticed, cut off, CMYK, or of another size. What is then
-            in `out` is worthless.
+        DecodeError: the bytes are damaged in a way that can be noticed, cut off, CMYK, or of another size. `out` is
+            black then.
+        ValueError: `out` has another shape or type, or `jpeg` is empty.
     """
-    _check_pixels(out, height, width)
-    header = read_header(jpeg)
-    if header[:2] != (height, width):  # the library would fill a part of `out` and call that success
-        raise DecodeError(f"it has {header.height}×{header.width} pixels instead of {height}×{width}")
-    source = np.frombuffer(jpeg, np.uint8)
-    status = _library().imdecode(
-        source.ctypes.data, source.size, height, width, out.ctypes.data, height, width, 0, 0, 1, 1, False, False
-    )
-    if status != 0:  # an error, or a warning: pixels are then made up for those that the data lack
-        raise DecodeError(_last_complaint())
-
-
-def resize_crop(source: np.ndarray, top: int, left: int, height: int, width: int, out: np.ndarray) -> None:
-    """Resizes the rectangle `height` × `width` at (`top`, `left`) of `source` to fill `out`, by averaging areas.
-
-    Args:
-        source: (H, W, 3) uint8.
-        out: (h, w, 3) uint8.
-
-    Raises:
-        ValueError: the rectangle is empty or leaves the image.
-    """
-    _check_pixels(source, *source.shape[:2])
-    _check_pixels(out, *out.shape[:2])
-    bottom, right = top + height, left + width
-    if not (0 <= top < bottom <= source.shape[0] and 0 <= left < right <= source.shape[1]):  # C++ would end the process
-        raise ValueError(f"rectangle {top}:{bottom}, {left}:{right} in an image of {source.shape[:2]} pixels")
-    _library().resize(
-        0, source.ctypes.data, *source.shape[:2], top, bottom, left, right, out.ctypes.data, *out.shape[:2]
-    )
-
-
-def _check_pixels(pixels: np.ndarray, height: int, width: int) -> None:
-    """The library gets a bare address, so the memory behind it must be what it expects."""
-    fits = pixels.shape == (height, width, 3) and pixels.dtype == np.uint8 and pixels.flags.c_contiguous
-    if not fits or pixels.size == 0:
-        raise ValueError(f"pixels must be a contiguous ({height}, {width}, 3) uint8, not {pixels.shape} {pixels.dtype}")
-
-
-def _last_complaint() -> str:
-    """What libjpeg-turbo said last in this thread: its first warning, or its error."""
-    message: bytes = _library().tjGetErrorStr()
-    return message.decode(errors="replace")
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    """FFCV's compiled library, with the types of the functions used here.
-
-    Raises:
-        UserError: FFCV is not installed.
-    """
-    library = ctypes.CDLL(str(_find_library()))
-    sizes, flags = [ctypes.c_uint32] * 2, [ctypes.c_bool] * 2
-    # source, its size; height, width; destination; height, width and place of a crop, scale as a fraction; crop?, flip?
-    library.imdecode.argtypes = [ctypes.c_void_p, ctypes.c_uint64, *sizes, ctypes.c_void_p, *sizes * 3, *flags]
-    library.imdecode.restype = ctypes.c_int
-    # unused; source, height, width; first and last row, first and last column; destination, height, width
-    library.resize.argtypes = [ctypes.c_int64] * 11
-    library.resize.restype = None
-    library.tjGetErrorStr.argtypes = []  # of libjpeg-turbo, which FFCV's library loads
-    library.tjGetErrorStr.restype = ctypes.c_char_p
-    return library
-
-
-def _find_library() -> Path:
-    spec = importlib.util.find_spec("ffcv")  # finds the folder and imports nothing
-    for folder in (spec and spec.submodule_search_locations) or ():
-        for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-            path = Path(folder, f"_libffcv{suffix}")
-            if path.exists():
-                return path
-    raise UserError("FFCV's compiled library is missing: install it with 'make setup' or 'pip install ffcv'")
+    content = np.frombuffer(jpeg, np.uint8)
+    jobs = np.zeros(1, JOB)
+    jobs[0] = (content.ctypes.data, content.size, JPEG, height, width, 0, 0, height, width, 0)
+    if out.shape != (height, width, 3):
+        raise ValueError(f"an image of ({height}, {width}, 3) does not fit into {out.shape}")
+    for problem in fill(jobs, out[None], reduce=False):
+        raise DecodeError(problem.message, problem.kind)

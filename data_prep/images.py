@@ -9,12 +9,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data_prep import decoding
-from data_prep.decoding import DecodeError
+from data_prep.decoding import DecodeError, Kind
 
 QUALITY = 95
 ORIENTATION = 0x0112  # the EXIF tag of a camera's orientation; 1 is upright
-DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG file")
-"""How libjpeg begins what it says of data that are not those of a whole picture."""
 _TRANSPARENT_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 
 
@@ -66,7 +64,7 @@ def _check_original(jpeg: bytes) -> StoredImage | None:
     try:
         return _check(jpeg)
     except DecodeError as error:
-        if str(error).startswith(DAMAGE):
+        if error.kind is Kind.DAMAGE:
             raise
         return None
 

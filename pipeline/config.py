@@ -62,6 +62,13 @@ class DataSettings(Section):
     """Fraction of the training images held out when `evaluate_on` is holdout (none are otherwise)."""
     decode_threads: Positive = 1
     """Threads that decode images, in each worker."""
+    shuffle: Literal["full", "blocks"] = "full"
+    """Shuffle training images one by one, or, for data larger than memory, in blocks that are read from the disk in one
+    go and mixed with those read at the same time."""
+    shuffle_lanes: Positive = 32
+    """Streams of blocks, dealt to the workers: no two workers read the same blocks if their number divides this one."""
+    on_damage: Literal["stop", "skip"] = "stop"
+    """What a damaged image does: stop the run and be named, or be left out and counted in the metrics."""
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Self:

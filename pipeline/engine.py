@@ -81,7 +81,8 @@ def train_epoch(
 
     Returns:
         ``train/loss`` (mean over the epoch's images, smoothing included), ``train/top1`` (fraction, during training),
-        ``train/images_per_second`` (over all ranks), ``learning_rate`` (of the last step).
+        ``train/images_per_second`` (over all ranks), ``train/skipped_images`` (damaged ones), ``learning_rate`` (of the
+        last step).
 
     Raises:
         UserError: a loss was not finite; names epoch, step and sample indices.
@@ -90,7 +91,7 @@ def train_epoch(
     ranks = _world_size()
     watch = LossWatch(epoch, lag=LAG if compute.device.type == "cuda" else 0)
     sums = torch.zeros(2, dtype=torch.float64, device=compute.device)  # loss, hits
-    seen = 0
+    seen = skipped = 0
     rate = float(schedule.get_last_lr()[0])
     started = time.perf_counter()
     for step, batch in enumerate(batches):
@@ -107,15 +108,18 @@ def train_epoch(
             hits = (logits.argmax(1) == labels).sum()
             sums += torch.stack([loss_sum.double(), hits.double()])
         seen += len(labels)
+        skipped += batch.skipped
         on_step(step + 1)
     watch.drain()
     # Reading the sums waits for the device, so the clock is read after them.
-    own = [*sums.tolist(), seen, time.perf_counter() - started]
-    loss, top1, images, seconds = _sum_over_ranks(own, compute.device)
+    own = [*sums.tolist(), seen, skipped, time.perf_counter() - started]
+    loss, top1, images, skipped_images, seconds = _sum_over_ranks(own, compute.device)
+    _check_seen(images, "training")
     return {
         "train/loss": loss / images,
         "train/top1": top1 / images,
         "train/images_per_second": images * ranks / seconds,
+        "train/skipped_images": skipped_images,
         "learning_rate": rate,
     }
 
@@ -135,11 +139,11 @@ def evaluate(
     communicate at each batch. With fewer than five classes, top-5 counts all of them.
 
     Returns:
-        ``NAME/loss``, ``NAME/top1``, ``NAME/top5``.
+        ``NAME/loss``, ``NAME/top1``, ``NAME/top5``, ``NAME/skipped_images`` (damaged ones).
     """
     network.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=compute.device)  # loss, top-1 hits, top-5 hits
-    seen = 0
+    seen = skipped = 0
     for step, batch in enumerate(batches):
         labels = compute.move(batch.labels)
         logits = compute.logits(network, compute.move(batch.images))
@@ -148,9 +152,16 @@ def evaluate(
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
         sums += torch.stack([loss.double(), hits[:, 0].sum().double(), hits.sum().double()])
         seen += len(labels)
+        skipped += batch.skipped
         on_step(step + 1)
-    loss_sum, top1, top5, images = _sum_over_ranks([*sums.tolist(), seen], compute.device)
-    return {f"{name}/loss": loss_sum / images, f"{name}/top1": top1 / images, f"{name}/top5": top5 / images}
+    loss_sum, top1, top5, images, skipped_images = _sum_over_ranks([*sums.tolist(), seen, skipped], compute.device)
+    _check_seen(images, name)
+    return {
+        f"{name}/loss": loss_sum / images,
+        f"{name}/top1": top1 / images,
+        f"{name}/top5": top5 / images,
+        f"{name}/skipped_images": skipped_images,
+    }
 
 
 def share_buffers(network: nn.Module) -> None:
@@ -202,6 +213,11 @@ class LossWatch:
                 f"the loss became {value.item()} in epoch {self.epoch}, step {step} (training images {samples}{more}): "
                 "lower optimizer.learning_rate or lengthen optimizer.warmup_epochs"
             )
+
+
+def _check_seen(images: float, name: str) -> None:
+    if images == 0:
+        raise UserError(f"every {name} image is damaged and was skipped: 'phasecollapse verify' says what is wrong")
 
 
 def _world_size() -> int:

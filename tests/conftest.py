@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,15 @@ def shared() -> Path:
     if not folder:
         pytest.skip("set PHASECOLLAPSE_SHARED to the folder that holds data/ and golden/ to run this test")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def photographs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with imagenet-sample/train/CLASS/*: 58 ImageNet photographs as they are."""
+    folder = tmp_path_factory.mktemp("photographs")
+    with tarfile.open(shared / "data" / "imagenet-sample.tar") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
 
 
 @pytest.fixture(scope="session")

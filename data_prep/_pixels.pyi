@@ -1,0 +1,3 @@
+from typing_extensions import Buffer
+
+def fill(jobs: Buffer, out: Buffer, height: int, width: int, reduce: bool) -> list[tuple[int, int, str]]: ...
