@@ -15,11 +15,12 @@ command -v "$PYTHON" >/dev/null || fail "'$PYTHON' is not installed; install Pyt
     fail "$("$PYTHON" --version) is too old; name a Python of at least 3.11: make setup PYTHON=python3.12"
 version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
-# What FFCV's C++ part needs to build and run, asked of the tools that will look for it, not of a package manager.
+# What our decoder and FFCV's C++ part need to build and run, asked of the tools that will look for it, not of a package manager.
 missing=""
 command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || missing="$missing g++"
 command -v pkg-config >/dev/null || missing="$missing pkg-config"
 pkg-config --exists opencv4 2>/dev/null || missing="$missing libopencv-dev"
+pkg-config --exists libjpeg 2>/dev/null || missing="$missing libjpeg-dev"
 pkg-config --exists libturbojpeg 2>/dev/null || missing="$missing libturbojpeg0-dev"
 "$PYTHON" -c 'import os, sysconfig; raise SystemExit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
     missing="$missing python$version-dev"
@@ -28,7 +29,7 @@ pkg-config --exists libturbojpeg 2>/dev/null || missing="$missing libturbojpeg0-
 if [ -n "$missing" ]; then
     if ! command -v apt-get >/dev/null; then
         cat >&2 <<MESSAGE
-error: FFCV's build needs what Debian calls$missing, and there is no apt-get here. Install it, then run this again:
+error: building needs what Debian calls$missing, and there is no apt-get here. Install it, then run this again:
   conda (in an active environment):  conda install -c conda-forge cxx-compiler pkg-config opencv libjpeg-turbo
   brew:                              brew install pkg-config opencv jpeg-turbo
                                      export PKG_CONFIG_PATH="\$(brew --prefix jpeg-turbo)/lib/pkgconfig"
