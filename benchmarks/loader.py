@@ -101,7 +101,7 @@ def make_epochs(
     folder: Path, photographs: list[tuple[images.StoredImage, int]], repeats: int, threads: int
 ) -> dict[str, Callable[[int], int]]:
     """For each loader, a function that goes through an epoch, given its number, and returns how many images it saw."""
-    jpeg = [Sample(image.jpeg, 0, image.height, image.width, label) for image, label in photographs]
+    jpeg = [Sample(image.content, 0, image.height, image.width, label) for image, label in photographs]
     raw = [to_raw(image, label) for image, label in photographs]
     write_data_set(folder / "jpeg", jpeg, repeats)
     write_data_set(folder / "raw", raw, repeats)
@@ -109,7 +109,7 @@ def make_epochs(
     for number, (image, label) in enumerate(photographs):
         path = classes / f"{label:03d}" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(image.jpeg)
+        path.write_bytes(image.content)
     epochs: dict[str, Callable[[int], int]] = {}
     for size in (224, 128):
         epochs[f"ours {size}"] = ours(folder / "jpeg", size, threads)
@@ -140,7 +140,7 @@ def to_raw(image: images.StoredImage, label: int) -> Sample:
     from PIL import Image
 
     pixels = np.empty((image.height, image.width, 3), np.uint8)
-    decode(image.jpeg, image.height, image.width, pixels)
+    decode(image.content, image.height, image.width, pixels)
     small = Image.fromarray(pixels)
     small.thumbnail((RAW_SIDE, RAW_SIDE), Image.Resampling.LANCZOS)
     return Sample(np.asarray(small).tobytes(), RAW, small.height, small.width, label)
@@ -248,7 +248,7 @@ def webdataset_loader(
         with tarfile.open(shards[-1], "w") as archive:
             for number in range(shard, len(photographs) * repeats, workers):
                 image, label = photographs[number % len(photographs)]
-                for suffix, content in (("jpg", image.jpeg), ("cls", str(label).encode())):
+                for suffix, content in (("jpg", image.content), ("cls", str(label).encode())):
                     member = tarfile.TarInfo(f"{number}.{suffix}")
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))

@@ -25,7 +25,7 @@ import struct
 from collections.abc import Iterable
 from io import BufferedRandom
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 
@@ -219,7 +219,7 @@ def _write(file: BufferedRandom, samples: Iterable[Sample], capacity: int) -> Wr
         if position // page_size != (position + size - 1) // page_size:
             position = align(position, page_size)
         file.seek(position)
-        file.write(memoryview(sample.content))
+        file.write(cast(bytes, sample.content))
         _describe(metadata[count], sample, position)
         table[count] = (count, position, size)
         _digest_sample(digest, sample)

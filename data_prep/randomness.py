@@ -22,6 +22,8 @@ class Purpose(IntEnum):
     HOLDOUT = 2
     WINDOW = 3
     OFFSET = 4
+    ENCODING = 5
+    PROBE = 6
 
 
 def mix(numbers: np.ndarray) -> np.ndarray:

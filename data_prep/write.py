@@ -1,45 +1,35 @@
 """Writes a prepared data set: a source's images, in a shuffled order, as FFCV shards, and the manifest.
 
-Everything is written into a hidden folder beside the output, which gets the output's name when it is complete and on
-the disk: an output that exists is whole.
+Disk and time are estimated first; shards are tasks (:mod:`data_prep.shards`) for threads or a Ray cluster.
 """
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import importlib.metadata
-import os
 import shutil
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from data_prep import manifest
-from data_prep.beton import Sample, write_shard
-from data_prep.decoding import DecodeError
+from data_prep import beton, manifest, shards, work
 from data_prep.errors import UserError
-from data_prep.images import StoredImage, to_stored
-from data_prep.manifest import Manifest, Shard, Source
-from data_prep.sources import SPLITS, ImageSource, Split
+from data_prep.listing import Listing
+from data_prep.manifest import SPLITS, Manifest, Source, Split
+from data_prep.parallel import Workers
+from data_prep.request import Request
+from data_prep.shards import Shard, WriteShard
+from data_prep.sources import ImageSource
+from data_prep.work import ShardRecord, WorkFolder
 
-MAX_SIDE = 512
-"""Largest stored side by default, in pixels: most ImageNet photographs (500 pixels) keep their bytes."""
-SHARD_SAMPLES = 4096
-"""Images in a shard by default: photographs of 500 pixels make shards of about 450 MB."""
-_LOCK = ".lock"
-_TOOLS = ("phasecollapse", "ffcv", "numpy", "pillow")
-
-Argument = TypeVar("Argument")
-Result = TypeVar("Result")
+PROBES = 48
+"""Images from which disk and time are estimated."""
+PER_SAMPLE = beton.METADATA.itemsize + beton.ALLOCATION.itemsize
+_TOOLS = ("phasecollapse", "ffcv", "numpy", "pillow", "pyarrow")
 
 
 @dataclass(frozen=True)
@@ -51,45 +41,59 @@ class Prepared:
     """An earlier command had finished the same request."""
 
 
+class Estimate(NamedTuple):
+    """What writing will take, from a few images."""
+
+    images: int
+    """That have to be written."""
+    bytes: int
+    seconds: float
+    free_bytes: int
+
+
 def prepare(
     source: ImageSource,
     output: Path,
+    request: Request,
+    workers: Workers,
     *,
-    seed: int,
-    max_side: int = MAX_SIDE,
-    shard_samples: int = SHARD_SAMPLES,
-    advance: Callable[[], None] = lambda: None,
+    threads: int = 1,
+    restart: bool = False,
+    announce: Callable[[Estimate], None] = lambda estimate: None,
 ) -> Prepared:
-    """Writes the images of `source` to the new folder `output`; calls `advance` after each image.
+    """Writes the images of `source` to the new folder `output`.
+
+    Interrupted, the same call goes on with the shards that are not there yet.
+
+    Args:
+        workers: write shards; their progress counts images.
+        threads: that each of them decodes and encodes with.
+        restart: discard what an interrupted call has left.
+        announce: is told of the estimate before the first shard is written.
 
     Raises:
         UserError: the output exists and is something else, another command is writing it, an image cannot be decoded,
-            or the disk refuses. Nothing is left behind then.
+            or the disk is too small or refuses. Finished shards are kept then.
     """
-    request = Source(
-        kind=source.kind,
-        location=source.location,
-        digest=source.digest,
-        options={"max_side": max_side, "shard_samples": shard_samples, **source.options},
-    )
     if output.exists() and not _is_empty_folder(output):
-        return Prepared(_recognize(output, request, seed), already_there=True)
+        return Prepared(_recognize(source, output, request, workers), already_there=True)
     try:
-        with _working_folder(output) as partial:
-            written = _Writer(source, request, seed, partial, advance).write(output.name)
-            partial.rename(output)
-            _sync(output.parent)
-            (output / _LOCK).unlink(missing_ok=True)
+        with warnings.catch_warnings(), work.claim(output, request, restart) as folder:
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what counts is whether the image decodes
+            listing = folder.listing(lambda: source.list(folder.scratch, workers))
+            described = _write(folder, listing, request, workers, threads, announce)
+            described = described.model_copy(update={"name": output.name})
+            folder.finish(described, output)
     except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror or error}") from None
-    return Prepared(written, already_there=False)
+        raise _explain(output, error) from None
+    return Prepared(described, already_there=False)
 
 
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _recognize(output: Path, request: Source, seed: int) -> Manifest:
+def _recognize(source: ImageSource, output: Path, request: Request, workers: Workers) -> Manifest:
     """The data set that is already in `output`, if it is what was asked for."""
     if not (output / manifest.FILE).exists():
         raise UserError(f"{output} already exists and is not a prepared data set: choose another output")
@@ -97,119 +101,110 @@ def _recognize(output: Path, request: Source, seed: int) -> Manifest:
         existing = manifest.load(output)
     except UserError as error:
         raise UserError(f"{output} already exists, but is not whole: delete it first ({error})") from None
-    if existing.source.model_copy(update={"location": request.location}) != request or existing.seed != seed:
-        options = ", ".join(f"{name} {value}" for name, value in existing.source.options.items())
-        raise UserError(
-            f"{output} already holds another data set (source {existing.source.location}, seed {existing.seed}, "
-            f"{options}): choose another output, or delete it first"
-        )
-    return existing
-
-
-@contextmanager
-def _working_folder(output: Path) -> Iterator[Path]:
-    """An empty folder beside `output`, for one process at a time; it is removed at the end, unless it was renamed."""
-    partial = output.with_name(f".{output.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(partial / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"{output} is being prepared by another command: wait until it ends") from None
-    try:
-        for leftover in partial.iterdir():  # of a process that was killed
-            if leftover.name != _LOCK:
-                leftover.unlink()
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        lock.release()
-
-
-@dataclass
-class _Writer:
-    """Writes one data set into a folder."""
-
-    source: ImageSource
-    request: Source
-    seed: int
-    folder: Path
-    advance: Callable[[], None]
-    sides: set[int] = field(default_factory=set)
-
-    def write(self, name: str) -> Manifest:
-        """Shards of all splits, then the manifest."""
-        # Pillow warns of odd metadata; what counts is whether the image decodes.
-        with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-            warnings.simplefilter("ignore")
-            splits = {split: self._write_split(split, pool) for split in SPLITS}
-        written = Manifest(
-            format_version=manifest.FORMAT_VERSION,
-            name=name,
-            classes=self.source.classes,
-            splits=splits,
-            encoding="jpeg",
-            max_side=max(self.sides),
-            min_side=min(self.sides),
-            seed=self.seed,
-            source=self.request,
-            tools={package: importlib.metadata.version(package) for package in _TOOLS},
-        )
-        with (self.folder / manifest.FILE).open("w", encoding="utf-8") as file:
-            file.write(written.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        _sync(self.folder)
-        return written
-
-    def _write_split(self, split: Split, pool: ThreadPoolExecutor) -> manifest.Split:
-        labels = np.asarray(self.source.labels(split))
-        order = np.random.default_rng((self.seed, SPLITS.index(split))).permutation(len(labels)).tolist()
-        shard_samples = self.request.options["shard_samples"]
-        images = _map_in_order(pool, lambda index: self._read(split, index), order, ahead=4 * (os.cpu_count() or 1))
-        samples = (Sample(*image, int(labels[index])) for index, image in zip(order, images, strict=True))
-        shards = []
-        for number, start in enumerate(range(0, len(order), shard_samples)):
-            path = self.folder / f"{split}-{number:05d}.beton"
-            count = min(shard_samples, len(order) - start)
-            write_shard(path, islice(samples, count), count)
-            shards.append(_describe_shard(path, count))
-        per_class = np.bincount(labels, minlength=len(self.source.classes)).tolist()
-        return manifest.Split(samples=len(order), samples_per_class=per_class, shards=shards)
-
-    def _read(self, split: Split, index: int) -> StoredImage:
+    same = existing.source.options == request.options() and existing.source.kind == request.kind
+    if same and existing.seed == request.seed:
+        scratch = output.with_name(f".{output.name}.listing")
+        scratch.mkdir(exist_ok=True)
         try:
-            image = to_stored(self.source.read(split, index), self.request.options["max_side"])
-        except DecodeError as error:
-            name = self.source.describe(split, index)
-            raise UserError(f"{name} cannot be decoded ({error}): mend or remove it, then prepare again") from None
-        self.sides.update((image.height, image.width))
-        self.advance()
-        return image
+            same = source.list(scratch, workers).digest() == existing.source.digest
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if same:
+            return existing
+    options = ", ".join(f"{name} {value}" for name, value in existing.source.options.items())
+    raise UserError(
+        f"{output} already holds another data set (source {existing.source.location}, seed {existing.seed}, "
+        f"{options}): choose another output, or delete it first"
+    )
 
 
-def _map_in_order(
-    pool: ThreadPoolExecutor, function: Callable[[Argument], Result], arguments: Iterable[Argument], ahead: int
-) -> Iterator[Result]:
-    """The results of `function`, in order, computed by a pool that runs at most `ahead` arguments ahead."""
-    remaining = iter(arguments)
-    pending: deque[Future[Result]] = deque(pool.submit(function, argument) for argument in islice(remaining, ahead))
-    while pending:
-        result = pending.popleft().result()
-        pending.extend(pool.submit(function, argument) for argument in islice(remaining, 1))
-        yield result
+def _explain(output: Path, error: OSError) -> UserError:
+    if error.errno == errno.ENOSPC:
+        return UserError(
+            f"{output} cannot be written: the disk is full; make room and start the same command again, it goes on "
+            "with the shards that are missing"
+        )
+    return UserError(f"{output} cannot be written: {error.strerror or error}")
 
 
-def _describe_shard(path: Path, samples: int) -> Shard:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Shard(file=path.name, samples=samples, bytes=path.stat().st_size, sha256=digest)
+def _write(
+    folder: WorkFolder,
+    listing: Listing,
+    request: Request,
+    workers: Workers,
+    threads: int,
+    announce: Callable[[Estimate], None],
+) -> Manifest:
+    """All shards that are missing, then the manifest's content."""
+    plan = _plan(listing, request)
+    records = {shard: folder.record(shard.split, shard.number) for shard in plan}
+    missing = [shard for shard in plan if records[shard] is None]
+    if missing:
+        estimate = _estimate(folder.path, listing, request, missing, workers.count * threads)
+        announce(estimate)
+        if estimate.bytes > estimate.free_bytes:
+            raise UserError(
+                f"the data set needs about {estimate.bytes / 1e9:.1f} GB, but {folder.path.parent} has "
+                f"{estimate.free_bytes / 1e9:.1f} GB free: make room, or lower --max-side or --quality"
+            )
+    task = WriteShard(folder.path, request, threads)
+    for shard, record in workers.map(task, missing):
+        records[shard] = record
+        left_out = [image for each in records.values() if each for image in each.left_out]
+        shards.check_allowed(left_out, request.allow_damaged)
+    return _describe(listing, request, {shard: record for shard, record in records.items() if record})
 
 
-def _sync(folder: Path) -> None:
-    """Puts a folder's list of files on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _plan(listing: Listing, request: Request) -> list[Shard]:
+    size = request.shard_samples
+    return [
+        Shard(split, number, first, min(first + size, table.num_rows))
+        for split in SPLITS
+        if (table := listing.splits.get(split)) is not None
+        for number, first in enumerate(range(0, table.num_rows, size))
+    ]
+
+
+def _estimate(folder: Path, listing: Listing, request: Request, missing: list[Shard], parallel: int) -> Estimate:
+    """From images spread over what is missing; damaged ones are for later."""
+    count = sum(shard.end - shard.first for shard in missing)
+    probed = [shards.probe(listing, request, shard, PROBES * (shard.end - shard.first) // count) for shard in missing]
+    sizes = [size for found in probed for size in found.sizes]
+    per_image = sum(found.seconds for found in probed) / max(1, len(sizes))
+    size = int((np.mean(sizes or [0]) + PER_SAMPLE) * count)
+    return Estimate(count, size, per_image * count / parallel, shutil.disk_usage(folder).free)
+
+
+def _describe(listing: Listing, request: Request, records: dict[Shard, ShardRecord]) -> Manifest:
+    splits = {
+        split: _describe_split([records[each] for each in records if each.split == split]) for split in listing.splits
+    }
+    empty = [split for split, described in splits.items() if described.samples == 0]
+    if empty:
+        raise UserError(f"the {empty[0]} split has no image that can be decoded: look at the source")
+    sides = [side for record in records.values() for side in record.sides if side]
+    return Manifest(
+        format_version=manifest.FORMAT_VERSION,
+        name="",
+        classes=listing.classes,
+        splits=splits,
+        encoding=request.encoding,
+        max_side=max(sides),
+        min_side=min(sides),
+        seed=request.seed,
+        source=Source(kind=request.kind, location=request.location, digest=listing.digest(), options=request.options()),
+        tools={package: importlib.metadata.version(package) for package in _TOOLS},
+    )
+
+
+def _describe_split(records: list[ShardRecord]) -> Split:
+    return Split(
+        samples=sum(record.file.samples for record in records if record.file),
+        samples_per_class=np.sum([record.samples_per_class for record in records], axis=0).tolist(),
+        bytes=sum(record.content_bytes for record in records),
+        untouched=sum(record.untouched for record in records),
+        raw=sum(record.raw for record in records),
+        files=[record.file for record in records if record.file],
+        parts=[record.part for record in records if record.part],
+        left_out=[image for record in records for image in record.left_out],
+    )

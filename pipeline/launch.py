@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from data_prep import manifest
+from data_prep import cluster, manifest
 from data_prep.errors import UserError
 from data_prep.manifest import Manifest
-from pipeline import allocator, cluster, environment, models, run_folder, start, tracking, worker
+from pipeline import allocator, environment, models, run_folder, start, tracking, worker
 from pipeline.config import ClusterSettings, Settings, flatten, to_yaml
 from pipeline.progress import Display, Follower
 from pipeline.run_folder import RunFolder
@@ -26,6 +26,10 @@ from pipeline.tracking import Tracker
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
+
+
+TRAIN_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+"""How often Ray Train looks at its workers: an epoch's report waits for it."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def cluster_with_room(settings: ClusterSettings) -> Iterator[None]:
     """
     from pipeline import trainer  # imports Ray, which a run in this process does not need
 
-    with cluster.connect(settings):
+    with cluster.connect(settings.address, TRAIN_ENVIRONMENT):
         trainer.check_capacity(settings)
         yield
 

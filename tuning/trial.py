@@ -12,7 +12,7 @@ from ray import tune
 from ray.train import Checkpoint
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from pipeline import cluster, history, launch
+from pipeline import history, launch
 from pipeline.config import Settings
 
 RESOURCES = {"node:__internal_head__": 0.001}
@@ -38,7 +38,8 @@ def train(config: dict[str, str], trials: Trials) -> None:
     epoch is reported when the run is complete, when there is nothing left that could be stopped.
     """
     # Set in our own clusters from the start; processes of a cluster that was up before know nothing of it.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", cluster.POLL_SECONDS)
+    for name, value in launch.TRAIN_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     run = trials.runs[config["name"]]
     for record in history.read(Path(run.run.storage) / config["name"])[: run.training.epochs - 1]:
         tune.report(dict(record.metrics))

@@ -19,21 +19,22 @@ from contextlib import contextmanager
 from typing import Any
 
 from data_prep.errors import UserError
-from pipeline.config import ClusterSettings
 
 LOOPBACK = "127.0.0.1"
-POLL_SECONDS = "0.5"
-"""How often Ray Train looks at its workers: an epoch's report waits for it."""
 
 _TOKEN = secrets.token_hex(32)
 
 
 @contextmanager
-def connect(settings: ClusterSettings) -> Iterator[None]:
+def connect(address: str | None, variables: Mapping[str, str] | None = None) -> Iterator[None]:
     """Joins a cluster or starts one, and leaves it (and ends ours) with the body.
 
     Inside a Ray process, or where the caller has connected already, that connection is used and left open.
     An existing cluster is joined with the authentication that the environment names (RAY_AUTH_MODE, RAY_AUTH_TOKEN).
+
+    Args:
+        address: of a cluster that is up; by default that of RAY_ADDRESS, and without it one is started here.
+        variables: for the environment, where they are not set.
 
     Raises:
         UserError: the cluster does not answer, or cannot be started.
@@ -43,16 +44,16 @@ def connect(settings: ClusterSettings) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = settings.address or os.environ.get("RAY_ADDRESS")
+    address = address or os.environ.get("RAY_ADDRESS")
     port = _free_port()
-    environment = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": POLL_SECONDS}
+    environment = dict(variables or {})
     if not address:
         environment["RAY_GCS_SERVER_PORT"] = str(port)
         if "RAY_AUTH_MODE" not in os.environ:  # else the user has decided
             environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
     with _environment(environment):
         if address:
-            _init(f"cluster.address: {address}", address=address, runtime_env=_runtime(address))
+            _init(f"the Ray cluster at {address} cannot be joined", address=address, runtime_env=_runtime(address))
         else:
             _init(
                 "a local Ray cluster cannot be started",

@@ -16,16 +16,16 @@ A mirrored image belongs to another class, so training must not flip.
 
 from __future__ import annotations
 
-import hashlib
 import io
-from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
-from data_prep.manifest import ImageClass
-from data_prep.sources import SPLITS, Split
+from data_prep.listing import IMAGES, Listing
+from data_prep.manifest import SPLITS, ImageClass, SplitName
+from data_prep.parallel import Workers
 
 SIDE = 64
 """Height and width, in pixels."""
@@ -61,33 +61,42 @@ _MULTIPLICITY = np.where((_HORIZONTAL == 0) | (_HORIZONTAL == 0.5), 1, 2)
 
 
 class Textures:
-    """The generated data set as a source of images: each one is made, alone, when it is read."""
+    """The generated data set as a source of images: each one is a function of its number."""
 
-    kind: Literal["textures"] = "textures"
+    kind = "textures"
     location = "generated"
 
     def __init__(self, seed: int, train_per_class: int = 400, validation_per_class: int = 100) -> None:
         self._seed = seed
-        self._per_class = {"train": train_per_class, "validation": validation_per_class}
-        self.options = {f"{split}_per_class": count for split, count in self._per_class.items()}
+        self._per_class: dict[SplitName, int] = {"train": train_per_class, "validation": validation_per_class}
+        self.options: dict[str, int | float | str] = {
+            "texture_seed": seed,
+            **{f"{split}_per_class": count for split, count in self._per_class.items()},
+        }
         angles = [180 * index // CLASSES for index in range(CLASSES)]
         self.classes = [ImageClass(index=i, id=f"{a:03d}", name=f"{a} degrees") for i, a in enumerate(angles)]
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 over the first image of every class: another recipe, seed or JPEG library would change it."""
-        first = [self.read("train", label * self._per_class["train"]) for label in range(CLASSES)]
-        return hashlib.sha256(b"".join(first)).hexdigest()
+    def list(self, scratch: Path, workers: Workers) -> Listing:
+        """Makes all images, into one file a split."""
+        tables = {split: self._unpack(scratch / f"{split}.images", split) for split in SPLITS}
+        return Listing(self.classes, tables)
 
-    def labels(self, split: Split) -> Sequence[int]:
-        """The class of each image of a split."""
-        return np.repeat(np.arange(CLASSES), self._per_class[split]).tolist()
+    def _unpack(self, path: Path, split: SplitName) -> pa.Table:
+        count = CLASSES * self._per_class[split]
+        with path.open("wb") as file:
+            for index in range(count):
+                file.write(self.read(split, index))
+        numbers = np.arange(count)
+        arrays = [
+            pa.array(numbers // self._per_class[split], pa.int32()),
+            pa.array([f"texture {index} of {split}" for index in range(count)], pa.string()),
+            pa.array([str(path)] * count, pa.string()).dictionary_encode(),
+            pa.array(numbers * FILE_BYTES, pa.int64()),
+            pa.array(np.full(count, FILE_BYTES), pa.int64()),
+        ]
+        return pa.table(arrays, schema=IMAGES)
 
-    def describe(self, split: Split, index: int) -> str:
-        """Names an image in messages."""
-        return f"texture {index} of {split}"
-
-    def read(self, split: Split, index: int) -> bytes:
+    def read(self, split: SplitName, index: int) -> bytes:
         """The JPEG file of an image: the same bytes for the same seed, whatever else is read."""
         label, number = divmod(index, self._per_class[split])
         random = np.random.default_rng((self._seed, SPLITS.index(split), label, number))

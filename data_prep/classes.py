@@ -1,0 +1,43 @@
+"""What classes are called: an index, an id and a human name, the same whatever source the images come from."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+
+from data_prep.errors import UserError
+from data_prep.manifest import ImageClass
+
+IMAGENET = "imagenet"
+"""Names the table of ImageNet's thousand classes that comes with this package."""
+
+
+def number(ids: Iterable[str], known: dict[str, str] | None = None) -> list[ImageClass]:
+    """Classes in the order of `ids`, which are numbered 0, 1, 2, …; a name is `known`, or ImageNet's, or the id."""
+    names = {**imagenet(), **(known or {})}
+    return [ImageClass(index=index, id=name, name=names.get(name, name)) for index, name in enumerate(ids)]
+
+
+@functools.cache
+def imagenet() -> dict[str, str]:
+    """The names of ILSVRC2012's classes by WordNet id, in the order of their numbers."""
+    lines = resources.files("data_prep").joinpath("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.split(maxsplit=1) for line in lines if not line.startswith("#"))
+
+
+def read_names(path: Path | str) -> dict[str, str]:
+    """The names in a file of lines `id name`, by id, or ImageNet's. Of synonyms between commas, the first is taken.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if str(path) == IMAGENET:
+        return imagenet()
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"class names {path} cannot be read: {error}") from None
+    pairs = [line.split(maxsplit=1) for line in lines if not line.startswith("#")]
+    return {pair[0]: pair[1].split(",")[0].strip() for pair in pairs if len(pair) == 2}

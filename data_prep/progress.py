@@ -1,0 +1,56 @@
+"""Progress of long work: a bar in a terminal, a line now and then in a log file."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.text import Text
+
+LINE_SECONDS = 30.0
+"""How often a line is written where there is no terminal."""
+
+
+class _ImagesPerSecond(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:.0f} images/s")
+
+
+@contextmanager
+def images(total: int) -> Iterator[Callable[[int], None]]:
+    """Shows on standard error how many of `total` images are done; gives the function that counts them."""
+    if not sys.stderr.isatty():
+        yield _Lines(total).advance
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), _ImagesPerSecond(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=total)
+        yield lambda units: progress.advance(bar, units)
+
+
+class _Lines:
+    def __init__(self, total: int) -> None:
+        self._total, self._done = total, 0
+        self._started = self._written = time.monotonic()
+        self._lock = threading.Lock()
+
+    def advance(self, units: int) -> None:
+        """Counts images."""
+        with self._lock:
+            self._done += units
+            now = time.monotonic()
+            if now - self._written < LINE_SECONDS:
+                return
+            self._written = now
+            speed = self._done / (now - self._started)
+            minutes = (self._total - self._done) / speed / 60 if speed else 0
+        print(
+            f"{self._done} of {self._total} images, {speed:.0f} images/s, {minutes:.0f} min left",
+            file=sys.stderr,
+            flush=True,
+        )

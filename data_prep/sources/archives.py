@@ -1,0 +1,108 @@
+"""Class folders inside a tar archive, which is read in place; a compressed one is unpacked to a plain one first."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import shutil
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from data_prep import storage
+from data_prep.errors import UserError
+from data_prep.listing import Listing
+from data_prep.parallel import Workers
+from data_prep.sources.folders import FOLDERS, Found, arrange
+
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
+BLOCK = 2**20
+"""Bytes that are read at a time."""
+
+
+class ArchivedFolders:
+    """A tar archive with folders `{train,val}/<class id>/<image files>`, below any number of others.
+
+    Args:
+        archive: its path or address.
+        names: see :class:`data_prep.sources.folders.ClassFolders`.
+    """
+
+    kind = "folders"
+
+    def __init__(self, archive: str, names: Path | str | None = None) -> None:
+        self._archive = archive if storage.is_remote(archive) else str(Path(archive).resolve())
+        self._names = names
+        self.location = storage.without_secrets(self._archive)
+        self.options: dict[str, int | float | str] = {}
+
+    def list(self, scratch: Path, workers: Workers) -> Listing:
+        """The images of both splits.
+
+        Raises:
+            UserError: the archive is missing, damaged, or holds no such folders.
+        """
+        archive = self._archive if self._archive.endswith(".tar") else str(self._decompress(scratch))
+        try:
+            return arrange(self.location, _below_root(scan(archive)), self._names)
+        except tarfile.TarError as error:
+            raise UserError(f"{self.location} is damaged ({error}): download it again") from None
+
+    def _decompress(self, scratch: Path) -> Path:
+        plain = scratch / "source.tar"
+        if plain.exists():
+            return plain
+        partial = scratch / "source.tar.partial"
+        try:
+            with storage.open_file(self._archive) as compressed, partial.open("wb") as file:
+                opened = _decompressor(self._archive)(compressed)
+                shutil.copyfileobj(opened, file, BLOCK)
+        except (EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+            raise UserError(f"{self.location} is damaged ({error}): download it again") from None
+        partial.replace(plain)
+        return plain
+
+
+def scan(archive: str) -> Iterator[Found]:
+    """The files in a plain tar archive, as ranges of its bytes, in its order.
+
+    Raises:
+        UserError: the archive cannot be read or is cut off.
+        tarfile.TarError: it is damaged.
+    """
+    end, name = 0, "its beginning"
+    with storage.open_file(archive) as file, tarfile.open(fileobj=file, mode="r:") as members:
+        size = file.size()
+        while (member := members.next()) is not None:
+            end = member.offset_data + member.size
+            if end > size:
+                break
+            if member.isfile():
+                yield Found(member.name.removeprefix("./"), archive, member.offset_data, member.size)
+            name, members.members = member.name, []  # type: ignore[attr-defined]  # it would keep all it has seen
+    if end > size:
+        raise UserError(f"{storage.without_secrets(archive)} is cut off behind {name}: download it again")
+
+
+def _below_root(found: Iterator[Found]) -> Iterator[Found]:
+    """Paths from the folder of a split on; files elsewhere, and hidden ones, are left out."""
+    splits = {name for names in FOLDERS.values() for name in names}
+    for image in found:
+        parts = image.name.split("/")
+        if parts[-1].startswith("."):
+            continue
+        start = next((place for place, part in enumerate(parts[:-2]) if part in splits), None)
+        if start is not None:
+            yield image._replace(name="/".join(parts[start:]))
+
+
+def _decompressor(archive: str) -> Callable[[Any], IO[bytes]]:
+    """Opens a compressed stream, by the name of its file."""
+    if archive.endswith(("xz", "txz")):
+        return lzma.LZMAFile
+    if archive.endswith(("bz2", "tbz2")):
+        return bz2.BZ2File
+    return lambda file: gzip.GzipFile(fileobj=file)

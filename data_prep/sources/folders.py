@@ -1,0 +1,180 @@
+"""Class folders, {train,val}/CLASS/images, as ImageNet and many others come: on a disk or in object storage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from data_prep import classes, storage
+from data_prep.errors import UserError
+from data_prep.listing import IMAGES, Listing
+from data_prep.manifest import SPLITS, SplitName
+from data_prep.parallel import Workers
+
+FOLDERS: dict[SplitName, tuple[str, ...]] = {
+    "train": ("train",),
+    "validation": ("val", "valid", "validation", "test"),
+}
+"""What the folder of a split may be called; the first that exists is read."""
+NAME_FILES = ("LOC_synset_mapping.txt", "classes.txt")
+"""Files beside the splits that may say what people call the classes."""
+
+
+class Found(NamedTuple):
+    """An image file, by its path relative to the root; it is a range of bytes of `file`."""
+
+    name: str
+    file: str
+    offset: int
+    size: int
+
+
+class ClassFolders:
+    """A folder `{train,val}/<class id>/<image files>`.
+
+    Every file in a class folder counts as an image, whatever its name, except hidden ones (.DS_Store); what is not an
+    image is found when it is read. Classes are numbered in the alphabetical order of their ids.
+
+    Args:
+        root: path or address of what holds a folder `train` and one called val, valid, validation or test.
+        names: a text file with a line `id name` for each class; by default a LOC_synset_mapping.txt or classes.txt in
+            `root`, for the classes that it knows, and ImageNet's names for its ids.
+    """
+
+    kind = "folders"
+
+    def __init__(self, root: str | Path, names: Path | str | None = None) -> None:
+        self._root = str(root) if storage.is_remote(str(root)) else str(Path(root).resolve())
+        self._names = names
+        self.location = storage.without_secrets(self._root)
+        self.options: dict[str, int | float | str] = {}
+
+    def list(self, scratch: Path, workers: Workers) -> Listing:
+        """The images of both splits.
+
+        Raises:
+            UserError: a folder is missing or empty, the splits have different classes, or `names` lacks one.
+        """
+        if not storage.is_folder(self._root):
+            raise UserError(f"source folder {self.location} does not exist")
+        if storage.is_remote(self._root):
+            found = [
+                Found(entry.name, storage.join(self._root, *entry.name.split("/")), 0, entry.size)
+                for entry in storage.list_files(self._root)
+            ]
+            return arrange(self.location, found, self._names)
+        root = Path(self._root)
+        known = next((classes.read_names(root / name) for name in NAME_FILES if (root / name).is_file()), {})
+        return arrange(self.location, _walk(root), self._names, known)
+
+
+def arrange(
+    location: str, found: Iterable[Found], names: Path | str | None, known: dict[str, str] | None = None
+) -> Listing:
+    """Images whose paths are SPLIT/CLASS/FILE, as a listing; other files are left alone.
+
+    Raises:
+        UserError: a split has no images, splits have different classes, images lie too deep, or `names` lacks a class.
+    """
+    columns: dict[str, _Columns] = {}
+    for image in found:
+        split, *rest = image.name.split("/")
+        if len(rest) < 2:
+            continue
+        if len(rest) > 2:
+            raise UserError(
+                f"class folder {location}/{split}/{rest[0]} holds another folder, {rest[1]}: put the images directly "
+                "into it"
+            )
+        columns.setdefault(split, _Columns()).add(rest[0], image)
+    chosen: dict[SplitName, _Columns] = {}
+    for split_name in SPLITS:
+        folder = next((name for name in FOLDERS[split_name] if name in columns), None)
+        if folder is None:
+            wanted = " or ".join(FOLDERS[split_name])
+            raise UserError(f"{location} has no folder {wanted} with images: put one folder for each class into it")
+        chosen[split_name] = columns[folder]
+    ids = _class_ids(location, chosen)
+    given = classes.read_names(names) if names else {}
+    missing = [identity for identity in ids if names and identity not in given]
+    if missing:
+        raise UserError(f"{names} has no line for {_some(missing)}: add a line 'id name' for every class")
+    index = {identity: number for number, identity in enumerate(ids)}
+    tables = {split: each.table(index) for split, each in chosen.items()}
+    return Listing(classes.number(ids, given or known), tables)
+
+
+@dataclass
+class _Columns:
+    """The images of a split, column by column."""
+
+    classes: list[str] = field(default_factory=list)
+    images: list[Found] = field(default_factory=list)
+
+    def add(self, identity: str, image: Found) -> None:
+        self.classes.append(identity)
+        self.images.append(image)
+
+    def table(self, index: dict[str, int]) -> pa.Table:
+        rows = sorted(zip((index[identity] for identity in self.classes), self.images, strict=True))
+        names, files, offsets, sizes = zip(*(image for _, image in rows), strict=True)
+        arrays = [
+            pa.array([label for label, _ in rows], pa.int32()),
+            pa.array(names, pa.string()),
+            pa.array(files, pa.string()).dictionary_encode(),
+            pa.array(offsets, pa.int64()),
+            pa.array(sizes, pa.int64()),
+        ]
+        return pa.table(arrays, schema=IMAGES)
+
+
+def _class_ids(location: str, splits: dict[SplitName, _Columns]) -> list[str]:
+    ids = {split: set(columns.classes) for split, columns in splits.items()}
+    pairs: tuple[tuple[SplitName, SplitName], ...] = (("train", "validation"), ("validation", "train"))
+    for split, other in pairs:
+        extra = sorted(ids[split] - ids[other])
+        if extra:
+            raise UserError(
+                f"the {split} images of {location} have classes that its {other} images lack: {_some(extra)}; both "
+                "need the same, with images"
+            )
+    return sorted(ids["train"])
+
+
+def _walk(root: Path) -> Iterable[Found]:
+    """The files of a local folder; an empty class folder is an error, which a list of files could not tell."""
+    for names in FOLDERS.values():
+        split = next((name for name in names if (root / name).is_dir()), None)
+        for folder in sorted(_visible(root / split), key=_name) if split else ():
+            if not folder.is_dir():
+                continue
+            entries = sorted(_visible(Path(folder.path)), key=_name)
+            if not entries:
+                raise UserError(
+                    f"class folder {folder.path} has no images: add some, or remove the class from every split"
+                )
+            for entry in entries:
+                deeper = "/…" if entry.is_dir() else ""
+                yield Found(f"{split}/{folder.name}/{entry.name}{deeper}", entry.path, 0, entry.stat().st_size)
+
+
+def _name(entry: os.DirEntry[str]) -> str:
+    return entry.name
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"folder {folder} cannot be read: {error.strerror}") from None
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,196 @@
+"""Bytes of files on disks and in object storage, behind one way to name and to read them.
+
+A location is a path, or an address such as s3://bucket/folder, gs://bucket/folder, or one of any scheme that fsspec
+knows. S3 endpoints and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …) as usual.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import pyarrow as pa
+from pyarrow import fs
+
+from data_prep.errors import UserError
+
+PAUSES = (0.5, 2.0)
+"""Seconds to wait after the first failure of a request and after the second; pyarrow repeats each request, too."""
+OPEN_FILES = 64
+"""Files in object storage that are kept open: opening one is a request of its own."""
+
+Result = TypeVar("Result")
+
+
+class Entry(NamedTuple):
+    """A file below a folder."""
+
+    name: str
+    """Its path relative to the folder, with / between parts."""
+    size: int
+
+
+def is_remote(location: str) -> bool:
+    """Whether this is an address, not a path."""
+    return "://" in location
+
+
+def join(location: str, *names: str) -> str:
+    """The location of something below another."""
+    folder, mark, options = location.partition("?")
+    return "/".join([folder.rstrip("/"), *names]) + mark + options
+
+
+@functools.lru_cache(maxsize=OPEN_FILES)
+def resolve(location: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a location, and the path in it.
+
+    Raises:
+        UserError: nobody knows such addresses.
+    """
+    if not is_remote(location):
+        return fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
+    try:
+        filesystem, path = fs.FileSystem.from_uri(location)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        return _by_fsspec(location, error)
+    return filesystem, path
+
+
+def without_secrets(location: str) -> str:
+    """A location as it may be shown: an access key in it is left out."""
+    return re.sub(r"(?<=://)[^/@]*@", "", location)
+
+
+def read_range(location: str, offset: int, size: int) -> bytes:
+    """Bytes of a file.
+
+    Raises:
+        UserError: the file cannot be read, or ends before them.
+    """
+    content = _read_local(location, offset, size) if not is_remote(location) else _read_remote(location, offset, size)
+    if len(content) != size:
+        raise UserError(
+            f"{without_secrets(location)} ends at byte {offset + len(content)} of {offset + size}: it is cut off, or "
+            "changed since it was listed"
+        )
+    return content
+
+
+def read_all(location: str) -> bytes:
+    """All of a small file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return read_range(location, 0, file_size(location))
+
+
+def file_size(location: str) -> int:
+    """Size of a file, in bytes.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    filesystem, path = resolve(location)
+    info = repeated(location, lambda: filesystem.get_file_info(path))
+    if info.type != fs.FileType.File:
+        raise UserError(f"{without_secrets(location)} does not exist, or is no file")
+    return int(info.size)
+
+
+def is_folder(location: str) -> bool:
+    """Whether a folder is there (in object storage: whether anything lies below it)."""
+    filesystem, path = resolve(location)
+    return bool(repeated(location, lambda: filesystem.get_file_info(path)).type == fs.FileType.Directory)
+
+
+def list_files(location: str) -> list[Entry]:
+    """All files below a folder, but hidden ones, by name.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    filesystem, path = resolve(location)
+    found = repeated(location, lambda: filesystem.get_file_info(fs.FileSelector(path, recursive=True)))
+    root = path.rstrip("/") + "/"
+    entries = [Entry(info.path.removeprefix(root), int(info.size)) for info in found if info.type == fs.FileType.File]
+    return sorted(entry for entry in entries if not any(part.startswith(".") for part in entry.name.split("/")))
+
+
+def open_file(location: str) -> pa.NativeFile:
+    """A file to read from, anywhere in it.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    filesystem, path = resolve(location)
+    return repeated(location, lambda: filesystem.open_input_file(path))
+
+
+def repeated(location: str, request: Callable[[], Result]) -> Result:
+    """The result of a request that may fail for a while.
+
+    Raises:
+        UserError: it fails for good; names the location.
+    """
+    name = without_secrets(location)
+    for pause in (*PAUSES, None):
+        try:
+            return request()
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{name} does not exist") from None
+        except IsADirectoryError:
+            raise UserError(f"{name} is a folder, not a file") from None
+        except PermissionError:
+            raise UserError(f"{name} may not be read: ask for the right to, or log in") from None
+        except (OSError, pa.ArrowException) as error:
+            if pause is None or not is_remote(location):
+                raise UserError(f"{name} cannot be read: {reason(error)}") from None
+            time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error."""
+    lines = without_secrets(str(getattr(error, "strerror", None) or error)).strip().splitlines()
+    return lines[0].rstrip(".: ") if lines else type(error).__name__
+
+
+def _read_local(location: str, offset: int, size: int) -> bytes:
+    try:
+        descriptor = os.open(location, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except OSError as error:
+        raise UserError(f"{location} cannot be read: {error.strerror}") from None
+    try:
+        return os.pread(descriptor, size, offset)
+    except OSError as error:
+        raise UserError(f"{location} cannot be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+
+
+@functools.lru_cache(maxsize=OPEN_FILES)
+def _open_remote(location: str) -> pa.NativeFile:
+    return open_file(location)
+
+
+def _read_remote(location: str, offset: int, size: int) -> bytes:
+    content: bytes = repeated(location, lambda: _open_remote(location).read_at(size, offset))
+    return content
+
+
+def _by_fsspec(location: str, error: Exception) -> tuple[fs.FileSystem, str]:
+    try:
+        import fsspec
+
+        filesystem, path = fsspec.core.url_to_fs(location)
+    except (ImportError, ValueError, OSError) as second:
+        why = reason(error) if location.startswith(("s3://", "gs://", "hdfs://")) else reason(second)
+        raise UserError(f"{without_secrets(location)} is no address that can be read: {why}") from None
+    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
