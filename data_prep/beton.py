@@ -179,7 +179,7 @@ def write_shard(path: Path, samples: Iterable[Sample], capacity: int) -> Written
 
 
 def content_digest(samples: Iterable[Sample]) -> str:
-    """SHA-256 over samples: of each, label, mode, height, width and size (eight bytes, little-endian), then its bytes."""
+    """SHA-256 over samples: of each, label, mode, height, width and size (int64, little-endian), then its bytes."""
     digest = hashlib.sha256()
     for sample in samples:
         _digest_sample(digest, sample)
@@ -228,9 +228,13 @@ def _write(file: BinaryIO, samples: Iterable[Sample], capacity: int) -> Written:
 def write_head(file: BinaryIO, page_size: int, metadata: np.ndarray, table_start: int) -> None:
     """Writes header, fields and metadata to the beginning of a file."""
     file.seek(0)
-    file.write(np.array((VERSION, len(FIELDS), page_size, len(metadata), table_start), HEADER).tobytes())
-    file.write(FIELDS.tobytes())
+    file.write(head(page_size, len(metadata), table_start))
     file.write(metadata.tobytes())
+
+
+def head(page_size: int, samples: int, table_start: int) -> bytes:
+    """Header and fields of a file: what stands before its metadata."""
+    return np.array((VERSION, len(FIELDS), page_size, samples, table_start), HEADER).tobytes() + FIELDS.tobytes()
 
 
 def _page_size(current: int, size: int) -> int:
