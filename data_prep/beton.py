@@ -182,11 +182,12 @@ def content_digest(samples: Iterable[Sample]) -> str:
     """SHA-256 over samples: of each, label, mode, height, width and size (int64, little-endian), then its bytes."""
     digest = hashlib.sha256()
     for sample in samples:
-        _digest_sample(digest, sample)
+        digest_sample(digest, sample)
     return digest.hexdigest()
 
 
-def _digest_sample(digest: Any, sample: Sample) -> None:
+def digest_sample(digest: Any, sample: Sample) -> None:
+    """Adds a sample to the hash of :func:`content_digest`."""
     numbers = (sample.label, sample.mode, sample.height, sample.width, len(sample.content))
     digest.update(struct.pack("<5q", *numbers))
     digest.update(sample.content)
@@ -210,7 +211,7 @@ def _write(file: BinaryIO, samples: Iterable[Sample], capacity: int) -> Written:
         file.write(sample.content)
         _describe(metadata[count], sample, position)
         table[count] = (count, position, size)
-        _digest_sample(digest, sample)
+        digest_sample(digest, sample)
         count += 1
         position += size
     if count == 0:
