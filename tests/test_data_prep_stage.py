@@ -232,9 +232,7 @@ def test_a_full_disk_is_told_before_and_while_copying_and_the_next_call_continue
 
 
 @pytest.mark.parametrize("failures", [0, 2, 5])
-def test_object_storage_that_fails_at_first_then_answers_is_staged(
-    folder: Path, tmp_path: Path, failures: int
-) -> None:
+def test_object_storage_that_fails_at_first_then_answers_is_staged(folder: Path, tmp_path: Path, failures: int) -> None:
     with object_storage(failures) as storage:
         storage.upload(folder, "prepared/set")
         target = stage(storage.location("prepared/set"), tmp_path / "disk")
