@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -43,8 +43,8 @@ def merge(dataset: Path, output: Path | None) -> None:
     """
     from data_prep.merge import merge, work
 
-    with _bar(work(dataset), "bytes") as advance:
-        merged = merge(dataset, output, advance)
+    with _bar(work(dataset), "bytes") as bar:
+        merged = merge(dataset, output, bar.advance)
     state = "was already merged" if merged.already_there else "is merged"
     click.echo(f"{merged.folder} {state}: {_describe(merged.manifest)}")
 
@@ -73,8 +73,8 @@ def verify(dataset: Path, hashes_only: bool, threads: int | None, as_json: bool)
         total, unit = sum(file.bytes for split in splits for file in split.files), "bytes"
     else:
         total, unit = sum(file.samples for split in splits for file in split.files), "images"
-    with _bar(total, unit) as advance:
-        report = verify(dataset, hashes_only=hashes_only, threads=threads, advance=advance)
+    with _bar(total, unit) as bar:
+        report = verify(dataset, hashes_only=hashes_only, threads=threads, advance=bar.advance)
     if as_json:
         click.echo(json.dumps(_report(dataset, report, hashes_only)))
     else:
@@ -113,8 +113,8 @@ def stage(dataset: str, folder: Path, check: bool) -> None:
     def say_that_it_waits(target: Path) -> None:
         click.echo(f"another process is copying {target}: waiting for it", err=True)
 
-    with _bar(None, "bytes") as advance:
-        target = stage(dataset, folder, check=check, advance=advance, waiting=say_that_it_waits)
+    with _bar(None, "bytes") as bar:
+        target = stage(dataset, folder, check=check, advance=bar.advance, copying=bar.expect, waiting=say_that_it_waits)
     click.echo(target)
 
 
@@ -210,9 +210,15 @@ def _report(dataset: Path, report: Report, hashes_only: bool) -> dict[str, objec
     }
 
 
+class _Bar(NamedTuple):
+    advance: Callable[[int], None]
+    expect: Callable[[int], None]
+    """Says how many there are, where nobody knew before."""
+
+
 @contextmanager
-def _bar(total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error, which only a terminal shows; yields what moves it.
+def _bar(total: int | None, unit: str) -> Iterator[_Bar]:
+    """A progress bar on standard error, which only a terminal shows.
 
     Args:
         total: how many there are; None where nobody knows.
@@ -239,4 +245,7 @@ def _bar(total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
     columns = (BarColumn(), *numbers, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
         task = progress.add_task("", total=total)
-        yield lambda count: progress.advance(task, count)
+        yield _Bar(
+            advance=lambda count: progress.advance(task, count),
+            expect=lambda count: progress.update(task, total=count),
+        )

@@ -126,7 +126,8 @@ class _Page:
 
     def heading(self, top: int, name: str, samples: int, shown: int, only: ImageClass | None) -> None:
         self._canvas.line((MARGIN, top + 14, self._right, top + 14), FRAME, 2)
-        of = f"{shown} of {samples:,}, chosen at random" + (f" from {only.name}" if only else "")
+        of = f"all {samples:,}" if shown == samples else f"{shown} of {samples:,}, chosen at random"
+        of += f" from {only.name}" if only else ""
         self._text((MARGIN, top + 26), name.capitalize(), _font(18, True), INK)
         offset = round(_font(18, True).getlength(name.capitalize())) + 14
         self._text((MARGIN + offset, top + 29), of, self._plain, FAINT)

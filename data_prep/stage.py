@@ -34,6 +34,7 @@ def stage(
     *,
     check: bool = False,
     advance: Advance = lambda count: None,
+    copying: Callable[[int], None] = lambda total: None,
     waiting: Callable[[Path], None] = lambda target: None,
 ) -> Path:
     """Brings a data set to this node's disk, or finds it there; any number of processes may ask for it at once.
@@ -44,6 +45,7 @@ def stage(
         check: hashes a data set that is already there, and copies anew what changed.
         advance: called with numbers of bytes that are in place, from several threads; a number is negative where a file
             has to be copied once more.
+        copying: called with the data set's bytes, before they are copied.
         waiting: called with the result's path, if another process is copying, before waiting for it.
 
     Returns:
@@ -63,6 +65,7 @@ def stage(
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / f".{target.name}.lock", busy="", wait=lambda: waiting(target)):
             if not _is_whole(target, described, check):
+                copying(sum(file.bytes for file in _files(described)))
                 _Staging(origin, described, content, target, advance).run()
     return target
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 NAMED = 5
 """Classes, and images that were left out, that are named."""
+STEPS = 12
+"""Of a histogram, at most."""
 _BARS = "▁▂▃▄▅▆▇█"
 _ROWS = 2**20  # of metadata that are looked at at once
 
@@ -145,7 +147,7 @@ def _distribution(counts: np.ndarray) -> Sides:
     smallest, largest = int(present[0]), int(present[-1])
     reached = np.cumsum(counts)
     quartiles = [int(np.searchsorted(reached, share * reached[-1])) for share in (0.25, 0.5, 0.75)]
-    steps = np.linspace(smallest, largest + 1, 13).astype(int)
+    steps = np.linspace(smallest, largest + 1, min(STEPS, largest - smallest + 1) + 1).astype(int)
     histogram = [int(counts[a:b].sum()) for a, b in pairwise(steps)]
     lower, median, upper = quartiles
     return Sides(
@@ -218,9 +220,9 @@ def _column(split: SplitSummary) -> dict[str, str]:
         "an image": in_words(round(split.bytes_per_image)),
         "shorter sides": _sides(split.shorter_sides),
         "longer sides": _sides(split.longer_sides),
-        "images a class": f"{least:,} to {most:,}, median {median:,.0f}",
-        "most frequent": _classes(split.most),
-        "least frequent": _classes(split.least) or "—",
+        "images a class": f"{least:,} to {most:,}, median {median:,.0f}" if least < most else f"all {most:,}",
+        "most frequent": _classes(split.most) if least < most else "—",
+        "least frequent": _classes(split.least) if least < most else "—",
     }
 
 
@@ -229,11 +231,13 @@ def _share(count: int, total: int) -> str:
 
 
 def _sides(sides: Sides) -> str:
-    tallest = max(sides.histogram, default=1)
+    if sides.smallest == sides.largest:
+        return f"all {sides.largest} px"
+    tallest = max(sides.histogram)
     bars = "".join(_BARS[-(-count * 7 // tallest)] if count else " " for count in sides.histogram)
     quartiles = f"half {sides.lower_quartile} to {sides.upper_quartile}, median {sides.median}"
     return f"{sides.smallest} {bars} {sides.largest} px\n{quartiles}"
 
 
 def _classes(counts: list[ClassCount]) -> str:
-    return "\n".join(f"{each.name} {each.samples:,}" for each in counts)
+    return "\n".join(f"{each.name} {each.samples:,}" for each in counts) or "—"

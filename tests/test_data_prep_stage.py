@@ -77,7 +77,9 @@ def test_a_data_set_is_copied_once_and_found_again(folder: Path, tmp_path: Path)
     disk = tmp_path / "disk"
     described = manifest.load(folder)
     copied: list[int] = []
-    target = stage(str(folder), disk, advance=copied.append)
+    announced: list[int] = []
+    target = stage(str(folder), disk, advance=copied.append, copying=announced.append)
+    assert announced == [bytes_of(folder)]
     assert target == disk / f"noise-{described.digest[:12]}"
     assert sum(copied) == bytes_of(folder)
     assert names(disk) == {target.name} and names(target) == {manifest.FILE, *SHARDS}
