@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -239,6 +240,26 @@ def test_object_storage_that_fails_at_first_then_answers_is_staged(folder: Path,
         storage.upload(folder, "prepared/set")
         target = stage(storage.location("prepared/set"), tmp_path / "disk")
         assert content(target) == content(folder)
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_read_that_fails_twice_is_repeated_and_a_third_failure_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    monkeypatch.setattr(origin, "PAUSES", (0, 0))
+    stale = [OSError(errno.ESTALE, "Stale file handle")] * failures  # what a network file system may say
+
+    def request() -> str:
+        if stale:
+            raise stale.pop()
+        return "answer"
+
+    source = origin.Origin(str(folder))
+    if failures == 2:
+        assert source._repeat("a.beton", request) == "answer"
+    else:
+        with pytest.raises(UserError, match=r"a\.beton cannot be read, tried 3 times \(Stale file handle\): mend"):
+            source._repeat("a.beton", request)
 
 
 def test_object_storage_that_is_damaged_missing_or_away_is_told_without_its_key(
