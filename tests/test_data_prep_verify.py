@@ -17,7 +17,7 @@ from data_prep.errors import UserError
 from data_prep.manifest import Manifest
 from data_prep.merge import merge
 from data_prep.verify import verify
-from tests.datasets import CLASSES, describe, make_samples, save, write_dataset
+from tests.datasets import CLASSES, content, describe, make_samples, save, write_dataset
 
 SHARD = "train-00001.beton"
 
@@ -241,3 +241,16 @@ def test_without_a_manifest_there_is_nothing_to_verify(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"format_version": 1}')
     with pytest.raises(UserError, match=r"manifest\.json is damaged \(format_version: .*prepare the data set again"):
         verify(tmp_path)
+
+
+def test_a_table_in_any_order_is_whole_as_ffcvs_own_writer_leaves_it(folder: Path) -> None:
+    described = manifest.load(folder)
+    before = content(folder)
+    shard = Shard(folder / SHARD)
+    altered = bytearray((folder / SHARD).read_bytes())
+    altered[shard.data_end :] = shard.table[::-1].tobytes()
+    (folder / SHARD).write_bytes(altered)
+    believe(folder, described)
+    assert found(folder) == []
+    merge(folder)
+    assert found(folder) == [] and content(folder) == before
