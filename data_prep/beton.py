@@ -191,14 +191,15 @@ def write_shard(path: Path, samples: Iterable[Sample], capacity: int) -> Written
 
 
 def content_digest(samples: Iterable[Sample]) -> str:
-    """SHA-256 over samples: of each, label, mode, height, width and size (eight bytes each), then its bytes."""
+    """SHA-256 over samples: of each, label, mode, height, width and size (int64, little-endian), then its bytes."""
     digest = hashlib.sha256()
     for sample in samples:
-        _digest_sample(digest, sample)
+        digest_sample(digest, sample)
     return digest.hexdigest()
 
 
-def _digest_sample(digest: Any, sample: Sample) -> None:
+def digest_sample(digest: Any, sample: Sample) -> None:
+    """Adds a sample to the hash of :func:`content_digest`."""
     numbers = (sample.label, sample.mode, sample.height, sample.width, len(sample.content))
     digest.update(struct.pack("<5q", *numbers))
     digest.update(sample.content)
@@ -222,7 +223,7 @@ def _write(file: BufferedRandom, samples: Iterable[Sample], capacity: int) -> Wr
         file.write(cast(bytes, sample.content))
         _describe(metadata[count], sample, position)
         table[count] = (count, position, size)
-        _digest_sample(digest, sample)
+        digest_sample(digest, sample)
         count += 1
         position += size
     if count == 0:
@@ -240,9 +241,13 @@ def _write(file: BufferedRandom, samples: Iterable[Sample], capacity: int) -> Wr
 def write_head(file: BinaryIO, page_size: int, metadata: np.ndarray, table_start: int) -> None:
     """Writes header, fields and metadata to the beginning of a file."""
     file.seek(0)
-    file.write(np.array((VERSION, len(FIELDS), page_size, len(metadata), table_start), HEADER).tobytes())
-    file.write(FIELDS.tobytes())
+    file.write(head(page_size, len(metadata), table_start))
     file.write(metadata.tobytes())
+
+
+def head(page_size: int, samples: int, table_start: int) -> bytes:
+    """Header and fields of a file: what stands before its metadata."""
+    return np.array((VERSION, len(FIELDS), page_size, samples, table_start), HEADER).tobytes() + FIELDS.tobytes()
 
 
 def _page_size(current: int, size: int) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from data_prep.errors import UserError
 
@@ -19,6 +19,17 @@ SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 Encoding = Literal["jpeg", "raw", "mixed"]
 
 Count = Annotated[int, Field(ge=0)]
+
+
+def _stays_inside(name: str) -> str:
+    """Files are removed, moved and copied by these names: none may lead out of the data set's folder."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.name:
+        raise ValueError(f"'{name}' is not a file inside the data set's folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_stays_inside)]
 
 
 class Record(BaseModel):
@@ -41,7 +52,7 @@ class ImageClass(Record):
 class File(Record):
     """One FFCV file: a shard, or a whole split after `merge`."""
 
-    file: str
+    file: FileName
     """Its name, relative to the data set's folder."""
     samples: Count
     bytes: Count
@@ -129,25 +140,45 @@ class Manifest(Record):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def parse(content: bytes, place: str) -> Manifest:
+    """The manifest in the text of its file; `place` names that file in messages.
+
+    Raises:
+        UserError: it is damaged, or of another version.
+    """
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"]) or "file"
+        raise UserError(f"{place} is damaged ({field}: {problem['msg']}): prepare the data set again") from None
+
+
+def read(folder: Path) -> Manifest:
+    """Reads the manifest of a prepared data set, and looks at no other file.
+
+    Raises:
+        UserError: the folder or its manifest is missing or damaged.
+    """
+    path = folder / FILE
+    if not folder.is_dir():
+        raise UserError(f"data set folder {folder} does not exist: write it with 'phasecollapse prepare'")
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a prepared data set, it has no {FILE}: use 'phasecollapse prepare'") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    return parse(content, str(path))
+
+
 def load(folder: Path) -> Manifest:
     """Reads the manifest of a prepared data set and checks that its shards are there, each with its size.
 
     Raises:
         UserError: the folder or its manifest is missing or damaged, or a shard is missing or of another size.
     """
-    path = folder / FILE
-    if not folder.is_dir():
-        raise UserError(f"data set folder {folder} does not exist: write it with 'phasecollapse prepare'")
-    try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{folder} is not a prepared data set, it has no {FILE}: use 'phasecollapse prepare'") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"]) or "file"
-        raise UserError(f"{path} is damaged ({place}: {problem['msg']}): prepare the data set again") from None
+    manifest = read(folder)
     for file in (file for split in manifest.splits.values() for file in split.files):
         _check_file(folder / file.file, file)
     return manifest

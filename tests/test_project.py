@@ -111,7 +111,7 @@ finally:
 
 
 def test_every_package_contributes_its_commands() -> None:
-    assert COMMANDS == ["describe", "export", "prepare", "train", "tune", "ui"]
+    assert COMMANDS == ["describe", "export", "inspect", "merge", "prepare", "stage", "train", "tune", "ui", "verify"]
     listing = python("from pipeline.cli import main; main()", "--help").stdout
     assert [command for command in COMMANDS if not re.search(rf"^ *{command} ", listing, re.MULTILINE)] == []
 
