@@ -62,8 +62,8 @@ THREADS_A_SHARD = 4
 @click.option(
     "--cluster",
     metavar="ADDRESS",
-    help="Write on all nodes of a Ray cluster that see SOURCE and OUTPUT: its address, auto, or local for one of its own "
-    "on this machine  [default: threads of this process]",
+    help="Write on all nodes of a Ray cluster that see SOURCE and OUTPUT: its address, auto, or local for one of its "
+    "own on this machine  [default: threads of this process]",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Threads, or Ray tasks  [default: all CPUs]")
 @click.option("--restart", is_flag=True, help="Discard what an interrupted command has left, instead of going on.")
@@ -117,15 +117,13 @@ def _open_source(name: str, options: dict[str, Any]) -> ImageSource:
 
 
 def _request(source: ImageSource, options: dict[str, Any]) -> Request:
-    from data_prep.request import MAX_SIDE, Request
+    from data_prep.request import Request
 
     encoding = options["encoding"]
     if options["raw_share"] is not None and encoding != "mixed":
         raise UserError(f"--raw-share is for --encoding mixed, not for {encoding}: leave it out")
     del options["class_names"]
-    options["max_side"] = options["max_side"] or MAX_SIDE[encoding]
-    given = {key: value for key, value in options.items() if value is not None}
-    return Request(kind=source.kind, location=source.location, source_options=source.options, **given)
+    return Request.of(source, **{key: value for key, value in options.items() if value is not None})
 
 
 def _refuse(options: Mapping[str, object], message: str) -> None:
@@ -188,8 +186,8 @@ def _announce(estimate: Estimate) -> str:
     hours, minutes = divmod(minutes, 60)
     time = f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
     return (
-        f"{estimate.images} images to write: about {estimate.bytes / 1e9:.2f} GB ({estimate.free_bytes / 1e9:.0f} GB are "
-        f"free) and {time}"
+        f"{estimate.images} images to write: about {estimate.bytes / 1e9:.2f} GB ({estimate.free_bytes / 1e9:.0f} GB "
+        f"are free) and {time}"
     )
 
 

@@ -46,7 +46,7 @@ class Kind(IntEnum):
     """How bad what libjpeg says of a file is."""
 
     COMPLAINT = 1
-    """The file is odd, such as by bytes too many, but all pixels are there."""
+    """The file's description of itself is odd, but all pixels are there."""
     DAMAGE = 2
     """Some pixels are not those of the picture: the data are damaged or cut off."""
     FAILURE = 3
@@ -85,6 +85,8 @@ def read_header(jpeg: Bytes) -> JpegHeader:
     Raises:
         DecodeError: it is not a JPEG, or ends before its header does.
     """
+    if len(jpeg) == 0:
+        raise DecodeError("it is empty")
     view = np.frombuffer(jpeg, np.uint8).data
     if view[:2] != _START_OF_IMAGE:
         raise DecodeError("it does not begin like a JPEG")
@@ -132,8 +134,10 @@ def decode(jpeg: Bytes, height: int, width: int, out: np.ndarray) -> None:
     Raises:
         DecodeError: the bytes are damaged in a way that can be noticed, cut off, CMYK, or of another size. `out` is
             black then.
-        ValueError: `out` has another shape or type, or `jpeg` is empty.
+        ValueError: `out` has another shape or type.
     """
+    if len(jpeg) == 0:
+        raise DecodeError("it is empty")
     content = np.frombuffer(jpeg, np.uint8)
     jobs = np.zeros(1, JOB)
     jobs[0] = (content.ctypes.data, content.size, JPEG, height, width, 0, 0, height, width, 0)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from data_prep.images import QUALITY
 from data_prep.manifest import Count, Encoding, Record
+from data_prep.sources import ImageSource
 
 MAX_SIDE: dict[Encoding, int] = {"jpeg": 512, "raw": 256, "mixed": 512}
 """Largest stored side by default, in pixels: most ImageNet photographs (500 pixels) keep their bytes as JPEG."""
@@ -37,6 +38,13 @@ class Request(Record):
     """Of the order of the images."""
     allow_damaged: Count = 0
     """Images that may be left out because they cannot be decoded."""
+
+    @classmethod
+    def of(cls, source: ImageSource, **options: Any) -> Request:
+        """A request for the images of a source."""
+        max_side = options.pop("max_side", None) or MAX_SIDE[options.get("encoding", "jpeg")]
+        named = {"kind": source.kind, "location": source.location, "source_options": source.options}
+        return cls(**named, max_side=max_side, **options)
 
     def options(self) -> dict[str, int | float | str]:
         """What the manifest keeps of it, beside kind, location and seed."""

@@ -41,6 +41,10 @@ class Batch(Protocol):
         """Which samples of the split these are, int64 (b,)."""
 
     @property
+    def skipped(self) -> int:
+        """Damaged images that this rank left out."""
+
+    @property
     def size(self) -> int:
         """Images in the global batch, over all ranks."""
 

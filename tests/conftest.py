@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep.textures import Textures
+from data_prep.parallel import Threads
+from data_prep.request import Request
+from data_prep.sources.textures import Textures
 from data_prep.write import prepare
 
 
@@ -50,5 +52,6 @@ def photographs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small prepared data set of textures, in several shards: 10 classes, 240 training and 70 validation images."""
     folder = tmp_path_factory.mktemp("prepared") / "textures"
-    prepare(Textures(seed=0, train_per_class=24, validation_per_class=7), folder, seed=0, shard_samples=100)
+    source = Textures(seed=0, train_per_class=24, validation_per_class=7)
+    prepare(source, folder, Request.of(source, shard_samples=100), Threads(1))
     return folder

@@ -16,13 +16,16 @@ from click.testing import CliRunner
 from filelock import FileLock
 from PIL import Image
 
-from data_prep import commands, manifest, write
-from data_prep.beton import open_shard
+from data_prep import commands, manifest, request
+from data_prep.beton import JPEG, Shard
 from data_prep.decoding import DecodeError, decode, read_header
 from data_prep.errors import UserError
 from data_prep.images import to_stored
-from data_prep.sources import ClassFolders
-from data_prep.textures import Textures
+from data_prep.listing import Listing
+from data_prep.parallel import Threads
+from data_prep.request import Request
+from data_prep.sources.folders import ClassFolders
+from data_prep.sources.textures import Textures
 from data_prep.write import prepare
 
 
@@ -68,25 +71,30 @@ def run(*arguments: object) -> str:
     return result.output
 
 
+def listed(root: Path, names: Path | None = None) -> Listing:
+    """What class folders hold; they need neither scratch nor workers."""
+    return ClassFolders(root, names).list(root, Threads(1))
+
+
 # What is stored
 
 
 def test_small_upright_jpegs_keep_their_bytes() -> None:
     for image in (picture(), picture().convert("L")):
         content = encode(image)
-        assert to_stored(content, 40) == (content, 30, 40)
+        assert to_stored(content, 40) == (content, JPEG, 30, 40, True)
 
 
 def test_large_images_shrink_and_keep_their_proportions() -> None:
     stored = to_stored(encode(picture(300, 400)), 100)
-    assert (stored.height, stored.width) == (75, 100) == decoded(stored.jpeg).shape[:2]
+    assert (stored.height, stored.width) == (75, 100) == decoded(stored.content).shape[:2]
 
 
 def test_images_are_turned_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise: its left becomes its top
     stored = to_stored(encode(picture(), exif=exif), 100)
-    top, bottom = decoded(stored.jpeg)[3, 15], decoded(stored.jpeg)[-3, 15]
+    top, bottom = decoded(stored.content)[3, 15], decoded(stored.content)[-3, 15]
     assert (stored.height, stored.width) == (40, 30)
     assert top[0] > 200 > 50 > top[2] and bottom[2] > 200 > 50 > bottom[0]
 
@@ -109,8 +117,8 @@ def test_other_kinds_of_images_become_rgb_jpegs(kind: str) -> None:
         "BMP": (encode(rgb, "BMP"), (255, 0, 0)),
     }[kind]
     stored = to_stored(content, 100)
-    assert read_header(stored.jpeg) == (30, 40, 3)
-    assert np.all(np.abs(decoded(stored.jpeg)[5, 5].astype(int) - expected) < 12)
+    assert read_header(stored.content) == (30, 40, 3)
+    assert np.all(np.abs(decoded(stored.content)[5, 5].astype(int) - expected) < 12)
 
 
 @pytest.mark.parametrize("max_side", [100, 10])
@@ -138,9 +146,9 @@ def test_odd_metadata_and_previews_are_no_damage() -> None:
     good = encode(picture())
     exif = b"Exif\0\0no such thing as a tag"
     content = good[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + good[2:]
-    assert to_stored(content, 100).jpeg == content
+    assert to_stored(content, 100).content == content
     with_preview = encode(picture(), "MPO", save_all=True, append_images=[picture(15, 20)])
-    assert to_stored(with_preview, 100).jpeg == with_preview
+    assert to_stored(with_preview, 100).content == with_preview
 
 
 def test_every_real_photograph_keeps_its_pixels(shared: Path) -> None:
@@ -153,7 +161,7 @@ def test_every_real_photograph_keeps_its_pixels(shared: Path) -> None:
             fitted = image.convert("RGB")
         fitted.thumbnail((500, 500), Image.Resampling.LANCZOS)
         assert max(stored.height, stored.width) <= 500
-        assert np.abs(decoded(stored.jpeg).astype(int) - np.asarray(fitted)).mean() < 4  # half the color is left out
+        assert np.abs(decoded(stored.content).astype(int) - np.asarray(fitted)).mean() < 4  # half the color is left out
 
 
 # Whole data sets
@@ -163,14 +171,15 @@ def test_every_image_is_stored_once_under_its_class(photos: Path, tmp_path: Path
     output = tmp_path / "out"
     run(photos, output, "--shard-samples", 4)
     described = manifest.load(output)
-    assert [shard.samples for shard in described.splits["train"].shards] == [4, 2]
+    assert [file.samples for file in described.splits["train"].files] == [4, 2]
     assert described.splits["train"].samples_per_class == [3, 3]
     assert described.splits["validation"].samples == 4
     assert (described.min_side, described.max_side) == (30, 49)
     assert [(each.index, each.id) for each in described.classes] == [(0, "n01"), (1, "n02")]
     for split, folder in (("train", "train"), ("validation", "val")):
-        shards = [open_shard(output / shard.file) for shard in described.splits[split].shards]  # type: ignore[index]
-        stored = Counter((int(s.index["label"][i]), s.jpeg(i).tobytes()) for s in shards for i in range(len(s.index)))
+        shards = [Shard(output / file.file) for file in described.splits[split].files]  # type: ignore[index]
+        samples = [shard.read(number) for shard in shards for number in range(shard.samples)]
+        stored = Counter((sample.label, bytes(sample.content)) for sample in samples)
         files = Counter((int(path.parent.name[1:]) - 1, path.read_bytes()) for path in photos.glob(f"{folder}/*/*"))
         assert stored == files
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
@@ -180,8 +189,11 @@ def test_images_are_shuffled_by_the_seed_and_written_reproducibly(tmp_path: Path
     source = Textures(0, 20, 2)
     digests = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        digests[name] = prepare(source, tmp_path / name, seed=seed).manifest.digest
-    labels = {name: open_shard(tmp_path / name / "train-00000.beton").index["label"].tolist() for name in digests}
+        asked = Request.of(source, seed=seed)
+        digests[name] = prepare(source, tmp_path / name, asked, Threads(1)).manifest.digest
+    labels = {
+        name: Shard(tmp_path / name / "train-00000.beton").locate(np.arange(200)).label.tolist() for name in digests
+    }
     assert digests["a"] == digests["b"] != digests["c"]
     assert labels["a"] == labels["b"] != labels["c"] and sorted(labels["a"]) == sorted(labels["c"])
     assert labels["a"] != sorted(labels["a"])
@@ -189,7 +201,7 @@ def test_images_are_shuffled_by_the_seed_and_written_reproducibly(tmp_path: Path
 
 def test_hashes_in_the_manifest_are_those_of_the_files(textures: Path) -> None:
     for split in manifest.load(textures).splits.values():
-        for shard in split.shards:
+        for shard in split.files:
             printed = subprocess.run(
                 ["sha256sum", str(textures / shard.file)], capture_output=True, text=True, check=True
             )
@@ -197,12 +209,12 @@ def test_hashes_in_the_manifest_are_those_of_the_files(textures: Path) -> None:
 
 
 def test_classes_get_their_human_names(photos: Path, tmp_path: Path) -> None:
-    assert [each.name for each in ClassFolders(photos).classes] == ["n01", "n02"]
+    assert [each.name for each in listed(photos).classes] == ["n01", "n02"]
     (photos / "LOC_synset_mapping.txt").write_text("n01 tench, Tinca tinca\nn07 cock\n")
-    assert [each.name for each in ClassFolders(photos).classes] == ["tench", "n02"]
+    assert [each.name for each in listed(photos).classes] == ["tench", "n02"]
     names = tmp_path / "names.txt"
     names.write_text("n01\tgreat fish\nn02 bird\n")
-    assert [each.name for each in ClassFolders(photos, names).classes] == ["great fish", "bird"]
+    assert [each.name for each in listed(photos, names).classes] == ["great fish", "bird"]
 
 
 def test_validation_folder_may_have_other_names_and_hidden_files_are_ignored(photos: Path) -> None:
@@ -210,8 +222,8 @@ def test_validation_folder_may_have_other_names_and_hidden_files_are_ignored(pho
     (photos / "train" / "README.txt").write_text("about")
     for name in ("valid", "validation", "test"):
         next(path for path in photos.iterdir() if path.name != "train").rename(photos / name)
-        assert len(ClassFolders(photos).labels("validation")) == 4
-        assert len(ClassFolders(photos).labels("train")) == 6
+        assert len(listed(photos).labels("validation")) == 4
+        assert len(listed(photos).labels("train")) == 6
 
 
 def test_textures_are_the_default(tmp_path: Path) -> None:
@@ -228,9 +240,9 @@ def test_the_same_request_again_changes_nothing_and_another_is_refused(photos: P
     assert "is prepared" in run(photos, output)
     before = {path: path.stat().st_mtime_ns for path in output.iterdir()}
     assert "was already prepared" in run(photos, output)
-    for request in ((photos, output, "--seed", 1), (photos, output, "--max-side", 20), ("textures", output)):
+    for asked in ((photos, output, "--seed", 1), (photos, output, "--max-side", 20), ("textures", output)):
         with pytest.raises(UserError, match="already holds another data set"):
-            run(*request)
+            run(*asked)
     (photos / "train" / "n01" / "new.jpg").write_bytes(encode(picture()))
     with pytest.raises(UserError, match="already holds another data set"):
         run(photos, output)
@@ -251,28 +263,54 @@ def test_an_output_that_is_something_else_is_left_alone(photos: Path, tmp_path: 
     assert (output / "thesis.txt").read_text() == "precious"
 
 
-@pytest.mark.parametrize("signal", ["SIGINT", "SIGKILL"])
-def test_interrupted_preparing_leaves_no_output_and_works_again(tmp_path: Path, signal: str) -> None:
-    program = """
+PREPARE = """
 import os, signal, sys
 from pathlib import Path
-from data_prep.textures import Textures
+from data_prep.sources.textures import Textures
+from data_prep.parallel import Threads
+from data_prep.request import Request
 from data_prep.write import prepare
 done = []
-def advance():
-    done.append(1)
-    if len(done) == 60:
+def advance(images):
+    done.append(images)
+    if len(sys.argv) > 2 and len(done) == 60:
         os.kill(os.getpid(), signal.Signals[sys.argv[2]])
-prepare(Textures(0, 50, 1), Path(sys.argv[1]), seed=0, shard_samples=10, advance=advance)
+source = Textures(0, 50, 1)
+prepare(source, Path(sys.argv[1]), Request.of(source, shard_samples=10), Threads(1, advance), threads=2)
+print(len(done))
 """
-    command = [sys.executable, "-c", program, str(tmp_path / "out"), signal]
-    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode != 0
-    left = [path.name for path in tmp_path.iterdir()]
-    assert left == ([] if signal == "SIGINT" else [".out.partial"])
-    prepare(Textures(0, 8, 1), tmp_path / "out", seed=0)
+
+
+@pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_interrupted_preparing_goes_on_where_it_stopped(tmp_path: Path, signal: str) -> None:
+    command = [sys.executable, "-c", PREPARE, str(tmp_path / "out")]
+    assert subprocess.run([*command, signal], stderr=subprocess.DEVNULL).returncode != 0
+    assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
+    shards = {path: path.stat().st_ino for path in (tmp_path / ".out.partial").glob("train-*.beton")}
+    assert 5 <= len(shards) <= 7, "one more may have been under way"
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(again.stdout) == 510 - 10 * len(shards), "images of finished shards were written again"
+    assert {(tmp_path / "out" / path.name).stat().st_ino for path in shards} == set(shards.values())
+    source = Textures(0, 50, 1)
+    whole = prepare(source, tmp_path / "whole", Request.of(source, shard_samples=10), Threads(2), threads=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
+    for path in (tmp_path / "whole").iterdir():
+        if path.suffix == ".beton":
+            assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+    assert manifest.load(tmp_path / "out").digest == whole.manifest.digest
+
+
+def test_what_was_begun_by_another_request_is_not_mixed_in(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", PREPARE, str(tmp_path / "out"), "SIGKILL"]
+    subprocess.run(program, stderr=subprocess.DEVNULL)
+    source = Textures(0, 50, 1)
+    other = Request.of(source, shard_samples=20)
+    with pytest.raises(
+        UserError, match=r"begun and not finished by another request \(shard_samples 10 instead of 20\)"
+    ):
+        prepare(source, tmp_path / "out", other, Threads(1))
+    prepare(source, tmp_path / "out", other, Threads(1), restart=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["manifest.json", "train-00000.beton", "validation-00000.beton"]
 
 
 def test_two_commands_cannot_write_the_same_output(photos: Path, tmp_path: Path) -> None:
@@ -300,11 +338,12 @@ def test_missing_folders_are_named(photos: Path, tmp_path: Path) -> None:
 
 def test_classes_must_be_those_of_both_splits(photos: Path, tmp_path: Path) -> None:
     (photos / "val" / "n02").rename(photos / "val" / "n03")
-    with pytest.raises(UserError, match=r"train has classes that .*val lacks: n02"):
+    with pytest.raises(UserError, match=r"train images of .* have classes that its validation images lack: n02"):
         run(photos, tmp_path / "out")
     (photos / "val" / "n03").rename(photos / "val" / "n02")
     (photos / "val" / "n04").mkdir()
-    with pytest.raises(UserError, match=r"val has classes that .*train lacks: n04"):
+    (photos / "val" / "n04" / "a.jpg").write_bytes(encode(picture()))
+    with pytest.raises(UserError, match=r"validation images of .* have classes that its train images lack: n04"):
         run(photos, tmp_path / "out")
 
 
@@ -315,7 +354,7 @@ def test_an_empty_class_or_split_is_an_error(photos: Path, tmp_path: Path) -> No
         run(photos, tmp_path / "out")
     (tmp_path / "empty" / "train").mkdir(parents=True)
     (tmp_path / "empty" / "val").mkdir()
-    with pytest.raises(UserError, match="holds no class folders"):
+    with pytest.raises(UserError, match="has no folder train with images"):
         run(tmp_path / "empty", tmp_path / "out")
     (photos / "val" / "n02" / "deeper").mkdir()
     with pytest.raises(UserError, match="holds another folder, deeper"):
@@ -329,6 +368,20 @@ def test_an_undecodable_image_stops_with_its_name(photos: Path, tmp_path: Path, 
     with pytest.raises(UserError, match=r"train/n02/bad\.jpg cannot be decoded"):
         run(photos, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    printed = run(photos, tmp_path / "out", "--allow-damaged", 1)
+    described = manifest.load(tmp_path / "out")
+    assert "1 damaged ones left out" in printed and described.splits["train"].samples == 6
+    assert [each.image for each in described.splits["train"].left_out] == ["train/n02/bad.jpg"]
+
+
+def test_more_damaged_images_than_allowed_stop(photos: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        (photos / "train" / "n02" / f"bad{number}.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"more than the allowed 2 images are damaged, among them train/n02/bad"):
+        run(photos, tmp_path / "out", "--allow-damaged", 2, "--shard-samples", 2)
+    run(photos, tmp_path / "out", "--allow-damaged", 3, "--shard-samples", 1, "--restart")  # some shards stay empty
+    described = manifest.load(tmp_path / "out").splits["train"]
+    assert (described.samples, len(described.files), len(described.parts), len(described.left_out)) == (6, 6, 6, 3)
 
 
 def test_class_names_must_cover_every_class(photos: Path, tmp_path: Path) -> None:
@@ -341,9 +394,9 @@ def test_class_names_must_cover_every_class(photos: Path, tmp_path: Path) -> Non
 
 
 def test_options_of_the_other_source_are_refused(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--train-per-class is for textures, not for the folder"):
+    with pytest.raises(UserError, match="--train-per-class is for textures, not for"):
         run(photos, tmp_path / "out", "--train-per-class", 3)
-    with pytest.raises(UserError, match="--max-side is for folders of images, not for textures"):
+    with pytest.raises(UserError, match="--max-side is for images of your own, not for textures"):
         run("textures", tmp_path / "out", "--max-side", 32)
     with pytest.raises(UserError, match="got 3 arguments"):
         run(photos, tmp_path / "out", "more")
@@ -371,7 +424,7 @@ def test_damaged_data_sets_are_refused(textures: Path, tmp_path: Path) -> None:
         file.write(b"x")
     with pytest.raises(UserError, match=r"train-00001\.beton has \d+ bytes instead of"):
         manifest.load(tmp_path)
-    for damaged in ('{"format_version": 2}', json.dumps({**content, "colour": 1}), "{"):
+    for damaged in ('{"format_version": 1}', json.dumps({**content, "colour": 1}), "{"):
         (tmp_path / "manifest.json").write_text(damaged)
         with pytest.raises(UserError, match="is damaged"):
             manifest.load(tmp_path)
@@ -384,8 +437,7 @@ def test_help_states_the_defaults_and_answers_at_once() -> None:
     text = " ".join(run("--help").split())
     per_class = Textures(0).options
     for number in (
-        write.MAX_SIDE,
-        write.SHARD_SAMPLES,
+        request.SHARD_SAMPLES,
         per_class["train_per_class"],
         per_class["validation_per_class"],
     ):

@@ -32,6 +32,7 @@ class Part:
     labels: Tensor
     indices: Tensor
     size: int
+    skipped: int = 0
 
 
 def samples(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:

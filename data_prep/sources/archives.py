@@ -10,7 +10,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from data_prep import storage
 from data_prep.errors import UserError
@@ -99,7 +99,7 @@ def _below_root(found: Iterator[Found]) -> Iterator[Found]:
             yield image._replace(name="/".join(parts[start:]))
 
 
-def _decompressor(archive: str) -> Callable[[Any], IO[bytes]]:
+def _decompressor(archive: str) -> Callable[[Any], Any]:
     """Opens a compressed stream, by the name of its file."""
     if archive.endswith(("xz", "txz")):
         return lzma.LZMAFile
