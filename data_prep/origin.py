@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
-from pyarrow import fs
 
 from data_prep.disk import BLOCK
 from data_prep.errors import UserError
+from data_prep.storage import PAUSES, reason, resolve, without_secrets
 
 REQUESTS = 4
 """Blocks of one file that are asked for at the same time; they wait in memory for their turn."""
-PAUSES = (0.5, 2.0)
-"""Seconds to wait after the first failure of a request and after the second; pyarrow repeats each request, too."""
-
 Result = TypeVar("Result")
-
-
-def resolve(location: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or address such as s3://bucket/folder, and the path in it.
-
-    Raises:
-        UserError: nobody knows such addresses.
-    """
-    if "://" not in location:
-        return fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
-    try:
-        filesystem, path = fs.FileSystem.from_uri(location)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise UserError(f"{without_secrets(location)} is no address that can be read: {_reason(error)}") from None
-    return filesystem, path
-
-
-def without_secrets(location: str) -> str:
-    """An address as it may be shown: an access key in it is left out."""
-    return re.sub(r"(?<=://)[^/@]*@", "", location)
 
 
 class Origin:
@@ -121,13 +96,7 @@ class Origin:
                 raise UserError(f"{self.address(name)} may not be read: ask for the right to, or log in") from None
             except (OSError, pa.ArrowException) as error:
                 if pause is None:
-                    reason = f"tried {len(PAUSES) + 1} times ({_reason(error)})"
-                    raise UserError(f"{self.address(name)} cannot be read, {reason}: mend that, or try later") from None
+                    tried = f"tried {len(PAUSES) + 1} times ({reason(error)})"
+                    raise UserError(f"{self.address(name)} cannot be read, {tried}: mend that, or try later") from None
                 time.sleep(pause)
         raise AssertionError("unreachable")
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error."""
-    lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
-    return lines[0].rstrip(".: ") if lines else type(error).__name__

@@ -21,6 +21,7 @@ import pyarrow as pa
 from data_prep import storage, work
 from data_prep.beton import RAW, Sample, write_shard
 from data_prep.decoding import DecodeError
+from data_prep.disk import write_atomically
 from data_prep.errors import UserError
 from data_prep.images import StoredImage, to_raw, to_stored
 from data_prep.listing import Listing
@@ -120,7 +121,7 @@ class WriteShard:
             sides=(min(tally.sides, default=0), max(tally.sides, default=0)),
             left_out=tally.left_out,
         )
-        work.write_durably(work.record_path(self.folder, shard.split, shard.number), record.model_dump_json())
+        write_atomically(work.record_path(self.folder, shard.split, shard.number), record.model_dump_json().encode())
         return shard, record
 
 

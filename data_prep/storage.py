@@ -46,7 +46,6 @@ def join(location: str, *names: str) -> str:
     return "/".join([folder.rstrip("/"), *names]) + mark + options
 
 
-@functools.lru_cache(maxsize=OPEN_FILES)
 def resolve(location: str) -> tuple[fs.FileSystem, str]:
     """The file system of a location, and the path in it.
 
@@ -55,11 +54,21 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
     """
     if not is_remote(location):
         return fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
+    scheme, _, rest = location.partition("://")
+    place, mark, options = rest.partition("?")
+    authority, _, path = place.partition("/")
+    filesystem, root = _connect(f"{scheme}://{authority}/{mark}{options}")
+    return filesystem, f"{root.rstrip('/')}/{path}" if path else root
+
+
+@functools.lru_cache(maxsize=OPEN_FILES)
+def _connect(address: str) -> tuple[fs.FileSystem, str]:
+    """The file system behind an address without a path (a bucket, a host), which is made once."""
     try:
-        filesystem, path = fs.FileSystem.from_uri(location)
+        filesystem, root = fs.FileSystem.from_uri(address)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        return _by_fsspec(location, error)
-    return filesystem, path
+        return _by_fsspec(address, error)
+    return filesystem, root
 
 
 def without_secrets(location: str) -> str:

@@ -15,7 +15,6 @@ SPLIT-NUMBER.beton  finished shards, each with a record SPLIT-NUMBER.json of wha
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from data_prep import manifest
+from data_prep.disk import locked, sync_folder, write_atomically
 from data_prep.errors import UserError
 from data_prep.listing import Listing
 from data_prep.manifest import SPLITS, File, ImageClass, LeftOut, Manifest, Part, Record, SplitName
@@ -91,18 +90,18 @@ class WorkFolder:
 
     def finish(self, described: Manifest, output: Path) -> None:
         """Adds the manifest, removes what only work needed, and gives the folder the output's name."""
-        write_durably(self.path / manifest.FILE, described.model_dump_json(indent=2) + "\n")
+        write_atomically(self.path / manifest.FILE, (described.model_dump_json(indent=2) + "\n").encode())
         for name in (LISTING, SCRATCH):
             shutil.rmtree(self.path / name, ignore_errors=True)
         named = {file.file for split in described.splits.values() for file in split.files}
         for entry in self.path.iterdir():
             if entry.name not in {*named, manifest.FILE, LOCK}:
                 entry.unlink()
-        sync(self.path)
+        sync_folder(self.path)
         if output.is_dir():
             output.rmdir()  # empty, or the output would not have been prepared
         self.path.rename(output)
-        sync(output.parent)
+        sync_folder(output.parent)
         (output / LOCK).unlink(missing_ok=True)
 
 
@@ -115,20 +114,15 @@ def claim(output: Path, request: Request, restart: bool) -> Iterator[WorkFolder]
     """
     folder = output.with_name(f".{output.name}.partial")
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"{output} is being prepared by another command: wait until it ends") from None
-    try:
-        if restart:
-            _empty(folder)
-        _check_request(folder, output, request)
-        yield WorkFolder(folder)
-    finally:
-        lock.release()
-        if folder.is_dir() and not any(entry.suffix == ".json" and "-" in entry.name for entry in folder.iterdir()):
-            shutil.rmtree(folder, ignore_errors=True)  # nothing in it is worth going on with
+    with locked(folder / LOCK, busy=f"{output} is being prepared by another command: wait until it ends"):
+        try:
+            if restart:
+                _empty(folder)
+            _check_request(folder, output, request)
+            yield WorkFolder(folder)
+        finally:
+            if folder.is_dir() and not any(folder.glob("*-*.json")):
+                shutil.rmtree(folder, ignore_errors=True)  # nothing in it is worth going on with
 
 
 def load_listing(folder: Path) -> Listing:
@@ -148,25 +142,6 @@ def record_path(folder: Path, split: SplitName, number: int) -> Path:
     return folder / f"{split}-{number:05d}.json"
 
 
-def write_durably(path: Path, text: str) -> None:
-    """A file that is there as a whole, on the disk, or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def sync(folder: Path) -> None:
-    """Puts a folder's list of files on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _store(listing: Listing, folder: Path) -> None:
     classes = json.dumps([each.model_dump() for each in listing.classes])
     (folder / _CLASSES).write_text(classes, encoding="utf-8")
@@ -180,7 +155,7 @@ def _check_request(folder: Path, output: Path, request: Request) -> None:
     path = folder / REQUEST
     if not path.exists():
         _empty(folder)
-        write_durably(path, request.model_dump_json(indent=2))
+        write_atomically(path, request.model_dump_json(indent=2).encode())
         return
     try:
         begun = Request.model_validate_json(path.read_bytes())

@@ -5,7 +5,6 @@ Disk and time are estimated first; shards are tasks (:mod:`data_prep.shards`) fo
 
 from __future__ import annotations
 
-import errno
 import importlib.metadata
 import shutil
 import warnings
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep import beton, manifest, shards, work
+from data_prep.disk import in_sentences
 from data_prep.errors import UserError
 from data_prep.listing import Listing
 from data_prep.manifest import SPLITS, Manifest, Source, Split
@@ -77,15 +77,12 @@ def prepare(
     """
     if output.exists() and not _is_empty_folder(output):
         return Prepared(_recognize(source, output, request, workers), already_there=True)
-    try:
-        with warnings.catch_warnings(), work.claim(output, request, restart) as folder:
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what counts is whether the image decodes
-            listing = folder.listing(lambda: source.list(folder.scratch, workers))
-            described = _write(folder, listing, request, workers, threads, announce)
-            described = described.model_copy(update={"name": output.name})
-            folder.finish(described, output)
-    except OSError as error:
-        raise _explain(output, error) from None
+    with in_sentences(output), warnings.catch_warnings(), work.claim(output, request, restart) as folder:
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what counts is whether the image decodes
+        listing = folder.listing(lambda: source.list(folder.scratch, workers))
+        described = _write(folder, listing, request, workers, threads, announce)
+        described = described.model_copy(update={"name": output.name})
+        folder.finish(described, output)
     return Prepared(described, already_there=False)
 
 
@@ -116,15 +113,6 @@ def _recognize(source: ImageSource, output: Path, request: Request, workers: Wor
         f"{output} already holds another data set (source {existing.source.location}, seed {existing.seed}, "
         f"{options}): choose another output, or delete it first"
     )
-
-
-def _explain(output: Path, error: OSError) -> UserError:
-    if error.errno == errno.ENOSPC:
-        return UserError(
-            f"{output} cannot be written: the disk is full; make room and start the same command again, it goes on "
-            "with the shards that are missing"
-        )
-    return UserError(f"{output} cannot be written: {error.strerror or error}")
 
 
 def _write(

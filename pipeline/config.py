@@ -18,6 +18,10 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from data_prep.errors import UserError
 
 
+END_OF_DOCUMENT = "...\n"
+"""Tells a file that was cut off from one in which defaults are left out."""
+
+
 class Section(BaseModel):
     """A part of the tree: immutable, every field documented, unknown fields forbidden."""
 
@@ -42,6 +46,9 @@ class DataSettings(Section):
 
     path: str
     """Folder written by `phasecollapse prepare` (it holds manifest.json)."""
+    stage: str | None = None
+    """Folder on each node's own disk; the data set is copied into it first, once a node, and checked by its hashes. For
+    a `path` on a network file system."""
     image_size: Positive = 64
     """Side, in pixels, of the square images that the network sees."""
     classes: Positive | None = None
@@ -379,8 +386,8 @@ def explain(tree: type[Section], prefix: str = "") -> str:
 
 
 def to_yaml(settings: Section) -> str:
-    """The whole resolved tree; :func:`load` reads it back to an equal one."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    """The whole resolved tree; :func:`load` reads it back to an equal one. It ends with YAML's END_OF_DOCUMENT."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, explicit_end=True)
 
 
 def flatten(settings: Section) -> dict[str, Any]:

@@ -132,7 +132,9 @@ def cluster_with_room(settings: ClusterSettings) -> Iterator[None]:
 def _absolute(settings: Settings) -> Settings:
     """The same settings with absolute paths: workers run in folders of their own."""
     run = settings.run.model_copy(update={"storage": str(Path(settings.run.storage).absolute())})
-    data = settings.data.model_copy(update={"path": str(Path(settings.data.path).absolute())})
+    places = {"path": settings.data.path, "stage": settings.data.stage}
+    absolute = {name: str(Path(place).absolute()) for name, place in places.items() if place}
+    data = settings.data.model_copy(update=absolute)
     return settings.model_copy(update={"run": run, "data": data, "start": settings.start.absolute()})
 
 

@@ -36,6 +36,7 @@ EXECUTION_ONLY = frozenset(
         "run.storage",
         "data.path",  # the digest of the data set decides, wherever it lies
         "data.decode_threads",
+        "data.stage",
         "cluster.address",
         "cluster.cpus_per_worker",
         "cluster.gpu",

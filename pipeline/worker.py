@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from data_prep.stage import stage
 from pipeline import checkpoint, engine, environment, history, layout, models, start
 from pipeline.config import Settings
 from pipeline.data import ImageStream, Subset
@@ -61,8 +62,11 @@ def train(job: Job, session: Session) -> None:
     """
     settings, chief = job.settings, session.rank == 0
     torch.set_num_threads(settings.cluster.cpus_per_worker)
-    training_images = _stream(settings, "train", session)
-    evaluation_images = _stream(settings, settings.data.evaluate_on, session)
+    folder = Path(settings.data.path)
+    if settings.data.stage:
+        folder = stage(settings.data.path, Path(settings.data.stage))  # one worker of a node copies, the others wait
+    training_images = _stream(folder, settings, "train", session)
+    evaluation_images = _stream(folder, settings, settings.data.evaluate_on, session)
     state = _build(settings, len(training_images.classes), training_images.steps(), session.device)
     latest = session.latest()
     if latest:
@@ -167,9 +171,9 @@ def run_on_ray(config: dict[str, Any]) -> None:
     train(config["job"], RaySession(config["job"]))
 
 
-def _stream(settings: Settings, subset: Subset, session: Session) -> ImageStream:
+def _stream(folder: Path, settings: Settings, subset: Subset, session: Session) -> ImageStream:
     return ImageStream(
-        Path(settings.data.path),
+        folder,
         settings.data,
         subset,
         batch_size=settings.training.batch_size,

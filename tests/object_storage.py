@@ -47,9 +47,11 @@ class Storage:
 
     def upload(self, folder: Path, path: str) -> None:
         """Puts a folder's files below `path`."""
-        for file in folder.iterdir():
-            with self._filesystem.open_output_stream(f"{BUCKET}/{path}/{file.name}") as stream:
-                stream.write(file.read_bytes())
+        for file in folder.rglob("*"):
+            if file.is_file():
+                name = file.relative_to(folder).as_posix()
+                with self._filesystem.open_output_stream(f"{BUCKET}/{path}/{name}") as stream:
+                    stream.write(file.read_bytes())
 
 
 @contextmanager

@@ -31,12 +31,19 @@ def settings(folder: Path, *assignments: str) -> Settings:
     return resolve(Settings, override(content, assignments), "test")
 
 
+def another(data: Manifest) -> Manifest:
+    """A data set of other images."""
+    train = data.splits["train"]
+    parts = [train.parts[0].model_copy(update={"sha256": "0" * 64}), *train.parts[1:]]
+    return data.model_copy(update={"splits": {**data.splits, "train": train.model_copy(update={"parts": parts})}})
+
+
 def test_the_default_name_tells_data_set_network_and_settings(data: Manifest, tmp_path: Path) -> None:
     name = default_name(settings(tmp_path), data)
     assert name.startswith(f"{data.name}-collapse-skip-8-16x2-")
     assert len(name.rsplit("-", 1)[1]) == 8
     assert default_name(settings(tmp_path, "training.seed=1"), data) != name
-    assert default_name(settings(tmp_path), data.model_copy(update={"seed": 5})) != name
+    assert default_name(settings(tmp_path), another(data)) != name
 
 
 def test_what_does_not_change_the_result_does_not_change_the_identity(data: Manifest, tmp_path: Path) -> None:
@@ -45,6 +52,7 @@ def test_what_does_not_change_the_result_does_not_change_the_identity(data: Mani
         tmp_path / "elsewhere",
         "data.path=other",
         "data.decode_threads=3",
+        "data.stage=/scratch",
         "cluster.address=10.0.0.1:6379",
         "cluster.cpus_per_worker=4",
         "cluster.gpu=true",
@@ -78,7 +86,7 @@ def test_changed_settings_are_refused_with_the_difference(data: Manifest, tmp_pa
 def test_another_data_set_is_refused(data: Manifest, tmp_path: Path) -> None:
     with claim(settings(tmp_path, "run.name=mine"), data) as run:
         run.begin()
-    other = data.model_copy(update={"seed": 5})
+    other = another(data)
     with (
         pytest.raises(UserError, match=r"data set: [0-9a-f]{12} → "),
         claim(settings(tmp_path, "run.name=mine"), other),

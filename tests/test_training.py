@@ -83,7 +83,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits_in_the_same_tracked_run(
             launch.train(settings(), progress=False)
     run_id = MlflowClient(tracking.default_store(storage).uri).search_runs(["1"])[0].info.run_id
     assert tracked(storage, run_id).info.status == "KILLED"
-    resumed = launch.train(settings("data.decode_threads=2"), progress=False)
+    resumed = launch.train(settings("data.decode_threads=2", f"data.stage={storage / 'local'}"), progress=False)
     assert resumed.run_id == run_id
     assert resumed.epochs == EPOCHS
     assert not resumed.already_finished

@@ -45,6 +45,6 @@ def open_source(location: str, class_names: Path | str | None = None) -> ImageSo
     from data_prep.sources.archives import SUFFIXES, ArchivedFolders
     from data_prep.sources.folders import ClassFolders
 
-    if location.endswith(SUFFIXES) and not storage.is_folder(location):
+    if location.partition("?")[0].endswith(SUFFIXES) and not storage.is_folder(location):
         return ArchivedFolders(location, class_names)
     return ClassFolders(location, class_names)

@@ -45,7 +45,8 @@ class ArchivedFolders:
         Raises:
             UserError: the archive is missing, damaged, or holds no such folders.
         """
-        archive = self._archive if self._archive.endswith(".tar") else str(self._decompress(scratch))
+        plain = self._archive.partition("?")[0].endswith(".tar")
+        archive = self._archive if plain else str(self._decompress(scratch))
         try:
             return arrange(self.location, _below_root(scan(archive)), self._names)
         except tarfile.TarError as error:
@@ -58,7 +59,7 @@ class ArchivedFolders:
         partial = scratch / "source.tar.partial"
         try:
             with storage.open_file(self._archive) as compressed, partial.open("wb") as file:
-                opened = _decompressor(self._archive)(compressed)
+                opened = _decompressor(self._archive.partition("?")[0])(compressed)
                 shutil.copyfileobj(opened, file, BLOCK)
         except (EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
             raise UserError(f"{self.location} is damaged ({error}): download it again") from None
@@ -83,8 +84,11 @@ def scan(archive: str) -> Iterator[Found]:
             if member.isfile():
                 yield Found(member.name.removeprefix("./"), archive, member.offset_data, member.size)
             name, members.members = member.name, []  # type: ignore[attr-defined]  # it would keep all it has seen
-    if end > size:
-        raise UserError(f"{storage.without_secrets(archive)} is cut off behind {name}: download it again")
+        closed = (
+            len(file.read_at(tarfile.BLOCKSIZE, -(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)) if end <= size else 0
+        )
+    if closed < tarfile.BLOCKSIZE:  # a block of zeros ends an archive
+        raise UserError(f"{storage.without_secrets(archive)} is cut off at {name}: download it again")
 
 
 def _below_root(found: Iterator[Found]) -> Iterator[Found]:

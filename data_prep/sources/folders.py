@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_prep import classes, storage
 from data_prep.errors import UserError
@@ -23,6 +23,13 @@ FOLDERS: dict[SplitName, tuple[str, ...]] = {
 """What the folder of a split may be called; the first that exists is read."""
 NAME_FILES = ("LOC_synset_mapping.txt", "classes.txt")
 """Files beside the splits that may say what people call the classes."""
+
+
+BATCH_ROWS = 2**14
+"""Images that are listed as Python objects before they become Arrow arrays."""
+_ROWS = pa.schema(
+    [("class", pa.string()), ("name", pa.string()), ("file", pa.string()), ("offset", pa.int64()), ("size", pa.int64())]
+)
 
 
 class Found(NamedTuple):
@@ -104,37 +111,44 @@ def arrange(
     missing = [identity for identity in ids if names and identity not in given]
     if missing:
         raise UserError(f"{names} has no line for {_some(missing)}: add a line 'id name' for every class")
-    index = {identity: number for number, identity in enumerate(ids)}
-    tables = {split: each.table(index) for split, each in chosen.items()}
+    tables = {split: each.table(ids) for split, each in chosen.items()}
     return Listing(classes.number(ids, given or known), tables)
 
 
-@dataclass
 class _Columns:
-    """The images of a split, column by column."""
+    """The images of a split, column by column: as Arrow arrays, a tenth of the size of Python's objects."""
 
-    classes: list[str] = field(default_factory=list)
-    images: list[Found] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.classes: set[str] = set()
+        self._rows: list[tuple[str, str, str, int, int]] = []
+        self._batches: list[pa.RecordBatch] = []
 
     def add(self, identity: str, image: Found) -> None:
-        self.classes.append(identity)
-        self.images.append(image)
+        """Appends an image of a class."""
+        self.classes.add(identity)
+        self._rows.append((identity, *image))
+        if len(self._rows) == BATCH_ROWS:
+            self._flush()
 
-    def table(self, index: dict[str, int]) -> pa.Table:
-        rows = sorted(zip((index[identity] for identity in self.classes), self.images, strict=True))
-        names, files, offsets, sizes = zip(*(image for _, image in rows), strict=True)
-        arrays = [
-            pa.array([label for label, _ in rows], pa.int32()),
-            pa.array(names, pa.string()),
-            pa.array(files, pa.string()).dictionary_encode(),
-            pa.array(offsets, pa.int64()),
-            pa.array(sizes, pa.int64()),
-        ]
-        return pa.table(arrays, schema=IMAGES)
+    def table(self, ids: Sequence[str]) -> pa.Table:
+        """All images, in the order of their classes and names, as a listing has them."""
+        self._flush()
+        table = pa.Table.from_batches(self._batches).sort_by([("class", "ascending"), ("name", "ascending")])
+        labels = pc.index_in(table["class"], value_set=pa.array(ids, pa.string()))
+        columns = [table[name] for name in ("name", "file", "offset", "size")]
+        return pa.table([labels, *columns], names=IMAGES.names).cast(IMAGES)
+
+    def _flush(self) -> None:
+        if self._rows:
+            columns = [
+                pa.array(column, kind) for column, kind in zip(zip(*self._rows, strict=True), _ROWS.types, strict=True)
+            ]
+            self._batches.append(pa.record_batch(columns, schema=_ROWS))
+            self._rows = []
 
 
 def _class_ids(location: str, splits: dict[SplitName, _Columns]) -> list[str]:
-    ids = {split: set(columns.classes) for split, columns in splits.items()}
+    ids = {split: columns.classes for split, columns in splits.items()}
     pairs: tuple[tuple[SplitName, SplitName], ...] = (("train", "validation"), ("validation", "train"))
     for split, other in pairs:
         extra = sorted(ids[split] - ids[other])

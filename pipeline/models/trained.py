@@ -74,6 +74,8 @@ def describe(checkpoint: Path) -> Description:
         UserError: its files are damaged.
     """
     settings = config.load(checkpoint / layout.SETTINGS)
+    if not (checkpoint / layout.SETTINGS).read_text(encoding="utf-8").endswith(config.END_OF_DOCUMENT):
+        raise UserError(f"{checkpoint / layout.SETTINGS} is damaged, its end is missing: use another checkpoint")
     try:
         content = json.loads((checkpoint / layout.CLASSES).read_text(encoding="utf-8"))
         return Description(settings, tuple(ImageClass(**one) for one in content))
