@@ -43,8 +43,9 @@ class Request(Record):
     def of(cls, source: ImageSource, **options: Any) -> Request:
         """A request for the images of a source."""
         max_side = options.pop("max_side", None) or MAX_SIDE[options.get("encoding", "jpeg")]
-        named = {"kind": source.kind, "location": source.location, "source_options": source.options}
-        return cls(**named, max_side=max_side, **options)
+        return cls(
+            kind=source.kind, location=source.location, source_options=source.options, max_side=max_side, **options
+        )
 
     def options(self) -> dict[str, int | float | str]:
         """What the manifest keeps of it, beside kind, location and seed."""

@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from data_prep.errors import UserError
 
-
 END_OF_DOCUMENT = "...\n"
 """Tells a file that was cut off from one in which defaults are left out."""
 
