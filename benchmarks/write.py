@@ -42,6 +42,8 @@ from data_prep.sources.folders import ClassFolders
 from data_prep.write import prepare
 
 MAX_SIDE = 512
+SHARD_SAMPLES = 500
+"""Few enough that memory stops growing with a shard long before the images end."""
 
 
 def main() -> int:
@@ -111,7 +113,7 @@ def repeated(parser: argparse.ArgumentParser, images: Path, root: Path, samples:
 def ours(root: Path, workers: int) -> Callable[[Path], object]:
     """This project's writer, as the command `phasecollapse prepare` uses it."""
     source = ClassFolders(root)
-    request = Request.of(source, max_side=MAX_SIDE)
+    request = Request.of(source, max_side=MAX_SIDE, shard_samples=SHARD_SAMPLES)
     return lambda output: prepare(source, output, request, Threads(1), threads=workers)
 
 

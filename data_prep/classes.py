@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -25,6 +25,37 @@ def imagenet() -> dict[str, str]:
     """The names of ILSVRC2012's classes by WordNet id, in the order of their numbers."""
     lines = resources.files("data_prep").joinpath("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
     return dict(line.split(maxsplit=1) for line in lines if not line.startswith("#"))
+
+
+def from_labels(count: int, class_names: Path | str | None, given: Sequence[str] | None = None) -> list[ImageClass]:
+    """Classes of a source that knows them by number: what is called 0, 1, 2, …
+
+    Args:
+        count: the largest number and one more.
+        class_names: file of lines `id name` in the order of the numbers, or the word imagenet.
+        given: names that come with the images, if they do: they are the ids, or, if they are those of ImageNet's
+            classes, in order, stand for them.
+
+    Raises:
+        UserError: there are fewer names than numbers.
+    """
+    if class_names:
+        known = read_names(class_names)
+        if len(known) < count:
+            raise UserError(f"{class_names} has {len(known)} classes, but labels go up to {count - 1}: add the others")
+        return number(known, known)
+    if given:
+        return number(imagenet() if _are_imagenets(given) else given)
+    return number([str(label) for label in range(count)])
+
+
+def _are_imagenets(names: Sequence[str]) -> bool:
+    """Whether names, or first synonyms, are those of ImageNet's thousand classes in order, but for a few spellings."""
+    table = list(imagenet().values())
+    if len(names) != len(table):
+        return False
+    same = sum(ours.lower() in theirs.lower() for ours, theirs in zip(table, names, strict=True))
+    return same > 0.9 * len(table)
 
 
 def read_names(path: Path | str) -> dict[str, str]:

@@ -26,6 +26,14 @@ THREADS_A_SHARD = 4
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="[SOURCE] OUTPUT")
 @click.option(
+    "--kind",
+    type=click.Choice(["folders", "imagenet", "parquet", "webdataset", "cifar10"]),
+    help="What SOURCE is  [default: what it looks like]",
+)
+@click.option("--classes", metavar="A,B,…", help="Only these classes, by id or name  [default: all]")
+@click.option("--limit-per-class", type=click.IntRange(min=1), help="At most so many training images of each class.")
+@click.option("--validation-limit-per-class", type=click.IntRange(min=1), help="The same for validation.")
+@click.option(
     "--encoding",
     type=click.Choice(["jpeg", "raw", "mixed"]),
     default="jpeg",
@@ -72,9 +80,11 @@ THREADS_A_SHARD = 4
 def prepare(paths: tuple[str, ...], cluster: str | None, workers: int | None, restart: bool, **options: Any) -> None:
     """Turn images into a data set to train on: the new folder OUTPUT, with FFCV files and a manifest.json.
 
-    SOURCE holds folders {train,val}/CLASS/* of image files of any kind (val may also be called valid, validation or
-    test): a folder, a tar archive of such, compressed or not, or an address like s3://bucket/images. Or it is the word
-    textures: a generated data set of ten classes, made in seconds, which is also what you get without a SOURCE.
+    SOURCE is one of the following, on a disk or at an address like s3://bucket/images: folders {train,val}/CLASS/* of
+    image files of any kind (val may also be called valid, validation or test), or a tar archive of them; the ILSVRC2012
+    archives as downloaded; Parquet files or WebDataset shards named after their split; CIFAR-10 as torchvision keeps
+    it. Or it is the word textures: a generated data set of ten classes, made in seconds, which is also what you get
+    without a SOURCE.
 
     JPEG files of at most --max-side pixels keep their bytes; everything else is turned upright, made RGB, shrunk and
     encoded. Every image is decoded once to see that it can be. The same command again goes on where it was interrupted,
@@ -85,6 +95,7 @@ def prepare(paths: tuple[str, ...], cluster: str | None, workers: int | None, re
       phasecollapse prepare textures datasets/textures
       phasecollapse prepare ~/imagenette2-160.tar.xz datasets/imagenette
       phasecollapse prepare /data/imagenet datasets/imagenet --allow-damaged 10 --cluster auto
+      phasecollapse prepare /data/imagenet datasets/dogs --classes beagle,basset,n02099601 --limit-per-class 100
       phasecollapse prepare s3://bucket/photos datasets/photos --encoding raw --max-side 256
     """
     *given, output = paths
@@ -95,7 +106,7 @@ def prepare(paths: tuple[str, ...], cluster: str | None, workers: int | None, re
         raise UserError(
             f"{output} looks like a source of images: name an output too, 'phasecollapse prepare {output} OUTPUT'"
         )
-    source = _open_source(name, options)
+    source = _select(_open_source(name, options), options)
     request = _request(source, options)
     with _workers(cluster, workers) as (hands, threads, progress):
         prepared = _write(source, Path(output), request, hands, threads, restart, progress)
@@ -103,17 +114,29 @@ def prepare(paths: tuple[str, ...], cluster: str | None, workers: int | None, re
 
 
 def _open_source(name: str, options: dict[str, Any]) -> ImageSource:
-    for_folders = {key: options[key] for key in ("max_side", "class_names")}
+    for_images = ("max_side", "class_names", "kind", "classes", "limit_per_class", "validation_limit_per_class")
+    for_folders = {key: options[key] for key in for_images}
     for_textures = {key: options.pop(key) for key in ("train_per_class", "validation_per_class")}
     if name == TEXTURES:
         from data_prep.sources.textures import Textures
 
         _refuse(for_folders, "images of your own, not for textures")
+        del options["kind"]
         return Textures(options["seed"], **{key: value for key, value in for_textures.items() if value is not None})
     from data_prep.sources import open_source
 
     _refuse(for_textures, f"textures, not for {name}")
-    return open_source(name, options["class_names"])
+    return open_source(name, options["class_names"], options.pop("kind"))
+
+
+def _select(source: ImageSource, options: dict[str, Any]) -> ImageSource:
+    classes = tuple(name.strip() for name in (options.pop("classes") or "").split(",") if name.strip())
+    limit, validation_limit = options.pop("limit_per_class"), options.pop("validation_limit_per_class")
+    if not classes and limit is None and validation_limit is None:
+        return source
+    from data_prep.sources.selection import Selection
+
+    return Selection(source, classes, limit, validation_limit, options["seed"])
 
 
 def _request(source: ImageSource, options: dict[str, Any]) -> Request:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -16,6 +18,18 @@ QUALITY = 95
 ORIENTATION = 0x0112  # the EXIF tag of a camera's orientation; 1 is upright
 _TRANSPARENT_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 _REDUCTION = 8
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by its EXIF orientation."""
+
+Result = TypeVar("Result")
 
 
 class StoredImage(NamedTuple):
@@ -41,19 +55,15 @@ def to_stored(content: bytes, max_side: int, quality: int = QUALITY) -> StoredIm
     Raises:
         DecodeError: it is not an image, or is damaged.
     """
-    try:
-        with _open(content) as image:
-            header = _check_original(content) if _is_plain_jpeg(image) else None
-            if header and _is_upright(image) and max(image.size) <= max_side:
+    with _explained(), _open(content) as image:
+        if _is_plain_jpeg(image) and _is_upright(image) and max(image.size) <= max_side:
+            header = _keep(check, content)
+            if header:
                 return StoredImage(content, JPEG, header.height, header.width, untouched=True)
-            shrunk = _upright_rgb(image, max_side)
-            buffer = io.BytesIO()
-            shrunk.save(buffer, "JPEG", quality=quality)
-            return StoredImage(buffer.getvalue(), JPEG, shrunk.height, shrunk.width, untouched=False)
-    except DecodeError:
-        raise
-    except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
-        raise _explain(error) from None
+        shrunk = _shrunk(image, content, max_side)
+        buffer = io.BytesIO()
+        shrunk.save(buffer, "JPEG", quality=quality)
+        return StoredImage(buffer.getvalue(), JPEG, shrunk.height, shrunk.width, untouched=False)
 
 
 def to_raw(content: bytes, max_side: int) -> StoredImage:
@@ -62,16 +72,9 @@ def to_raw(content: bytes, max_side: int) -> StoredImage:
     Raises:
         DecodeError: it is not an image, or is damaged.
     """
-    try:
-        with _open(content) as image:
-            if _is_plain_jpeg(image):
-                _check_original(content)
-            shrunk = _upright_rgb(image, max_side)
-            return StoredImage(shrunk.tobytes(), RAW, shrunk.height, shrunk.width, untouched=False)
-    except DecodeError:
-        raise
-    except Exception as error:
-        raise _explain(error) from None
+    with _explained(), _open(content) as image:
+        shrunk = _shrunk(image, content, max_side)
+        return StoredImage(shrunk.tobytes(), RAW, shrunk.height, shrunk.width, untouched=False)
 
 
 def check(jpeg: bytes) -> decoding.JpegHeader:
@@ -81,12 +84,8 @@ def check(jpeg: bytes) -> decoding.JpegHeader:
         DecodeError: libjpeg has something to say about it, or it is CMYK.
     """
     header = decoding.read_header(jpeg)
-    height, width = (max(1, side // _REDUCTION) for side in header[:2])
-    content = np.frombuffer(jpeg, np.uint8)
-    jobs = np.zeros(1, decoding.JOB)
-    jobs[0] = (content.ctypes.data, content.size, JPEG, *header[:2], 0, 0, *header[:2], 0)
-    for problem in decoding.fill(jobs, np.empty((1, height, width, 3), np.uint8)):
-        raise DecodeError(problem.message, problem.kind)
+    small = [max(1, side // _REDUCTION) for side in header[:2]]
+    _fill(np.frombuffer(jpeg, np.uint8), JPEG, header[:2], tuple(small), reduce=True)
     return header
 
 
@@ -96,10 +95,17 @@ def _open(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content))
 
 
-def _explain(error: Exception) -> DecodeError:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return DecodeError("it is not an image")
-    return DecodeError(str(error) or type(error).__name__)
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turns whatever Pillow's readers raise when they stumble over a damaged file into a DecodeError."""
+    try:
+        yield
+    except DecodeError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise DecodeError("it is not an image") from None
+    except Exception as error:
+        raise DecodeError(str(error) or type(error).__name__) from None
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:
@@ -110,22 +116,63 @@ def _is_upright(image: Image.Image) -> bool:
     return image.getexif().get(ORIENTATION, 1) == 1
 
 
-def _check_original(jpeg: bytes) -> decoding.JpegHeader | None:
-    """The header of a JPEG that can be stored as it is; none if its pixels are whole, but training would complain.
+def _keep(function: Callable[[bytes], Result], jpeg: bytes) -> Result | None:
+    """What our own decoder makes of a JPEG; none if the pixels are whole, but it complains.
 
     Pillow makes up the pixels that a damaged JPEG lacks, and says nothing: it must not get to see one.
     """
     try:
-        return check(jpeg)
+        return function(jpeg)
     except DecodeError as error:
         if error.kind is Kind.DAMAGE:
             raise
         return None
 
 
-def _upright_rgb(image: Image.Image, max_side: int) -> Image.Image:
+def _shrunk(image: Image.Image, content: bytes, max_side: int) -> Image.Image:
+    """The picture, upright, RGB, with sides of at most `max_side`."""
+    if _is_plain_jpeg(image):
+        pixels = _keep(lambda jpeg: _decode_shrunk(jpeg, max_side), content)
+        if pixels is not None:
+            turn = _TURNS.get(image.getexif().get(ORIENTATION, 1))
+            decoded = Image.fromarray(pixels)
+            return decoded if turn is None else decoded.transpose(turn)
+    return _shrunk_by_pillow(image, max_side)
+
+
+def _decode_shrunk(jpeg: bytes, max_side: int) -> np.ndarray:
+    """The pixels of a JPEG, (height, width, 3) uint8, averaged over areas where they are too many.
+
+    A photograph of 30 megapixels is reduced while it is decoded, to at least twice its final size.
+
+    Raises:
+        DecodeError: libjpeg has something to say about it.
+    """
+    header = decoding.read_header(jpeg)
+    height, width = header[:2]
+    share = min(1.0, max_side / max(height, width))
+    final = tuple(max(1, round(share * side)) for side in (height, width))
+    by = 1
+    while by < _REDUCTION and min(height, width) > 4 * by * max(final):
+        by *= 2
+    content = np.frombuffer(jpeg, np.uint8)
+    first = (height // by, width // by) if by > 1 else final
+    pixels = _fill(content, JPEG, (height, width), first, reduce=by > 1)
+    return pixels if by == 1 else _fill(pixels.ravel(), RAW, first, final, reduce=False)
+
+
+def _fill(content: np.ndarray, mode: int, size: tuple[int, ...], final: tuple[int, ...], reduce: bool) -> np.ndarray:
+    jobs = np.zeros(1, decoding.JOB)
+    jobs[0] = (content.ctypes.data, content.size, mode, *size, 0, 0, *size, 0)
+    pixels = np.empty((1, *final, 3), np.uint8)
+    for problem in decoding.fill(jobs, pixels, reduce):
+        raise DecodeError(problem.message, problem.kind)
+    return pixels[0]
+
+
+def _shrunk_by_pillow(image: Image.Image, max_side: int) -> Image.Image:
     size, filter_ = (max_side, max_side), Image.Resampling.LANCZOS
-    if image.format in ("JPEG", "MPO"):  # shrinks while it decodes: a photograph of 30 megapixels needs little memory
+    if image.format in ("JPEG", "MPO"):  # shrinks while it decodes
         image.thumbnail(size, filter_)
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits

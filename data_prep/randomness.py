@@ -23,7 +23,7 @@ class Purpose(IntEnum):
     WINDOW = 3
     OFFSET = 4
     ENCODING = 5
-    PROBE = 6
+    SELECTION = 6
 
 
 def mix(numbers: np.ndarray) -> np.ndarray:

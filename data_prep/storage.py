@@ -132,6 +132,16 @@ def list_files(location: str) -> list[Entry]:
     return sorted(entry for entry in entries if not any(part.startswith(".") for part in entry.name.split("/")))
 
 
+def list_names(location: str) -> set[str]:
+    """Names of the files and folders right below a folder.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    filesystem, path = resolve(location)
+    return {info.base_name for info in repeated(location, lambda: filesystem.get_file_info(fs.FileSelector(path)))}
+
+
 def open_file(location: str) -> pa.NativeFile:
     """A file to read from, anywhere in it.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from data_prep import storage
+from data_prep.errors import UserError
 from data_prep.listing import Listing
 from data_prep.parallel import Workers
 
@@ -36,15 +37,59 @@ class ImageSource(Protocol):
         """
 
 
-def open_source(location: str, class_names: Path | str | None = None) -> ImageSource:
-    """The source at a location: class folders, on a disk, in object storage or in a tar archive.
+KINDS = ("folders", "imagenet", "parquet", "webdataset", "cifar10")
+
+
+def open_source(location: str, class_names: Path | str | None = None, kind: str | None = None) -> ImageSource:
+    """The source at a location.
+
+    Args:
+        location: a path or an address.
+        class_names: what classes are called, see :mod:`data_prep.classes`.
+        kind: one of KINDS; by default the one that what lies there looks like.
 
     Raises:
-        UserError: there is nothing, or nothing that is known.
+        UserError: there is nothing, or `class_names` is given for a source that names its classes itself.
     """
-    from data_prep.sources.archives import SUFFIXES, ArchivedFolders
-    from data_prep.sources.folders import ClassFolders
+    from data_prep.sources import archives, cifar, folders, imagenet, parquet, webdataset
 
-    if location.partition("?")[0].endswith(SUFFIXES) and not storage.is_folder(location):
-        return ArchivedFolders(location, class_names)
-    return ClassFolders(location, class_names)
+    kind = kind or recognize(location)
+    if kind == "cifar10":
+        if class_names:
+            raise UserError("--class-names is not for CIFAR-10, which names its classes itself: leave it out")
+        return cifar.Cifar10(location)
+    if kind == "imagenet":
+        return imagenet.ImageNetArchives(location, class_names)
+    if kind == "parquet":
+        return parquet.ParquetTables(location, class_names)
+    if kind == "webdataset":
+        return webdataset.WebDataset(location, class_names)
+    if is_archive(location):
+        return archives.ArchivedFolders(location, class_names)
+    return folders.ClassFolders(location, class_names)
+
+
+def is_archive(location: str) -> bool:
+    """Whether a location is named like a tar archive."""
+    from data_prep.sources.archives import SUFFIXES
+
+    return location.partition("?")[0].endswith(SUFFIXES)
+
+
+def recognize(location: str) -> str:
+    """The kind of what lies at a location; class folders if it looks like nothing else, or is not there."""
+    from data_prep.sources import cifar, imagenet
+
+    if not storage.is_folder(location):
+        return "folders"
+    names = storage.list_names(location)
+    if imagenet.TRAIN in names or imagenet.DEVKIT in names:
+        return "imagenet"
+    if cifar.FOLDER in names or "batches.meta" in names:
+        return "cifar10"
+    if "data" in names and storage.is_folder(storage.join(location, "data")):
+        names |= storage.list_names(storage.join(location, "data"))
+    for suffix, kind in ((".parquet", "parquet"), (".tar", "webdataset")):
+        if any(name.endswith(suffix) for name in names):
+            return kind
+    return "folders"

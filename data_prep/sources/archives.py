@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
+import os
 import shutil
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from data_prep import storage
 from data_prep.errors import UserError
-from data_prep.listing import Listing
+from data_prep.listing import Found, Listing
 from data_prep.parallel import Workers
-from data_prep.sources.folders import FOLDERS, Found, arrange
+from data_prep.sources.folders import FOLDERS, arrange
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 BLOCK = 2**20
@@ -47,10 +49,7 @@ class ArchivedFolders:
         """
         plain = self._archive.partition("?")[0].endswith(".tar")
         archive = self._archive if plain else str(self._decompress(scratch))
-        try:
-            return arrange(self.location, _below_root(scan(archive)), self._names)
-        except tarfile.TarError as error:
-            raise UserError(f"{self.location} is damaged ({error}): download it again") from None
+        return arrange(self.location, _below_root(scan(archive)), self._names)
 
     def _decompress(self, scratch: Path) -> Path:
         plain = scratch / "source.tar"
@@ -67,28 +66,46 @@ class ArchivedFolders:
         return plain
 
 
-def scan(archive: str) -> Iterator[Found]:
+def scan(archive: str, start: int = 0, end: int | None = None) -> Iterator[Found]:
     """The files in a plain tar archive, as ranges of its bytes, in its order.
 
+    Args:
+        start, end: where the archive lies, if it is itself inside a file.
+
     Raises:
-        UserError: the archive cannot be read or is cut off.
-        tarfile.TarError: it is damaged.
+        UserError: the archive cannot be read, is cut off or damaged.
     """
-    end, name = 0, "its beginning"
-    with storage.open_file(archive) as file, tarfile.open(fileobj=file, mode="r:") as members:
-        size = file.size()
-        while (member := members.next()) is not None:
-            end = member.offset_data + member.size
-            if end > size:
-                break
-            if member.isfile():
-                yield Found(member.name.removeprefix("./"), archive, member.offset_data, member.size)
-            name, members.members = member.name, []  # type: ignore[attr-defined]  # it would keep all it has seen
-        closed = (
-            len(file.read_at(tarfile.BLOCKSIZE, -(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)) if end <= size else 0
-        )
-    if closed < tarfile.BLOCKSIZE:  # a block of zeros ends an archive
+    name, after = "its beginning", start
+    try:
+        with _buffered(archive) as file:
+            end = end or file.seek(0, os.SEEK_END)
+            file.seek(start)
+            with tarfile.open(fileobj=file, mode="r:") as members:
+                while (member := members.next()) is not None:
+                    after = member.offset_data + member.size
+                    if after > end:
+                        break
+                    if member.isfile():
+                        yield Found(member.name.removeprefix("./"), archive, member.offset_data, member.size)
+                    name, members.members = member.name, []  # type: ignore[attr-defined]  # it would keep all it has seen
+            file.seek(-(-after // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+            closed = after <= end and len(file.read(tarfile.BLOCKSIZE)) == tarfile.BLOCKSIZE
+    except tarfile.TarError as error:
+        raise UserError(f"{storage.without_secrets(archive)} is damaged ({error}): download it again") from None
+    except OSError as error:
+        raise UserError(f"{storage.without_secrets(archive)} cannot be read: {storage.reason(error)}") from None
+    if not closed:  # a block of zeros ends an archive
         raise UserError(f"{storage.without_secrets(archive)} is cut off at {name}: download it again")
+
+
+def _buffered(archive: str) -> BinaryIO:
+    """A file to read headers from, which lie apart: on a disk little is read ahead, from object storage much."""
+    if storage.is_remote(archive):
+        return cast(BinaryIO, io.BufferedReader(storage.open_file(archive), BLOCK))
+    try:
+        return Path(archive).open("rb")
+    except OSError as error:
+        raise UserError(f"{archive} cannot be read: {error.strerror}") from None
 
 
 def _below_root(found: Iterator[Found]) -> Iterator[Found]:

@@ -5,14 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from data_prep import classes, storage
 from data_prep.errors import UserError
-from data_prep.listing import IMAGES, Listing
+from data_prep.listing import Columns, Found, Listing
 from data_prep.manifest import SPLITS, SplitName
 from data_prep.parallel import Workers
 
@@ -23,22 +19,6 @@ FOLDERS: dict[SplitName, tuple[str, ...]] = {
 """What the folder of a split may be called; the first that exists is read."""
 NAME_FILES = ("LOC_synset_mapping.txt", "classes.txt")
 """Files beside the splits that may say what people call the classes."""
-
-
-BATCH_ROWS = 2**14
-"""Images that are listed as Python objects before they become Arrow arrays."""
-_ROWS = pa.schema(
-    [("class", pa.string()), ("name", pa.string()), ("file", pa.string()), ("offset", pa.int64()), ("size", pa.int64())]
-)
-
-
-class Found(NamedTuple):
-    """An image file, by its path relative to the root; it is a range of bytes of `file`."""
-
-    name: str
-    file: str
-    offset: int
-    size: int
 
 
 class ClassFolders:
@@ -88,7 +68,7 @@ def arrange(
     Raises:
         UserError: a split has no images, splits have different classes, images lie too deep, or `names` lacks a class.
     """
-    columns: dict[str, _Columns] = {}
+    columns: dict[str, Columns] = {}
     for image in found:
         split, *rest = image.name.split("/")
         if len(rest) < 2:
@@ -98,8 +78,8 @@ def arrange(
                 f"class folder {location}/{split}/{rest[0]} holds another folder, {rest[1]}: put the images directly "
                 "into it"
             )
-        columns.setdefault(split, _Columns()).add(rest[0], image)
-    chosen: dict[SplitName, _Columns] = {}
+        columns.setdefault(split, Columns()).add(rest[0], image)
+    chosen: dict[SplitName, Columns] = {}
     for split_name in SPLITS:
         folder = next((name for name in FOLDERS[split_name] if name in columns), None)
         if folder is None:
@@ -115,39 +95,7 @@ def arrange(
     return Listing(classes.number(ids, given or known), tables)
 
 
-class _Columns:
-    """The images of a split, column by column: as Arrow arrays, a tenth of the size of Python's objects."""
-
-    def __init__(self) -> None:
-        self.classes: set[str] = set()
-        self._rows: list[tuple[str, str, str, int, int]] = []
-        self._batches: list[pa.RecordBatch] = []
-
-    def add(self, identity: str, image: Found) -> None:
-        """Appends an image of a class."""
-        self.classes.add(identity)
-        self._rows.append((identity, *image))
-        if len(self._rows) == BATCH_ROWS:
-            self._flush()
-
-    def table(self, ids: Sequence[str]) -> pa.Table:
-        """All images, in the order of their classes and names, as a listing has them."""
-        self._flush()
-        table = pa.Table.from_batches(self._batches).sort_by([("class", "ascending"), ("name", "ascending")])
-        labels = pc.index_in(table["class"], value_set=pa.array(ids, pa.string()))
-        columns = [table[name] for name in ("name", "file", "offset", "size")]
-        return pa.table([labels, *columns], names=IMAGES.names).cast(IMAGES)
-
-    def _flush(self) -> None:
-        if self._rows:
-            columns = [
-                pa.array(column, kind) for column, kind in zip(zip(*self._rows, strict=True), _ROWS.types, strict=True)
-            ]
-            self._batches.append(pa.record_batch(columns, schema=_ROWS))
-            self._rows = []
-
-
-def _class_ids(location: str, splits: dict[SplitName, _Columns]) -> list[str]:
+def _class_ids(location: str, splits: dict[SplitName, Columns]) -> list[str]:
     ids = {split: columns.classes for split, columns in splits.items()}
     pairs: tuple[tuple[SplitName, SplitName], ...] = (("train", "validation"), ("validation", "train"))
     for split, other in pairs:

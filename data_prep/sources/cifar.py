@@ -1,0 +1,94 @@
+"""CIFAR-10 in torchvision's layout: a folder cifar-10-batches-py with pickled arrays of pixels."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data_prep.errors import UserError
+from data_prep.listing import Found, Listing
+from data_prep.manifest import SplitName
+from data_prep.parallel import Workers
+from data_prep.sources.labelled import Labelled, to_listing
+
+FOLDER = "cifar-10-batches-py"
+BATCHES: dict[SplitName, tuple[str, ...]] = {
+    "train": tuple(f"data_batch_{number}" for number in range(1, 6)),
+    "validation": ("test_batch",),
+}
+SIDE = 32
+_ALLOWED = {("_reconstruct", "multiarray"), ("ndarray", "numpy"), ("dtype", "numpy"), ("encode", "_codecs")}
+
+
+class Cifar10:
+    """A folder that holds cifar-10-batches-py; its images are unpacked to PNG files, which lose nothing.
+
+    Pickled files can run any code where they are loaded: of these nothing is made but arrays.
+    """
+
+    kind = "cifar10"
+
+    def __init__(self, folder: str) -> None:
+        path = Path(folder).resolve()
+        self._folder = path if path.name == FOLDER else path / FOLDER
+        self.location = str(self._folder)
+        self.options: dict[str, int | float | str] = {}
+
+    def list(self, scratch: Path, workers: Workers) -> Listing:
+        """Unpacks the images of both splits.
+
+        Raises:
+            UserError: a file is missing, damaged, or holds something else.
+        """
+        names = [_text(name) for name in self._load("batches.meta")["label_names"]]
+        images = {split: self._unpack(files, scratch / f"{split}.images") for split, files in BATCHES.items()}
+        return to_listing(self.location, images, None, names)
+
+    def _unpack(self, files: tuple[str, ...], target: Path) -> Iterator[Labelled]:
+        with target.open("wb") as output:
+            for name in files:
+                batch = self._load(name)
+                pixels, labels = batch.get("data"), batch.get("labels") or []
+                if not isinstance(pixels, np.ndarray) or pixels.shape != (len(labels), 3 * SIDE * SIDE):
+                    raise UserError(
+                        f"{self._folder / name} does not hold CIFAR-10's pixels and labels: download it again"
+                    )
+                for number, (row, label) in enumerate(zip(pixels, labels, strict=True)):
+                    buffer = io.BytesIO()
+                    Image.fromarray(row.reshape(3, SIDE, SIDE).transpose(1, 2, 0)).save(buffer, "PNG")
+                    offset = output.tell()
+                    output.write(buffer.getvalue())
+                    yield Labelled(
+                        int(label), Found(f"{name}/{number:05d}", str(target), offset, output.tell() - offset)
+                    )
+
+    def _load(self, name: str) -> dict[str, Any]:
+        path = self._folder / name
+        try:
+            with path.open("rb") as file:
+                content = _ArraysOnly(file, encoding="bytes").load()
+            return {_text(key): value for key, value in content.items()}
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        except Exception as error:  # a damaged pickle raises anything
+            raise UserError(f"{path} is damaged or no file of CIFAR-10's ({error}): download it again") from None
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Makes arrays, numbers, texts, lists and dictionaries, and refuses all else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A class or function that the file names."""
+        if (name, module.rsplit(".", 1)[-1]) not in _ALLOWED or module.split(".")[0] not in ("numpy", "_codecs"):
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

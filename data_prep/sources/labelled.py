@@ -1,0 +1,74 @@
+"""Sources whose files are named after their split, and whose images know their class by its number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from data_prep import classes, storage
+from data_prep.errors import UserError
+from data_prep.listing import Columns, Found, Listing
+from data_prep.manifest import SPLITS, SplitName
+
+_NAMES: dict[SplitName, re.Pattern[str]] = {
+    "train": re.compile(r"(^|[^a-z])train([^a-z]|$)"),
+    "validation": re.compile(r"(^|[^a-z])(val|valid|validation|test)([^a-z]|$)"),
+}
+
+
+class Labelled(NamedTuple):
+    """An image, and the number of its class."""
+
+    label: int
+    image: Found
+
+
+def files_of_splits(location: str, suffix: str) -> dict[SplitName, list[str]]:
+    """The files below a location that end in `suffix`, by split, each as its own location.
+
+    Raises:
+        UserError: a split has none.
+    """
+    names = [entry.name for entry in storage.list_files(location) if entry.name.endswith(suffix)]
+    found: dict[SplitName, list[str]] = {
+        split: [storage.join(location, *name.split("/")) for name in names if _NAMES[split].search(name)]
+        for split in SPLITS
+    }
+    # A test split beside a validation split has no labels, as in ImageNet.
+    if any(re.search("val", name) for name in names):
+        found["validation"] = [each for each in found["validation"] if re.search("val", each.rsplit("/", 1)[-1])]
+    for split in SPLITS:
+        if not found[split]:
+            raise UserError(
+                f"{storage.without_secrets(location)} has no {suffix} files of the {split} split: their names must "
+                f"hold {'train' if split == 'train' else 'val, validation or test'}"
+            )
+    return found
+
+
+def to_listing(
+    location: str,
+    images: Mapping[SplitName, Iterable[Labelled]],
+    class_names: Path | str | None,
+    given: list[str] | None = None,
+) -> Listing:
+    """Labelled images as a listing.
+
+    Raises:
+        UserError: a label is negative, or has no class.
+    """
+    columns = {split: Columns() for split in SPLITS}
+    largest = -1
+    for split in SPLITS:
+        for label, image in images[split]:
+            if label < 0 or (given and label >= len(given)):
+                raise UserError(f"{image.name} of {location} has label {label}, which no class has")
+            largest = max(largest, label)
+            columns[split].add(str(label), image)
+        if not columns[split].classes:
+            raise UserError(f"the {split} split of {location} has no images")
+    described = classes.from_labels(largest + 1, class_names, given)
+    order = [str(each.index) for each in described]
+    return Listing(described, {split: each.table(order) for split, each in columns.items()})

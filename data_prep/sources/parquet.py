@@ -1,0 +1,152 @@
+"""Parquet files with a column of images and one of labels, as Hugging Face distributes ImageNet.
+
+Columns are compressed and read by groups of rows, in which a shuffled order would read each a hundred times: the images
+are unpacked first, a file at a time, into files of their bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep import storage
+from data_prep.errors import UserError
+from data_prep.listing import Found, Listing
+from data_prep.manifest import SPLITS, SplitName
+from data_prep.parallel import Advance, Workers
+from data_prep.sources.labelled import Labelled, files_of_splits, to_listing
+
+LABELS = ("label", "labels", "fine_label", "cls")
+ROWS = 64
+"""Images that are in memory at a time."""
+
+
+class _Task(NamedTuple):
+    """A file to unpack, and where to."""
+
+    source: str
+    target: Path
+
+
+class ParquetTables:
+    """A folder or an address with files such as train-00000-of-00294.parquet and validation-00000-of-00014.parquet.
+
+    Args:
+        folder: holds the files, also in folders below.
+        names: classes in the order of their labels, see :func:`data_prep.classes.from_labels`; by default those that
+            Hugging Face keeps in the files.
+    """
+
+    kind = "parquet"
+
+    def __init__(self, folder: str, names: Path | str | None = None) -> None:
+        self._folder = folder if storage.is_remote(folder) else str(Path(folder).resolve())
+        self._names = names
+        self.location = storage.without_secrets(self._folder)
+        self.options: dict[str, int | float | str] = {}
+
+    def list(self, scratch: Path, workers: Workers) -> Listing:
+        """Unpacks the images of both splits.
+
+        Raises:
+            UserError: a file is damaged or has no such columns.
+        """
+        files = files_of_splits(self._folder, ".parquet")
+        tasks = {
+            split: [_Task(file, scratch / f"{split}-{number:05d}.images") for number, file in enumerate(files[split])]
+            for split in SPLITS
+        }
+        images: dict[SplitName, Iterable[Labelled]] = {
+            split: (each for target in workers.map(_unpack, tasks[split]) for each in _read_index(target))
+            for split in SPLITS
+        }
+        given = _class_names(_open(files["train"][0]).schema_arrow)
+        return to_listing(self.location, images, self._names, given)
+
+
+def _unpack(task: _Task, advance: Advance) -> Path:
+    """Writes the images of a file one behind the other, and an index that is there only when they are."""
+    if not _index(task.target).exists():
+        table = _open(task.source)
+        image, label = _columns(task.source, table.schema_arrow)
+        labels: list[int] = []
+        sizes: list[int] = []
+        name = storage.without_secrets(task.source)
+        with task.target.open("wb") as file:
+            try:
+                for batch in table.iter_batches(ROWS, columns=[image, label]):
+                    for content, number in zip(_contents(batch[image]), batch[label].to_pylist(), strict=True):
+                        if content is None or number is None:
+                            raise UserError(f"{name} has a row {len(sizes)} without image or label")
+                        file.write(content)
+                        labels.append(number)
+                        sizes.append(len(content))
+            except (pa.ArrowException, OSError) as error:
+                raise UserError(f"{name} cannot be read: {storage.reason(error)}") from None
+        partial = task.target.with_suffix(".partial")
+        stem = name.partition("?")[0].rsplit("/", 1)[-1]
+        pq.write_table(
+            pa.table({"label": labels, "size": sizes, "name": [f"{stem}/{i}" for i in range(len(sizes))]}), partial
+        )
+        partial.replace(_index(task.target))
+    return task.target
+
+
+def _index(target: Path) -> Path:
+    return target.with_suffix(".index")
+
+
+def _read_index(target: Path) -> Iterator[Labelled]:
+    offset = 0
+    for row in pq.read_table(_index(target)).to_pylist():
+        yield Labelled(row["label"], Found(row["name"], str(target), offset, row["size"]))
+        offset += row["size"]
+
+
+def _open(location: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(storage.open_file(location))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{storage.without_secrets(location)} is no Parquet file: {storage.reason(error)}") from None
+
+
+def _columns(location: str, schema: pa.Schema) -> tuple[str, str]:
+    """Names of the columns of images and of labels."""
+    image = next((field.name for field in schema if _holds_images(field.type)), None)
+    label = next(
+        (name for name in LABELS if name in schema.names and pa.types.is_integer(schema.field(name).type)), None
+    )
+    if image is None or label is None:
+        lacking = "images (bytes, or a struct with bytes)" if image is None else f"labels (numbers called {LABELS[0]})"
+        raise UserError(
+            f"{storage.without_secrets(location)} has no column of {lacking}: its columns are {', '.join(schema.names)}"
+        )
+    return image, label
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
+    return _is_binary(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _contents(column: pa.Array) -> list[bytes | None]:
+    return (column.field("bytes") if pa.types.is_struct(column.type) else column).to_pylist()
+
+
+def _class_names(schema: pa.Schema) -> list[str] | None:
+    """The names that Hugging Face keeps beside the schema, if it does."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return next(features[name]["names"] for name in LABELS if name in features)
+    except (KeyError, TypeError, ValueError, StopIteration):
+        return None

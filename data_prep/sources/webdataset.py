@@ -1,0 +1,83 @@
+"""WebDataset's tar shards: members KEY.jpg and KEY.cls (or KEY.json with a label) belong together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from data_prep import storage
+from data_prep.errors import UserError
+from data_prep.listing import Found, Listing
+from data_prep.manifest import SPLITS, SplitName
+from data_prep.parallel import Advance, Workers
+from data_prep.sources.archives import scan
+from data_prep.sources.labelled import Labelled, files_of_splits, to_listing
+
+IMAGES = ("jpg", "jpeg", "png", "webp", "ppm", "bmp")
+LABELS = ("cls", "json")
+
+
+class WebDataset:
+    """A folder or an address with shards such as NAME-train-0000.tar and NAME-validation-00.tar, read in place.
+
+    Args:
+        folder: holds the shards.
+        names: classes in the order of their labels, see :func:`data_prep.classes.from_labels`.
+    """
+
+    kind = "webdataset"
+
+    def __init__(self, folder: str, names: Path | str | None = None) -> None:
+        self._folder = folder if storage.is_remote(folder) else str(Path(folder).resolve())
+        self._names = names
+        self.location = storage.without_secrets(self._folder)
+        self.options: dict[str, int | float | str] = {}
+
+    def list(self, scratch: Path, workers: Workers) -> Listing:
+        """The images of both splits.
+
+        Raises:
+            UserError: a shard is damaged, or an image has no label.
+        """
+        shards = files_of_splits(self._folder, ".tar")
+        images: dict[SplitName, Iterable[Labelled]] = {
+            split: (each for found in workers.map(_read_shard, shards[split]) for each in found) for split in SPLITS
+        }
+        return to_listing(self.location, images, self._names)
+
+
+def _read_shard(archive: str, advance: Advance) -> list[Labelled]:
+    """The images of a shard."""
+    return list(_pair(archive, scan(archive)))
+
+
+def _pair(archive: str, members: Iterator[Found]) -> Iterator[Labelled]:
+    """Images with their labels; members of a key lie behind each other."""
+    key: str | None = None
+    parts: dict[str, Found] = {}
+    for member in members:
+        folder, _, name = member.name.rpartition("/")
+        stem, _, suffix = name.partition(".")
+        if (found := f"{folder}/{stem}") != key:
+            yield from _label(archive, key, parts)
+            key, parts = found, {}
+        parts[suffix.lower()] = member
+    yield from _label(archive, key, parts)
+
+
+def _label(archive: str, key: str | None, parts: dict[str, Found]) -> Iterator[Labelled]:
+    image = next((parts[suffix] for suffix in IMAGES if suffix in parts), None)
+    if image is None:
+        return
+    place = f"{storage.without_secrets(archive)}: {image.name}"
+    suffix = next((suffix for suffix in LABELS if suffix in parts), None)
+    if suffix is None:
+        raise UserError(f"{place} has no label: it needs a member {(key or '').strip('/')}.cls, or .json with a label")
+    text = storage.read_range(archive, parts[suffix].offset, parts[suffix].size)
+    try:
+        label = int(text) if suffix == "cls" else int(json.loads(text)["label"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{place} has a label that is no number: {text[:40]!r}") from None
+    shard = archive.partition("?")[0].rsplit("/", 1)[-1]
+    yield Labelled(label, image._replace(name=f"{shard}/{image.name}"))
