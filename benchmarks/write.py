@@ -42,7 +42,7 @@ from data_prep.sources.folders import ClassFolders
 from data_prep.write import prepare
 
 MAX_SIDE = 512
-SHARD_SAMPLES = 500
+SHARD_SAMPLES = 1000
 """Few enough that memory stops growing with a shard long before the images end."""
 
 
@@ -114,7 +114,7 @@ def ours(root: Path, workers: int) -> Callable[[Path], object]:
     """This project's writer, as the command `phasecollapse prepare` uses it."""
     source = ClassFolders(root)
     request = Request.of(source, max_side=MAX_SIDE, shard_samples=SHARD_SAMPLES)
-    return lambda output: prepare(source, output, request, Threads(1), threads=workers)
+    return lambda output: prepare(source, output, request, Threads(2), threads=workers)
 
 
 def stock(files: list[Path], workers: int) -> Callable[[Path], object]:

@@ -163,7 +163,8 @@ def _workers(cluster: str | None, count: int | None) -> Iterator[tuple[Workers, 
     progress = _Progress()
     if cluster is None:
         threads = count or len(os.sched_getaffinity(0))
-        yield Threads(max(1, threads // THREADS_A_SHARD), progress.advance), min(threads, THREADS_A_SHARD), progress
+        shards = max(2, threads // THREADS_A_SHARD)  # while one is being finished, another keeps the processors busy
+        yield Threads(shards, progress.advance), min(threads, THREADS_A_SHARD), progress
         return
     from data_prep.cluster import connect
 

@@ -37,7 +37,7 @@ JOB = np.dtype(
 fill the output; whether to mirror it left to right. The same layout as Job in `_pixels.c`."""
 
 _START_OF_IMAGE = b"\xff\xd8"
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_START_OF_SCAN, _END_OF_IMAGE, _APPLICATION_1 = 0xDA, 0xD9, 0xE1
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those three are tables and a reserved marker
 _FILL = 0xFFFF
 
@@ -77,6 +77,8 @@ class JpegHeader(NamedTuple):
     width: int
     components: int
     """1 is gray, 3 is color, 4 is CMYK (which is not decoded)."""
+    exif: bool
+    """Whether a camera's notes precede the picture, which may say how it has to be turned."""
 
 
 def read_header(jpeg: Bytes) -> JpegHeader:
@@ -90,7 +92,7 @@ def read_header(jpeg: Bytes) -> JpegHeader:
     view = np.frombuffer(jpeg, np.uint8).data
     if view[:2] != _START_OF_IMAGE:
         raise DecodeError("it does not begin like a JPEG")
-    position = 2
+    position, exif = 2, False
     while position + 10 <= len(view):
         marker, length = struct.unpack_from(">HH", view, position)
         if marker == _FILL:  # any number of bytes 0xFF may precede a marker
@@ -100,7 +102,9 @@ def read_header(jpeg: Bytes) -> JpegHeader:
         if marker >> 8 != 0xFF or kind in (_START_OF_SCAN, _END_OF_IMAGE):
             break
         if kind in _START_OF_FRAME:
-            return JpegHeader(*struct.unpack_from(">HHB", view, position + 5))
+            height, width, components = struct.unpack_from(">HHB", view, position + 5)
+            return JpegHeader(height, width, components, exif)
+        exif = exif or (kind == _APPLICATION_1 and view[position + 4 : position + 8] == b"Exif")
         position += 2 + length
     raise DecodeError("its JPEG header is damaged or cut off")
 

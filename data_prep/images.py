@@ -55,6 +55,8 @@ def to_stored(content: bytes, max_side: int, quality: int = QUALITY) -> StoredIm
     Raises:
         DecodeError: it is not an image, or is damaged.
     """
+    if _needs_no_look(content, max_side) and (header := _keep(check, content)):
+        return StoredImage(content, JPEG, header.height, header.width, untouched=True)
     with _explained(), _open(content) as image:
         if _is_plain_jpeg(image) and _is_upright(image) and max(image.size) <= max_side:
             header = _keep(check, content)
@@ -106,6 +108,15 @@ def _explained() -> Iterator[None]:
         raise DecodeError("it is not an image") from None
     except Exception as error:
         raise DecodeError(str(error) or type(error).__name__) from None
+
+
+def _needs_no_look(content: bytes, max_side: int) -> bool:
+    """Whether a file is a JPEG that may keep its bytes, as far as a moment's look at its header tells."""
+    try:
+        header = decoding.read_header(content)
+    except DecodeError:
+        return False
+    return header.components in (1, 3) and max(header[:2]) <= max_side and not header.exif
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:

@@ -37,7 +37,7 @@ class Request(Record):
     seed: Count = 0
     """Of the order of the images."""
     allow_damaged: Count = 0
-    """Images that may be left out because they cannot be decoded."""
+    """Images that may be left out because they cannot be decoded; may change when an interrupted request goes on."""
 
     @classmethod
     def of(cls, source: ImageSource, **options: Any) -> Request:
@@ -49,7 +49,7 @@ class Request(Record):
 
     def options(self) -> dict[str, int | float | str]:
         """What the manifest keeps of it, beside kind, location and seed."""
-        own = self.model_dump(include={"encoding", "max_side", "quality", "shard_samples", "allow_damaged"})
+        own = self.model_dump(include={"encoding", "max_side", "quality", "shard_samples"})
         share = {"raw_share": self.raw_share} if self.encoding == "mixed" else {}
         return {**own, **share, **self.source_options}
 

@@ -6,6 +6,7 @@ the same.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -35,8 +36,10 @@ from data_prep.work import ShardRecord
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
-AHEAD = 4
-"""Images for each thread that are read before they are written."""
+CHUNK = 8
+"""Images that a thread converts in one go."""
+AHEAD = 2
+"""Chunks for each thread that are read before they are written."""
 
 
 class Shard(NamedTuple):
@@ -101,9 +104,8 @@ class WriteShard:
         tally = _Tally(len(listing.classes))
         with ThreadPoolExecutor(self.threads, "prepare") as pool:
             images = _images(listing, self.request, shard)
-            found = _map_in_order(
-                pool, lambda image: (image, _convert(image, self.request)), images, AHEAD * self.threads
-            )
+            convert = functools.partial(_convert_all, request=self.request)
+            found = chain.from_iterable(_map_in_order(pool, convert, _chunks(images), AHEAD * self.threads))
             samples = tally.count(found, advance, self.request.allow_damaged)
             try:
                 first = next(samples, None)
@@ -156,7 +158,7 @@ def _too_many(left_out: list[LeftOut], allowed: int) -> UserError:
     named = "; ".join(f"{each.image} cannot be decoded ({each.reason})" for each in left_out[:3])
     if not allowed:
         return UserError(
-            f"{named}: mend or remove it, or leave such images out with --allow-damaged, then prepare again"
+            f"{named}: leave such images out with --allow-damaged, or mend or remove it and start anew with --restart"
         )
     return UserError(
         f"more than the allowed {allowed} images are damaged, among them {named}: mend or remove them, or raise "
@@ -194,6 +196,15 @@ def _convert(image: _Image, request: Request) -> StoredImage | LeftOut:
         return to_stored(content, request.max_side, request.quality)
     except DecodeError as error:
         return LeftOut(image=image.name, reason=str(error))
+
+
+def _chunks(images: Iterator[_Image]) -> Iterator[list[_Image]]:
+    while chunk := list(islice(images, CHUNK)):
+        yield chunk
+
+
+def _convert_all(images: list[_Image], request: Request) -> list[tuple[_Image, StoredImage | LeftOut]]:
+    return [(image, _convert(image, request)) for image in images]
 
 
 def _map_in_order(

@@ -26,7 +26,7 @@ from data_prep.shards import Shard, WriteShard
 from data_prep.sources import ImageSource
 from data_prep.work import ShardRecord, WorkFolder
 
-PROBES = 48
+PROBES = 32
 """Images from which disk and time are estimated."""
 PER_SAMPLE = beton.METADATA.itemsize + beton.ALLOCATION.itemsize
 _TOOLS = ("phasecollapse", "ffcv", "numpy", "pillow", "pyarrow")

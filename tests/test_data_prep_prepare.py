@@ -117,7 +117,7 @@ def test_other_kinds_of_images_become_rgb_jpegs(kind: str) -> None:
         "BMP": (encode(rgb, "BMP"), (255, 0, 0)),
     }[kind]
     stored = to_stored(content, 100)
-    assert read_header(stored.content) == (30, 40, 3)
+    assert read_header(stored.content)[:3] == (30, 40, 3)
     assert np.all(np.abs(decoded(stored.content)[5, 5].astype(int) - expected) < 12)
 
 
@@ -367,7 +367,7 @@ def test_an_undecodable_image_stops_with_its_name(photos: Path, tmp_path: Path, 
     bad.write_bytes(content)
     with pytest.raises(UserError, match=r"train/n02/bad\.jpg cannot be decoded"):
         run(photos, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    assert not (tmp_path / "out").exists()
     printed = run(photos, tmp_path / "out", "--allow-damaged", 1)
     described = manifest.load(tmp_path / "out")
     assert "1 damaged ones left out" in printed and described.splits["train"].samples == 6
