@@ -27,6 +27,10 @@ OPEN_FILES = 64
 Result = TypeVar("Result")
 
 
+class _Unknown(Exception):
+    """An address that neither pyarrow nor fsspec can do anything with; says why."""
+
+
 class Entry(NamedTuple):
     """A file below a folder."""
 
@@ -57,7 +61,10 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
     scheme, _, rest = location.partition("://")
     place, mark, options = rest.partition("?")
     authority, _, path = place.partition("/")
-    filesystem, root = _connect(f"{scheme}://{authority}/{mark}{options}")
+    try:
+        filesystem, root = _connect(f"{scheme}://{authority}/{mark}{options}")
+    except _Unknown as error:
+        raise UserError(f"{without_secrets(location)} is no address that can be read: {error}") from None
     return filesystem, f"{root.rstrip('/')}/{path}" if path else root
 
 
@@ -210,6 +217,6 @@ def _by_fsspec(location: str, error: Exception) -> tuple[fs.FileSystem, str]:
 
         filesystem, path = fsspec.core.url_to_fs(location)
     except (ImportError, ValueError, OSError) as second:
-        why = reason(error) if location.startswith(("s3://", "gs://", "hdfs://")) else reason(second)
-        raise UserError(f"{without_secrets(location)} is no address that can be read: {why}") from None
+        native = location.startswith(("s3://", "gs://", "hdfs://"))
+        raise _Unknown(reason(error if native else second)) from None
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path

@@ -283,8 +283,8 @@ def test_object_storage_that_is_damaged_missing_or_away_is_told_without_its_key(
 
 
 def test_addresses_and_names_that_cannot_be_are_told(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="ftp://x/y is no address that can be read"):
-        stage("ftp://me:secret@x/y", tmp_path / "disk")
+    with pytest.raises(UserError, match="pigeon://x/y is no address that can be read: "):
+        stage("pigeon://me:secret@x/y", tmp_path / "disk")
     with pytest.raises(UserError, match=r"set/no/manifest\.json is missing"):
         stage(str(folder / "no"), tmp_path / "disk")
     (tmp_path / "file").write_text("")
