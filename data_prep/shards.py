@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import pyarrow as pa
 
 from data_prep import storage, work
 from data_prep.beton import RAW, Sample, write_shard
@@ -25,7 +24,7 @@ from data_prep.decoding import DecodeError
 from data_prep.disk import write_atomically
 from data_prep.errors import UserError
 from data_prep.images import StoredImage, to_raw, to_stored
-from data_prep.listing import Listing
+from data_prep.listing import Listing, pick
 from data_prep.manifest import SPLITS, File, LeftOut, Part, SplitName
 from data_prep.order import permute
 from data_prep.parallel import Advance
@@ -181,7 +180,7 @@ def _images(listing: Listing, request: Request, shard: Shard) -> Iterator[_Image
     raw = np.full(len(places), request.encoding == "raw")
     if request.encoding == "mixed":
         raw = uniform(1, request.seed, split, Purpose.ENCODING, places)[:, 0] < request.raw_share
-    taken = table.take(pa.array(rows))
+    taken = pick(table, rows)
     columns = [taken[name].to_pylist() for name in ("label", "name", "file", "offset", "size")]
     for values in zip(*columns, raw.tolist(), strict=True):
         yield _Image(*values)

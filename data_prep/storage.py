@@ -10,7 +10,7 @@ import functools
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -126,17 +126,25 @@ def is_folder(location: str) -> bool:
     return bool(repeated(location, lambda: filesystem.get_file_info(path)).type == fs.FileType.Directory)
 
 
-def list_files(location: str) -> list[Entry]:
-    """All files below a folder, but hidden ones, by name.
+def list_files(location: str) -> Iterator[Entry]:
+    """All files below a folder, but hidden ones: those of a folder by name, then those below it.
+
+    Folders are read one at a time, so that memory holds the names of one.
 
     Raises:
-        UserError: the folder cannot be read.
+        UserError: a folder cannot be read.
     """
     filesystem, path = resolve(location)
-    found = repeated(location, lambda: filesystem.get_file_info(fs.FileSelector(path, recursive=True)))
     root = path.rstrip("/") + "/"
-    entries = [Entry(info.path.removeprefix(root), int(info.size)) for info in found if info.type == fs.FileType.File]
-    return sorted(entry for entry in entries if not any(part.startswith(".") for part in entry.name.split("/")))
+    folders = [path]
+    while folders:
+        select = functools.partial(filesystem.get_file_info, fs.FileSelector(folders.pop()))
+        found = sorted(repeated(location, select), key=lambda info: str(info.path))
+        visible = [info for info in found if not info.base_name.startswith(".")]
+        for info in visible:
+            if info.type == fs.FileType.File:
+                yield Entry(info.path.removeprefix(root), int(info.size))
+        folders += reversed([info.path for info in visible if info.type == fs.FileType.Directory])
 
 
 def list_names(location: str) -> set[str]:

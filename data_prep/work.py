@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from data_prep import manifest
 from data_prep.disk import locked, sync_folder, write_atomically
 from data_prep.errors import UserError
-from data_prep.listing import Listing
+from data_prep.listing import Listing, map_table, write_table
 from data_prep.manifest import SPLITS, File, ImageClass, LeftOut, Manifest, Part, Record, SplitName
 from data_prep.request import Request
 
@@ -133,7 +133,7 @@ def load_listing(folder: Path) -> Listing:
     for split in SPLITS:
         path = stored / f"{split}.arrow"
         if path.exists():
-            splits[split] = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            splits[split] = map_table(path)
     return Listing(classes, splits)
 
 
@@ -146,9 +146,7 @@ def _store(listing: Listing, folder: Path) -> None:
     classes = json.dumps([each.model_dump() for each in listing.classes])
     (folder / _CLASSES).write_text(classes, encoding="utf-8")
     for split, table in listing.splits.items():
-        unified = table.unify_dictionaries()
-        with pa.OSFile(str(folder / f"{split}.arrow"), "wb") as sink, pa.ipc.new_file(sink, unified.schema) as writer:
-            writer.write_table(unified)
+        write_table(table.to_batches(), folder / f"{split}.arrow")
 
 
 def _check_request(folder: Path, output: Path, request: Request) -> None:

@@ -76,7 +76,8 @@ def prepare(
             or the disk is too small or refuses. Finished shards are kept then.
     """
     if output.exists() and not _is_empty_folder(output):
-        return Prepared(_recognize(source, output, request, workers), already_there=True)
+        with in_sentences(output):
+            return Prepared(_recognize(source, output, request, workers), already_there=True)
     with in_sentences(output), warnings.catch_warnings(), work.claim(output, request, restart) as folder:
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what counts is whether the image decodes
         listing = folder.listing(lambda: source.list(folder.scratch, workers))
@@ -136,9 +137,11 @@ def _write(
                 f"{estimate.free_bytes / 1e9:.1f} GB free: make room, or lower --max-side or --quality"
             )
     task = WriteShard(folder.path, request, threads)
+    left_out = [image for record in records.values() if record for image in record.left_out]
+    shards.check_allowed(left_out, request.allow_damaged)
     for shard, record in workers.map(task, missing):
         records[shard] = record
-        left_out = [image for each in records.values() if each for image in each.left_out]
+        left_out += record.left_out
         shards.check_allowed(left_out, request.allow_damaged)
     return _describe(listing, request, {shard: record for shard, record in records.items() if record})
 

@@ -253,7 +253,7 @@ def test_imagenets_archives_are_read_in_place_and_are_the_class_folders(
     archives = imagenet_archives(tmp_path / "archives", photos_by_class)
     scratch = tmp_path / "scratch"
     listing = listed(archives, scratch)
-    assert open_source(str(archives)).kind == "imagenet" and not list(scratch.iterdir())
+    assert open_source(str(archives)).kind == "imagenet" and not list(scratch.glob("*.images"))
     assert by_class(content(listing)) == by_class(photos_by_class)
     assert listing.classes == listed(photos, scratch).classes
 
@@ -280,9 +280,9 @@ def test_parquet_files_hold_the_same_images_and_are_unpacked_once(photos_by_clas
     listing = listed(tables, tmp_path / "scratch")
     assert by_class(content(listing)) == by_class(photos_by_class)
     assert [each.name for each in listing.classes] == ["tench", "English springer", "parachute"]
-    unpacked = {path: path.stat().st_mtime_ns for path in (tmp_path / "scratch").iterdir()}
+    unpacked = {path: path.stat().st_mtime_ns for path in (tmp_path / "scratch").glob("*.images")}
     assert listed(tables, tmp_path / "scratch").digest() == listing.digest()
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "scratch").iterdir()} == unpacked
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "scratch").glob("*.images")} == unpacked
 
 
 def test_names_of_imagenets_thousand_classes_stand_for_their_ids() -> None:

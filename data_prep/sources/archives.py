@@ -49,7 +49,7 @@ class ArchivedFolders:
         """
         plain = self._archive.partition("?")[0].endswith(".tar")
         archive = self._archive if plain else str(self._decompress(scratch))
-        return arrange(self.location, _below_root(scan(archive)), self._names)
+        return arrange(self.location, _below_root(scan(archive)), scratch, self._names)
 
     def _decompress(self, scratch: Path) -> Path:
         plain = scratch / "source.tar"

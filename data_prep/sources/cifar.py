@@ -48,7 +48,7 @@ class Cifar10:
         """
         names = [_text(name) for name in self._load("batches.meta")["label_names"]]
         images = {split: self._unpack(files, scratch / f"{split}.images") for split, files in BATCHES.items()}
-        return to_listing(self.location, images, None, names)
+        return to_listing(self.location, images, scratch, None, names)
 
     def _unpack(self, files: tuple[str, ...], target: Path) -> Iterator[Labelled]:
         with target.open("wb") as output:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_prep import classes, storage
 from data_prep.errors import UserError
-from data_prep.listing import Columns, Found, Listing
+from data_prep.listing import Found, Listing, Spool
 from data_prep.manifest import SPLITS, SplitName
 from data_prep.parallel import Workers
 
@@ -17,6 +17,7 @@ FOLDERS: dict[SplitName, tuple[str, ...]] = {
     "validation": ("val", "valid", "validation", "test"),
 }
 """What the folder of a split may be called; the first that exists is read."""
+_SPLIT_FOLDERS = {name for names in FOLDERS.values() for name in names}
 NAME_FILES = ("LOC_synset_mapping.txt", "classes.txt")
 """Files beside the splits that may say what people call the classes."""
 
@@ -50,42 +51,48 @@ class ClassFolders:
         if not storage.is_folder(self._root):
             raise UserError(f"source folder {self.location} does not exist")
         if storage.is_remote(self._root):
-            found = [
+            found = (
                 Found(entry.name, storage.join(self._root, *entry.name.split("/")), 0, entry.size)
                 for entry in storage.list_files(self._root)
-            ]
-            return arrange(self.location, found, self._names)
+            )
+            return arrange(self.location, found, scratch, self._names)
         root = Path(self._root)
         known = next((classes.read_names(root / name) for name in NAME_FILES if (root / name).is_file()), {})
-        return arrange(self.location, _walk(root), self._names, known)
+        return arrange(self.location, _walk(root), scratch, self._names, known)
 
 
 def arrange(
-    location: str, found: Iterable[Found], names: Path | str | None, known: dict[str, str] | None = None
+    location: str,
+    found: Iterable[Found],
+    scratch: Path,
+    names: Path | str | None,
+    known: dict[str, str] | None = None,
 ) -> Listing:
     """Images whose paths are SPLIT/CLASS/FILE, as a listing; other files are left alone.
 
     Raises:
         UserError: a split has no images, splits have different classes, images lie too deep, or `names` lacks a class.
     """
-    columns: dict[str, Columns] = {}
+    spools: dict[str, Spool] = {}
     for image in found:
         split, *rest = image.name.split("/")
-        if len(rest) < 2:
+        if len(rest) < 2 or split not in _SPLIT_FOLDERS:
             continue
         if len(rest) > 2:
             raise UserError(
                 f"class folder {location}/{split}/{rest[0]} holds another folder, {rest[1]}: put the images directly "
                 "into it"
             )
-        columns.setdefault(split, Columns()).add(rest[0], image)
-    chosen: dict[SplitName, Columns] = {}
+        if split not in spools:
+            spools[split] = Spool(scratch, split)
+        spools[split].add(rest[0], image)
+    chosen: dict[SplitName, Spool] = {}
     for split_name in SPLITS:
-        folder = next((name for name in FOLDERS[split_name] if name in columns), None)
+        folder = next((name for name in FOLDERS[split_name] if name in spools), None)
         if folder is None:
             wanted = " or ".join(FOLDERS[split_name])
             raise UserError(f"{location} has no folder {wanted} with images: put one folder for each class into it")
-        chosen[split_name] = columns[folder]
+        chosen[split_name] = spools[folder]
     ids = _class_ids(location, chosen)
     given = classes.read_names(names) if names else {}
     missing = [identity for identity in ids if names and identity not in given]
@@ -95,8 +102,8 @@ def arrange(
     return Listing(classes.number(ids, given or known), tables)
 
 
-def _class_ids(location: str, splits: dict[SplitName, Columns]) -> list[str]:
-    ids = {split: columns.classes for split, columns in splits.items()}
+def _class_ids(location: str, splits: dict[SplitName, Spool]) -> list[str]:
+    ids = {split: spool.classes for split, spool in splits.items()}
     pairs: tuple[tuple[SplitName, SplitName], ...] = (("train", "validation"), ("validation", "train"))
     for split, other in pairs:
         extra = sorted(ids[split] - ids[other])

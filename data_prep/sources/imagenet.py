@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from data_prep import classes, storage
 from data_prep.errors import UserError
-from data_prep.listing import Columns, Found, Listing
+from data_prep.listing import Found, Listing, Spool
 from data_prep.manifest import SplitName
 from data_prep.parallel import Advance, Workers
 from data_prep.sources.archives import scan
@@ -60,7 +60,7 @@ class ImageNetArchives:
             UserError: an archive is missing, cut off or damaged, or they do not belong together.
         """
         ids, truth = _read_devkit(storage.join(self._folder, DEVKIT))
-        train, validation = Columns(), Columns()
+        train, validation = Spool(scratch, "train"), Spool(scratch, "validation")
         archives = [
             _ClassArchive(Path(found.name).stem, found.file, found.offset, found.offset + found.size)
             for found in scan(storage.join(self._folder, TRAIN))

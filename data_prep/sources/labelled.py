@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from data_prep import classes, storage
 from data_prep.errors import UserError
-from data_prep.listing import Columns, Found, Listing
+from data_prep.listing import Found, Listing, Spool
 from data_prep.manifest import SPLITS, SplitName
 
 _NAMES: dict[SplitName, re.Pattern[str]] = {
@@ -51,6 +51,7 @@ def files_of_splits(location: str, suffix: str) -> dict[SplitName, list[str]]:
 def to_listing(
     location: str,
     images: Mapping[SplitName, Iterable[Labelled]],
+    scratch: Path,
     class_names: Path | str | None,
     given: list[str] | None = None,
 ) -> Listing:
@@ -59,16 +60,16 @@ def to_listing(
     Raises:
         UserError: a label is negative, or has no class.
     """
-    columns = {split: Columns() for split in SPLITS}
+    spools = {split: Spool(scratch, split) for split in SPLITS}
     largest = -1
     for split in SPLITS:
         for label, image in images[split]:
             if label < 0 or (given and label >= len(given)):
                 raise UserError(f"{image.name} of {location} has label {label}, which no class has")
             largest = max(largest, label)
-            columns[split].add(str(label), image)
-        if not columns[split].classes:
+            spools[split].add(str(label), image)
+        if not spools[split].classes:
             raise UserError(f"the {split} split of {location} has no images")
     described = classes.from_labels(largest + 1, class_names, given)
     order = [str(each.index) for each in described]
-    return Listing(described, {split: each.table(order) for split, each in columns.items()})
+    return Listing(described, {split: each.table(order) for split, each in spools.items()})

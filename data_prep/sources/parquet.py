@@ -66,7 +66,7 @@ class ParquetTables:
             for split in SPLITS
         }
         given = _class_names(_open(files["train"][0]).schema_arrow)
-        return to_listing(self.location, images, self._names, given)
+        return to_listing(self.location, images, scratch, self._names, given)
 
 
 def _unpack(task: _Task, advance: Advance) -> Path:

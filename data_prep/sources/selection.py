@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from data_prep.errors import UserError
-from data_prep.listing import Listing
+from data_prep.listing import BATCH_ROWS, IMAGES, Listing, map_table, pick, write_table
 from data_prep.manifest import ImageClass, SplitName
 from data_prep.parallel import Workers
 from data_prep.randomness import Purpose, uniform
@@ -54,11 +55,14 @@ class Selection:
         described = [whole.classes[old].model_copy(update={"index": new}) for new, old in enumerate(kept)]
         renumbered = np.full(len(whole.classes), -1, np.int32)
         renumbered[kept] = np.arange(len(kept))
-        return Listing(
-            described, {split: self._choose(table, split, renumbered) for split, table in whole.splits.items()}
-        )
+        tables: dict[SplitName, pa.Table] = {}
+        for split, table in whole.splits.items():
+            path = scratch / f"{split}-chosen.arrow"
+            write_table(self._choose(table, split, renumbered), path)
+            tables[split] = map_table(path)
+        return Listing(described, tables)
 
-    def _choose(self, table: pa.Table, split: SplitName, renumbered: np.ndarray) -> pa.Table:
+    def _choose(self, table: pa.Table, split: SplitName, renumbered: np.ndarray) -> Iterator[pa.RecordBatch]:
         labels = renumbered[table["label"].to_numpy()]
         rows = np.flatnonzero(labels >= 0)
         limit = self._limits[split]
@@ -69,8 +73,10 @@ class Selection:
             rows = np.sort(by_class[place < limit])
         if len(rows) == 0:
             raise UserError(f"the {split} split of {self.location} has no images of the chosen classes")
-        chosen = table.take(pa.array(rows))
-        return chosen.set_column(0, "label", pa.array(labels[rows], pa.int32()))
+        for first in range(0, len(rows), BATCH_ROWS):
+            part = rows[first : first + BATCH_ROWS]
+            chosen = pick(table, part).set_column(0, IMAGES.field("label"), pa.array(labels[part], pa.int32()))
+            yield from chosen.to_batches()
 
 
 def _find(classes: list[ImageClass], name: str) -> ImageClass:

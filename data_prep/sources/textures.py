@@ -90,7 +90,7 @@ class Textures:
         arrays = [
             pa.array(numbers // self._per_class[split], pa.int32()),
             pa.array([f"texture {index} of {split}" for index in range(count)], pa.string()),
-            pa.array([str(path)] * count, pa.string()).dictionary_encode(),
+            pa.array([str(path)] * count, pa.string()),
             pa.array(numbers * FILE_BYTES, pa.int64()),
             pa.array(np.full(count, FILE_BYTES), pa.int64()),
         ]

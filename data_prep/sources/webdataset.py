@@ -44,7 +44,7 @@ class WebDataset:
         images: dict[SplitName, Iterable[Labelled]] = {
             split: (each for found in workers.map(_read_shard, shards[split]) for each in found) for split in SPLITS
         }
-        return to_listing(self.location, images, self._names)
+        return to_listing(self.location, images, scratch, self._names)
 
 
 def _read_shard(archive: str, advance: Advance) -> list[Labelled]:
