@@ -26,7 +26,8 @@ setup(
     ext_modules=[
         Extension(
             "data_prep._pixels",
-            ["data_prep/_pixels.c"],
+            ["data_prep/_pixels.c", "data_prep/_codes.c"],
+            depends=["data_prep/_codes.h"],
             # No fused multiply-adds: pixels are the same on every processor.
             extra_compile_args=["-std=gnu11", "-O3", "-ffp-contract=off", "-Wall", "-Wextra"],
             **flags_of_libjpeg(),

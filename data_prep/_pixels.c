@@ -18,6 +18,8 @@
 #include <jpeglib.h>
 #include <jerror.h>
 
+#include "_codes.h"
+
 #ifndef LIBJPEG_TURBO_VERSION_NUMBER
 #error "libjpeg-turbo is needed: other libjpegs cannot decode a rectangle"
 #endif
@@ -249,6 +251,25 @@ static int reduction(const Job *job, int out_height, int out_width) {
     return by;
 }
 
+/* Reads the header and gets ready to decode at 1/by of the size. Returns 0 where it is not the job's image. */
+static int begin(struct jpeg_decompress_struct *decoder, const Job *job, int by, Problem *problem) {
+    jpeg_mem_src(decoder, (const unsigned char *)(uintptr_t)job->address, (unsigned long)job->size);
+    jpeg_read_header(decoder, TRUE);
+    if ((int)decoder->image_height != job->height || (int)decoder->image_width != job->width) {
+        problem->kind = FAILURE;
+        snprintf(problem->message, sizeof problem->message, "it has %u×%u pixels instead of %d×%d", decoder->image_height,
+                 decoder->image_width, job->height, job->width);
+        jpeg_abort_decompress(decoder);
+        return 0;
+    }
+    decoder->out_color_space = JCS_RGB;
+    decoder->dct_method = JDCT_IFAST; /* as FFCV's own loader: the same pixels */
+    decoder->scale_num = 1;
+    decoder->scale_denom = (unsigned int)by;
+    jpeg_start_decompress(decoder);
+    return 1;
+}
+
 static void decode(struct jpeg_decompress_struct *decoder, const Job *job, uint8_t *out, int out_height, int out_width,
                    int reduce, Problem *problem, Scratch *scratch) {
     Errors *errors = (Errors *)decoder->err;
@@ -257,21 +278,8 @@ static void decode(struct jpeg_decompress_struct *decoder, const Job *job, uint8
         jpeg_abort_decompress(decoder);
         return;
     }
-    jpeg_mem_src(decoder, (const unsigned char *)(uintptr_t)job->address, (unsigned long)job->size);
-    jpeg_read_header(decoder, TRUE);
-    if ((int)decoder->image_height != job->height || (int)decoder->image_width != job->width) {
-        problem->kind = FAILURE;
-        snprintf(problem->message, sizeof problem->message, "it has %u×%u pixels instead of %d×%d", decoder->image_height,
-                 decoder->image_width, job->height, job->width);
-        jpeg_abort_decompress(decoder);
-        return;
-    }
     int by = reduce ? reduction(job, out_height, out_width) : 1;
-    decoder->out_color_space = JCS_RGB;
-    decoder->dct_method = JDCT_IFAST; /* as FFCV's own loader: the same pixels */
-    decoder->scale_num = 1;
-    decoder->scale_denom = (unsigned int)by;
-    jpeg_start_decompress(decoder);
+    if (!begin(decoder, job, by, problem)) return;
 
     /* The rectangle in reduced pixels, and one block more on each side: upsampled colors depend on their neighbours. */
     int margin = decoder->max_h_samp_factor * 8;
@@ -317,16 +325,55 @@ static void expand(const Job *job, uint8_t *out, int out_height, int out_width, 
         fail(problem, "there is no memory left to resize it");
 }
 
-/* Fills (count, out_height, out_width, 3) bytes; an image that is not FINE is black. Returns the number of problems. */
-static int fill(const Job *jobs, int count, uint8_t *out, int out_height, int out_width, int reduce, Problem *problems) {
-    struct jpeg_decompress_struct decoder;
+/* Finds what decode() would find in the whole image, without its pixels: none is computed if all codes are whole. */
+static void check(struct jpeg_decompress_struct *decoder, const Job *job, Problem *problem, Codes *codes, Scratch *scratch) {
+    Errors *errors = (Errors *)decoder->err;
+    errors->problem = problem;
+    if (setjmp(errors->escape)) {
+        jpeg_abort_decompress(decoder);
+        return;
+    }
+    if (!begin(decoder, job, LARGEST_REDUCTION, problem)) return;
+    if (codes_are_whole(codes, decoder)) {
+        jpeg_abort_decompress(decoder);
+        return;
+    }
+    JSAMPROW row = room(&scratch->pixels, 3 * (size_t)decoder->output_width);
+    if (!row) {
+        fail(problem, "there is no memory left to decode it");
+        jpeg_abort_decompress(decoder);
+        return;
+    }
+    while (decoder->output_scanline < decoder->output_height) jpeg_read_scanlines(decoder, &row, 1);
+    jpeg_finish_decompress(decoder);
+}
+
+typedef struct {
+    struct jpeg_decompress_struct jpeg;
     Errors errors;
     Scratch scratch;
-    memset(&scratch, 0, sizeof scratch);
-    decoder.err = jpeg_std_error(&errors.manager);
-    errors.manager.error_exit = on_error;
-    errors.manager.emit_message = on_message;
-    jpeg_create_decompress(&decoder);
+} Decoder;
+
+static void open_decoder(Decoder *decoder) {
+    memset(decoder, 0, sizeof *decoder);
+    decoder->jpeg.err = jpeg_std_error(&decoder->errors.manager);
+    decoder->errors.manager.error_exit = on_error;
+    decoder->errors.manager.emit_message = on_message;
+    jpeg_create_decompress(&decoder->jpeg);
+}
+
+static void close_decoder(Decoder *decoder) {
+    jpeg_destroy_decompress(&decoder->jpeg);
+    free(decoder->scratch.pixels.memory);
+    free(decoder->scratch.sums.memory);
+    free(decoder->scratch.across.memory);
+    free(decoder->scratch.down.memory);
+}
+
+/* Fills (count, out_height, out_width, 3) bytes; an image that is not FINE is black. Returns the number of problems. */
+static int fill(const Job *jobs, int count, uint8_t *out, int out_height, int out_width, int reduce, Problem *problems) {
+    Decoder decoder;
+    open_decoder(&decoder);
     int found = 0;
     size_t bytes = (size_t)out_height * out_width * 3;
     for (int i = 0; i < count; i++) {
@@ -334,18 +381,33 @@ static int fill(const Job *jobs, int count, uint8_t *out, int out_height, int ou
         problem->row = i;
         problem->kind = FINE;
         uint8_t *target = out + bytes * i;
-        if (jobs[i].mode == RAW) expand(&jobs[i], target, out_height, out_width, problem, &scratch);
-        else decode(&decoder, &jobs[i], target, out_height, out_width, reduce, problem, &scratch);
+        if (jobs[i].mode == RAW) expand(&jobs[i], target, out_height, out_width, problem, &decoder.scratch);
+        else decode(&decoder.jpeg, &jobs[i], target, out_height, out_width, reduce, problem, &decoder.scratch);
         if (problem->kind != FINE) {
             memset(target, 0, bytes);
             found++;
         }
     }
-    jpeg_destroy_decompress(&decoder);
-    free(scratch.pixels.memory);
-    free(scratch.sums.memory);
-    free(scratch.across.memory);
-    free(scratch.down.memory);
+    close_decoder(&decoder);
+    return found;
+}
+
+/* Checks whole images. Returns the number of problems, or -1 without memory. */
+static int check_all(const Job *jobs, int count, Problem *problems) {
+    Codes *codes = codes_new();
+    if (!codes) return -1;
+    Decoder decoder;
+    open_decoder(&decoder);
+    int found = 0;
+    for (int i = 0; i < count; i++) {
+        Problem *problem = problems + found;
+        problem->row = i;
+        problem->kind = FINE;
+        if (jobs[i].mode == JPEG) check(&decoder.jpeg, &jobs[i], problem, codes, &decoder.scratch);
+        found += problem->kind != FINE;
+    }
+    close_decoder(&decoder);
+    codes_free(codes);
     return found;
 }
 
@@ -366,6 +428,28 @@ static int check_job(const Job *job) {
     return inside && whole;
 }
 
+/* The number of jobs in a buffer; -1, with an exception, if they are none. */
+static int count_jobs(const Py_buffer *jobs) {
+    Py_ssize_t count = jobs->len / (Py_ssize_t)sizeof(Job);
+    if (jobs->len != count * (Py_ssize_t)sizeof(Job) || count > INT32_MAX) {
+        PyErr_SetString(PyExc_ValueError, "these are no jobs");
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (!check_job((const Job *)jobs->buf + i)) return -1;
+    return (int)count;
+}
+
+static PyObject *to_list(const Problem *problems, int count) {
+    PyObject *result = PyList_New(count);
+    for (int i = 0; result && i < count; i++) {
+        PyObject *problem = Py_BuildValue("(iis)", problems[i].row, problems[i].kind, problems[i].message);
+        if (!problem) Py_CLEAR(result);
+        else PyList_SET_ITEM(result, i, problem);
+    }
+    return result;
+}
+
 static PyObject *python_fill(PyObject *self, PyObject *arguments) {
     (void)self;
     Py_buffer jobs, out;
@@ -373,14 +457,13 @@ static PyObject *python_fill(PyObject *self, PyObject *arguments) {
     if (!PyArg_ParseTuple(arguments, "y*w*iip", &jobs, &out, &height, &width, &reduce)) return NULL;
     PyObject *result = NULL;
     Problem *problems = NULL;
-    Py_ssize_t count = jobs.len / (Py_ssize_t)sizeof(Job);
-    if (jobs.len != count * (Py_ssize_t)sizeof(Job) || height <= 0 || width <= 0 || count > INT32_MAX ||
-        out.len / ((Py_ssize_t)3 * height) != count * width || out.len % ((Py_ssize_t)3 * height)) {
+    int count = count_jobs(&jobs);
+    if (count < 0) goto end;
+    if (height <= 0 || width <= 0 || out.len / ((Py_ssize_t)3 * height) != (Py_ssize_t)count * width ||
+        out.len % ((Py_ssize_t)3 * height)) {
         PyErr_SetString(PyExc_ValueError, "the output does not fit the jobs");
         goto end;
     }
-    for (Py_ssize_t i = 0; i < count; i++)
-        if (!check_job((const Job *)jobs.buf + i)) goto end;
     problems = malloc(((size_t)count + 1) * sizeof(Problem));
     if (!problems) {
         PyErr_NoMemory();
@@ -388,14 +471,9 @@ static PyObject *python_fill(PyObject *self, PyObject *arguments) {
     }
     int found;
     Py_BEGIN_ALLOW_THREADS
-    found = fill(jobs.buf, (int)count, out.buf, height, width, reduce, problems);
+    found = fill(jobs.buf, count, out.buf, height, width, reduce, problems);
     Py_END_ALLOW_THREADS
-    result = PyList_New(found);
-    for (int i = 0; result && i < found; i++) {
-        PyObject *problem = Py_BuildValue("(iis)", problems[i].row, problems[i].kind, problems[i].message);
-        if (!problem) Py_CLEAR(result);
-        else PyList_SET_ITEM(result, i, problem);
-    }
+    result = to_list(problems, found);
 end:
     free(problems);
     PyBuffer_Release(&jobs);
@@ -403,9 +481,29 @@ end:
     return result;
 }
 
+static PyObject *python_check(PyObject *self, PyObject *arguments) {
+    (void)self;
+    Py_buffer jobs;
+    if (!PyArg_ParseTuple(arguments, "y*", &jobs)) return NULL;
+    PyObject *result = NULL;
+    int count = count_jobs(&jobs), found = -1;
+    Problem *problems = count < 0 ? NULL : malloc(((size_t)count + 1) * sizeof(Problem));
+    if (problems) {
+        Py_BEGIN_ALLOW_THREADS
+        found = check_all(jobs.buf, count, problems);
+        Py_END_ALLOW_THREADS
+    }
+    if (found >= 0) result = to_list(problems, found);
+    else if (count >= 0) PyErr_NoMemory();
+    free(problems);
+    PyBuffer_Release(&jobs);
+    return result;
+}
+
 static PyMethodDef methods[] = {
     {"fill", python_fill, METH_VARARGS,
      "fill(jobs, out, height, width, reduce) -> [(row, kind, message)]: see data_prep.decoding.fill."},
+    {"check", python_check, METH_VARARGS, "check(jobs) -> [(row, kind, message)]: see data_prep.decoding.check."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -211,6 +211,7 @@ def _write(file: BufferedRandom, samples: Iterable[Sample], capacity: int) -> Wr
     digest = hashlib.sha256()
     page_size = SMALLEST_PAGE
     position = align(METADATA_START + metadata.nbytes, page_size)
+    file.seek(position)
     count = 0
     for sample in samples:
         if count == capacity:
@@ -219,7 +220,7 @@ def _write(file: BufferedRandom, samples: Iterable[Sample], capacity: int) -> Wr
         page_size = _page_size(page_size, size)
         if position // page_size != (position + size - 1) // page_size:
             position = align(position, page_size)
-        file.seek(position)
+            file.seek(position)
         file.write(cast(bytes, sample.content))
         _describe(metadata[count], sample, position)
         table[count] = (count, position, size)

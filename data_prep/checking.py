@@ -7,7 +7,6 @@ several threads while the next ones are read. Memory holds these few images, wha
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,8 +17,8 @@ from types import TracebackType
 import numpy as np
 
 from data_prep import beton, manifest
-from data_prep.beton import RAW, Entry, Sample, Shard
-from data_prep.decoding import DecodeError, decode, read_header
+from data_prep.beton import JPEG, RAW, Entry, Sample, Shard
+from data_prep.decoding import JOB, check, whole
 from data_prep.disk import BLOCK
 from data_prep.errors import UserError
 from data_prep.manifest import File, Split, SplitName
@@ -55,7 +54,6 @@ class SplitCheck:
         self._per_class = np.zeros(len(report.manifest.classes), np.int64)
         self._bytes = self._raw = 0
         self._parts = _Parts(self.split, report)
-        self._scratch = threading.local()
 
     def run(self, pool: ThreadPoolExecutor, advance: Advance) -> None:
         """Reads all files; `pool` decodes."""
@@ -159,25 +157,15 @@ class SplitCheck:
         self.max_side = max(self.max_side, int(larger.max(initial=0)))
 
     def _decode(self, file: File, shard: Shard, numbers: np.ndarray, entry: Entry) -> None:
-        decoded = 0
-        for i, number in enumerate(numbers):
-            try:
-                if entry.mode[i] != RAW:
-                    self._decode_one(shard.content[entry.start[i] :][: entry.size[i]], *_sides(entry, i))
-                decoded += 1
-            except DecodeError as error:
-                self.report.add(file.file, int(number), f"it does not decode: {error}")
-        self.report.count(decoded)
-
-    def _decode_one(self, jpeg: np.ndarray, height: int, width: int) -> None:
-        header = read_header(jpeg)
-        if header[:2] != (height, width):  # before there is memory for what damaged metadata say
-            raise DecodeError(f"it has {header.height}×{header.width} pixels instead of {height}×{width}")
-        size = 3 * height * width
-        scratch = getattr(self._scratch, "pixels", None)
-        if scratch is None or len(scratch) < size:
-            scratch = self._scratch.pixels = np.empty(size, np.uint8)
-        decode(jpeg, height, width, scratch[:size].reshape(height, width, 3))
+        stored = np.flatnonzero((entry.mode != RAW) & (entry.height > 0) & (entry.width > 0) & (entry.size > 0))
+        jobs = np.zeros(len(stored), JOB)
+        for job, i in enumerate(stored):
+            content = shard.content[entry.start[i] :][: entry.size[i]]
+            jobs[job] = whole(content, JPEG, *_sides(entry, int(i)))
+        problems = check(jobs)
+        for problem in problems:
+            self.report.add(file.file, int(numbers[stored[problem.row]]), f"it does not decode: {problem.message}")
+        self.report.count(len(numbers) - len(problems))
 
 
 class _UnreadableError(Exception):

@@ -132,6 +132,27 @@ def fill(jobs: np.ndarray, out: np.ndarray, reduce: bool = True) -> list[Problem
     return [Problem(row, Kind(kind), message) for row, kind, message in problems]
 
 
+def check(jobs: np.ndarray) -> list[Problem]:
+    """Finds the problems that :func:`fill` would find in whole images, at several times its speed.
+
+    Of a JPEG the codes are read from the first to the last, but no pixels are computed from them.
+
+    Args:
+        jobs: as for :func:`fill`.
+
+    Raises:
+        ValueError: as for :func:`fill`.
+    """
+    if jobs.dtype != JOB:
+        raise ValueError(f"{jobs.dtype} are no jobs")
+    return [Problem(row, Kind(kind), message) for row, kind, message in _pixels.check(np.ascontiguousarray(jobs))]
+
+
+def whole(content: np.ndarray, mode: int, height: int, width: int) -> tuple[int, ...]:
+    """The job, of type JOB, of decoding all of an image whose bytes are `content`."""
+    return (content.ctypes.data, content.size, mode, height, width, 0, 0, height, width, 0)
+
+
 def decode(jpeg: Bytes, height: int, width: int, out: np.ndarray) -> None:
     """Decodes a JPEG of `height` × `width` pixels into `out`, (height, width, 3) uint8, red green blue.
 
@@ -144,7 +165,7 @@ def decode(jpeg: Bytes, height: int, width: int, out: np.ndarray) -> None:
         raise DecodeError("it is empty")
     content = np.frombuffer(jpeg, np.uint8)
     jobs = np.zeros(1, JOB)
-    jobs[0] = (content.ctypes.data, content.size, JPEG, height, width, 0, 0, height, width, 0)
+    jobs[0] = whole(content, JPEG, height, width)
     if out.shape != (height, width, 3):
         raise ValueError(f"an image of ({height}, {width}, 3) does not fit into {out.shape}")
     for problem in fill(jobs, out[None], reduce=False):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
@@ -45,6 +45,24 @@ class StoredImage(NamedTuple):
     """The JPEG file is the one that came in."""
 
 
+def keep(contents: Sequence[bytes], max_side: int) -> list[StoredImage | None]:
+    """Of several image files, those that plainly keep their bytes; None for each that has to be looked into.
+
+    They are JPEGs in gray or color, without a camera's notes, whose sides are at most `max_side` and which decode
+    without complaint.
+    """
+    headers = {row: header for row, content in enumerate(contents) if (header := _plain_header(content, max_side))}
+    jobs = np.zeros(len(headers), decoding.JOB)
+    for job, (row, header) in enumerate(headers.items()):
+        jobs[job] = decoding.whole(np.frombuffer(contents[row], np.uint8), JPEG, header.height, header.width)
+    for row in [list(headers)[problem.row] for problem in decoding.check(jobs)]:
+        del headers[row]
+    kept: list[StoredImage | None] = [None] * len(contents)
+    for row, header in headers.items():
+        kept[row] = StoredImage(contents[row], JPEG, header.height, header.width, untouched=True)
+    return kept
+
+
 def to_stored(content: bytes, max_side: int, quality: int = QUALITY) -> StoredImage:
     """Brings an image file of any kind that Pillow reads into a JPEG.
 
@@ -55,8 +73,6 @@ def to_stored(content: bytes, max_side: int, quality: int = QUALITY) -> StoredIm
     Raises:
         DecodeError: it is not an image, or is damaged.
     """
-    if _needs_no_look(content, max_side) and (header := _keep(check, content)):
-        return StoredImage(content, JPEG, header.height, header.width, untouched=True)
     with _explained(), _open(content) as image:
         if _is_plain_jpeg(image) and _is_upright(image) and max(image.size) <= max_side:
             header = _keep(check, content)
@@ -80,14 +96,16 @@ def to_raw(content: bytes, max_side: int) -> StoredImage:
 
 
 def check(jpeg: bytes) -> decoding.JpegHeader:
-    """Reads all of a JPEG, but computes few of its pixels, which is half the work of decoding and fails alike.
+    """Reads all of a JPEG, and returns its header.
 
     Raises:
         DecodeError: libjpeg has something to say about it, or it is CMYK.
     """
     header = decoding.read_header(jpeg)
-    small = [max(1, side // _REDUCTION) for side in header[:2]]
-    _fill(np.frombuffer(jpeg, np.uint8), JPEG, header[:2], tuple(small), reduce=True)
+    jobs = np.zeros(1, decoding.JOB)
+    jobs[0] = decoding.whole(np.frombuffer(jpeg, np.uint8), JPEG, header.height, header.width)
+    for problem in decoding.check(jobs):
+        raise DecodeError(problem.message, problem.kind)
     return header
 
 
@@ -110,13 +128,13 @@ def _explained() -> Iterator[None]:
         raise DecodeError(str(error) or type(error).__name__) from None
 
 
-def _needs_no_look(content: bytes, max_side: int) -> bool:
-    """Whether a file is a JPEG that may keep its bytes, as far as a moment's look at its header tells."""
+def _plain_header(content: bytes, max_side: int) -> decoding.JpegHeader | None:
+    """The header of a JPEG that may keep its bytes, as far as a header tells."""
     try:
         header = decoding.read_header(content)
     except DecodeError:
-        return False
-    return header.components in (1, 3) and max(header[:2]) <= max_side and not header.exif
+        return None
+    return header if header.components in (1, 3) and max(header[:2]) <= max_side and not header.exif else None
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:
@@ -174,7 +192,7 @@ def _decode_shrunk(jpeg: bytes, max_side: int) -> np.ndarray:
 
 def _fill(content: np.ndarray, mode: int, size: tuple[int, ...], final: tuple[int, ...], reduce: bool) -> np.ndarray:
     jobs = np.zeros(1, decoding.JOB)
-    jobs[0] = (content.ctypes.data, content.size, mode, *size, 0, 0, *size, 0)
+    jobs[0] = decoding.whole(content, mode, size[0], size[1])
     pixels = np.empty((1, *final, 3), np.uint8)
     for problem in decoding.fill(jobs, pixels, reduce):
         raise DecodeError(problem.message, problem.kind)

@@ -23,7 +23,7 @@ from data_prep.beton import RAW, Sample, write_shard
 from data_prep.decoding import DecodeError
 from data_prep.disk import write_atomically
 from data_prep.errors import UserError
-from data_prep.images import StoredImage, to_raw, to_stored
+from data_prep.images import StoredImage, keep, to_raw, to_stored
 from data_prep.listing import Listing, pick
 from data_prep.manifest import SPLITS, File, LeftOut, Part, SplitName
 from data_prep.order import permute
@@ -72,12 +72,10 @@ class _Image(NamedTuple):
 
 def probe(listing: Listing, request: Request, shard: Shard, count: int) -> Probe:
     """Reads at least one image of a shard as if to write it."""
-    sizes = []
+    sizes: list[int] = []
     started = time.perf_counter()
-    for image in _images(listing, request, shard._replace(end=min(shard.first + max(1, count), shard.end))):
-        found = _convert(image, request)
-        if isinstance(found, StoredImage):
-            sizes.append(len(found.content))
+    for chunk in _chunks(_images(listing, request, shard._replace(end=min(shard.first + max(1, count), shard.end)))):
+        sizes += [len(found.content) for _, found in _convert(chunk, request) if isinstance(found, StoredImage)]
     return Probe(sizes, time.perf_counter() - started)
 
 
@@ -103,7 +101,7 @@ class WriteShard:
         tally = _Tally(len(listing.classes))
         with ThreadPoolExecutor(self.threads, "prepare") as pool:
             images = _images(listing, self.request, shard)
-            convert = functools.partial(_convert_all, request=self.request)
+            convert = functools.partial(_convert, request=self.request)
             found = chain.from_iterable(_map_in_order(pool, convert, _chunks(images), AHEAD * self.threads))
             samples = tally.count(found, advance, self.request.allow_damaged)
             try:
@@ -186,24 +184,27 @@ def _images(listing: Listing, request: Request, shard: Shard) -> Iterator[_Image
         yield _Image(*values)
 
 
-def _convert(image: _Image, request: Request) -> StoredImage | LeftOut:
-    """Reads an image and brings it into its stored form. Runs in threads."""
-    content = storage.read_range(image.file, image.offset, image.size)
+def _convert(images: list[_Image], request: Request) -> list[tuple[_Image, StoredImage | LeftOut]]:
+    """Reads images and brings them into their stored form. Runs in threads."""
+    contents = [storage.read_range(image.file, image.offset, image.size) for image in images]
+    jpegs = [b"" if image.raw else content for image, content in zip(images, contents, strict=True)]
+    kept = keep(jpegs, request.max_side)
+    return [
+        (image, stored or _bring(content, image.raw, image.name, request))
+        for image, content, stored in zip(images, contents, kept, strict=True)
+    ]
+
+
+def _bring(content: bytes, raw: bool, name: str, request: Request) -> StoredImage | LeftOut:
     try:
-        if image.raw:
-            return to_raw(content, request.max_side)
-        return to_stored(content, request.max_side, request.quality)
+        return to_raw(content, request.max_side) if raw else to_stored(content, request.max_side, request.quality)
     except DecodeError as error:
-        return LeftOut(image=image.name, reason=str(error))
+        return LeftOut(image=name, reason=str(error))
 
 
 def _chunks(images: Iterator[_Image]) -> Iterator[list[_Image]]:
     while chunk := list(islice(images, CHUNK)):
         yield chunk
-
-
-def _convert_all(images: list[_Image], request: Request) -> list[tuple[_Image, StoredImage | LeftOut]]:
-    return [(image, _convert(image, request)) for image in images]
 
 
 def _map_in_order(

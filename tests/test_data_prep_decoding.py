@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 
 from data_prep import decoding
 from data_prep.beton import JPEG, RAW
-from data_prep.decoding import JOB, DecodeError, Kind, decode, fill, read_header
+from data_prep.decoding import JOB, DecodeError, Kind, check, decode, fill, read_header, whole
 
 Picture = tuple[np.ndarray, int, int]
 
@@ -151,6 +151,90 @@ def test_photographs_lose_little_by_reducing(photographs: Path) -> None:
             else:
                 assert np.array_equal(full, reduced)
     assert len(ratios) > 80 and np.median(ratios) >= 33 and min(ratios) >= 26
+
+
+def problems_of(content: np.ndarray, height: int, width: int) -> tuple[list, list]:
+    """What a check says, and what a decoder says that computes every pixel."""
+    jobs = np.zeros(1, JOB)
+    jobs[0] = whole(content, JPEG, height, width)
+    return check(jobs), fill(jobs, np.empty((1, height, width, 3), np.uint8), reduce=False)
+
+
+def changed(content: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """A file with a bit changed, cut off, with bytes missing or too many, or with a marker in the wrong place."""
+    place = int(random.integers(2, len(content)))
+    head, tail = content[:place], content[place:]
+    some = random.integers(0, 256, int(random.integers(1, 4))).astype(np.uint8)
+    ways = (
+        lambda: np.concatenate([head[:-1], head[-1:] ^ np.uint8(1 << random.integers(8)), tail]),
+        lambda: head.copy(),
+        lambda: np.concatenate([head, content[-2:]]),
+        lambda: np.concatenate([head, tail[len(some) :]]),
+        lambda: np.concatenate([head, some, tail]),
+        lambda: np.concatenate([head, np.array([0xFF, random.integers(0xC0, 0xFF)], np.uint8), tail]),
+    )
+    return ways[random.integers(len(ways))]()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "gray", "long codes", "few codes"])
+def test_a_check_finds_what_decoding_finds(kind: str) -> None:
+    image = noise(61, 83)
+    if kind == "gray":
+        content = jpeg(image.convert("L"))
+    elif kind == "long codes":
+        content = jpeg(image, quality=100, subsampling="4:4:4")
+    elif kind == "few codes":
+        content = jpeg(Image.new("RGB", (83, 61), "red"))
+    else:
+        content = jpeg(image, **KINDS[kind])
+    assert problems_of(content, 61, 83) == ([], [])
+    random = np.random.default_rng(3)
+    sound = 0
+    for _ in range(1500):
+        found, expected = problems_of(changed(content, random), 61, 83)
+        assert found == expected
+        sound += not expected
+    assert 20 < sound < 1200, "damage of either sort is what this is about"
+
+
+@pytest.mark.parametrize("kind", ["420", "444", "optimized"])
+def test_codes_that_end_early_or_late_are_found_to_the_byte(kind: str) -> None:
+    content = jpeg(noise(64, 64), **KINDS[kind])
+    body, end = content[:-2], content[-2:]
+    for extra in ([], [0x00], [0xFF, 0x00], [0xFF], [0x55, 0xAA]):
+        found, expected = problems_of(np.concatenate([body, np.array(extra, np.uint8), end]), 64, 64)
+        assert found == expected and bool(expected) == (
+            extra not in ([], [0xFF])
+        )  # a marker may be filled up with 0xFF
+    for missing in (1, 2, 3):
+        found, expected = problems_of(np.concatenate([body[:-missing], end]), 64, 64)
+        assert found == expected and expected
+
+
+def test_a_check_of_photographs_finds_what_decoding_finds(photographs: Path) -> None:
+    random = np.random.default_rng(5)
+    for path in sorted(photographs.glob("imagenet-sample/train/*/*")):
+        content = np.fromfile(path, np.uint8)
+        height, width = read_header(content)[:2]
+        assert problems_of(content, height, width) == ([], [])
+        for _ in range(8):
+            found, expected = problems_of(changed(content, random), height, width)
+            assert found == expected
+
+
+def test_a_check_names_what_is_no_image_of_this_size() -> None:
+    content = jpeg(noise(10, 12))
+    jobs = np.zeros(3, JOB)
+    jobs[0] = whole(content, JPEG, 10, 12)
+    jobs[1] = whole(content, JPEG, 12, 10)
+    jobs[2] = whole(np.zeros(360, np.uint8), RAW, 10, 12)
+    assert [(each.row, each.message) for each in check(jobs)] == [(1, "it has 10×12 pixels instead of 12×10")]
+    assert check(jobs[:0]) == []
+    with pytest.raises(ValueError, match="are no jobs"):
+        check(np.zeros(3))
+    jobs["height"] = 0
+    with pytest.raises(ValueError, match="rectangle"):
+        check(jobs)
 
 
 def test_damaged_images_are_black_and_named_and_the_others_whole() -> None:

@@ -107,9 +107,9 @@ def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "CACHE_KILOBYTES", 64)
-    with disks.small_disk(tmp_path / "disk", 1) as disk, pytest.raises(UserError, match="no space is left on .*set: "):
-        with in_sentences(tmp_path / "set"):
-            spooled(disk, 30000)
+    full = pytest.raises(UserError, match=r"no space is left on the disk of .*set: ")
+    with disks.small_disk(tmp_path / "disk", 1) as disk, full, in_sentences(tmp_path / "set"):
+        spooled(disk, 30000)
 
 
 SPOOL = """

@@ -215,7 +215,7 @@ def test_images_that_do_not_decode_are_each_named_and_the_list_is_bounded(
     parts[1] = manifest.Part(samples=6, sha256=written.content_sha256)
     believe(folder, described, parts=parts)
     problems = [problem for problem in found(folder) if problem.startswith(SHARD)]
-    assert problems[0] == f"{SHARD}, sample 0: it does not decode: it does not begin like a JPEG"
+    assert problems[0] == f"{SHARD}, sample 0: it does not decode: Not a JPEG file: starts with 0x6e 0x6f"
     assert [problem.split(":")[0] for problem in problems] == [f"{SHARD}, sample {i}" for i in (0, 2, 3, 4)]
     monkeypatch.setattr(problems_module, "LISTED", 2)
     report = verify(folder)
