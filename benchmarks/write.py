@@ -93,20 +93,16 @@ def main() -> int:
 
 
 def repeated(parser: argparse.ArgumentParser, images: Path, root: Path, samples: int) -> Path:
-    """A source whose training images are those of `images`, each several times; one class is for validation, too."""
-    classes = sorted(path.resolve() for path in images.glob("*") if path.is_dir())
-    number = sum(1 for each in classes for _ in each.iterdir())
-    if not number:
+    """A source whose training images are those of `images`, each several times; one of each class is for validation."""
+    files = sorted(path.resolve() for path in images.glob("*/*"))
+    if not files:
         parser.error(f"{images} holds no class folders with images")
-    for split in ("train", "val"):
-        (root / split).mkdir(parents=True)
-    for turn in range(-(-samples // number)):
-        for each in classes:
-            name = f"{turn:03d}-{each.name}"
-            (root / "train" / name).symlink_to(each)
-            (root / "val" / name).mkdir()
-            first = next(each.iterdir())
-            (root / "val" / name / first.name).symlink_to(first)
+    for split, turns in (("train", -(-samples // len(files))), ("val", 1)):
+        for file in files if split == "train" else {file.parent: file for file in files}.values():
+            folder = root / split / file.parent.name
+            folder.mkdir(parents=True, exist_ok=True)
+            for turn in range(turns):
+                (folder / f"{turn:03d}-{file.name}").symlink_to(file)
     return root
 
 

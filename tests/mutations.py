@@ -540,9 +540,30 @@ MUTATIONS = (
     Mutation(
         "images are not decoded when a data set is verified",
         "data_prep/checking.py",
-        "        decode(jpeg, height, width, scratch",
-        "        _ = (decode, scratch",
+        "        problems = check(jobs)",
+        "        problems = check(jobs[:0])",
         ("tests/test_data_prep_verify.py::test_images_that_do_not_decode_are_each_named_and_the_list_is_bounded",),
+    ),
+    Mutation(
+        "damaged images that look whole are stored",
+        "data_prep/images.py",
+        "for row in [list(headers)[problem.row] for problem in decoding.check(jobs)]:",
+        "for row in list(headers)[: len(headers) - len(jobs)]:",
+        ("tests/test_data_prep_prepare.py",),
+    ),
+    Mutation(
+        "images are listed in the order in which they are found",
+        "data_prep/listing.py",
+        "ORDER BY class, name, number",
+        "ORDER BY number",
+        ("tests/test_data_prep_listing.py",),
+    ),
+    Mutation(
+        "picked rows are in the order of the table",
+        "data_prep/listing.py",
+        "combine_chunks().take(pa.array(places))",
+        "combine_chunks()",
+        ("tests/test_data_prep_listing.py",),
     ),
     Mutation(
         "a damaged file is staged",

@@ -201,11 +201,10 @@ def test_a_check_finds_what_decoding_finds(kind: str) -> None:
 def test_codes_that_end_early_or_late_are_found_to_the_byte(kind: str) -> None:
     content = jpeg(noise(64, 64), **KINDS[kind])
     body, end = content[:-2], content[-2:]
-    for extra in ([], [0x00], [0xFF, 0x00], [0xFF], [0x55, 0xAA]):
+    for extra in ([], [0x00], [0xFF, 0x00], [0xFF], [0x55, 0xAA], [0] * 20):
         found, expected = problems_of(np.concatenate([body, np.array(extra, np.uint8), end]), 64, 64)
-        assert found == expected and bool(expected) == (
-            extra not in ([], [0xFF])
-        )  # a marker may be filled up with 0xFF
+        assert found == expected
+    assert expected, "libjpeg overlooks some bytes, not twenty"
     for missing in (1, 2, 3):
         found, expected = problems_of(np.concatenate([body[:-missing], end]), 64, 64)
         assert found == expected and expected
