@@ -32,7 +32,7 @@ IMAGES = pa.schema(
 )
 BATCH_ROWS = 2**14
 """Images of a listing that are in memory at a time."""
-CACHE_KILOBYTES = 2**16
+CACHE_KILOBYTES = 2**14
 """Memory of a spool, which keeps the rest on the disk."""
 
 
