@@ -10,7 +10,7 @@ after decoding each as a check, and encodes the others at quality 95. The last l
     stock_writer         images/s of ours over the stock writer's
     identical_jpegs      share of the JPEG files that may keep their bytes which did
     images_per_second    of both
-    memory_growth_mb     of our peak memory, without mapped files, from writing these images to writing four times as many
+    memory_growth_mb     of our peak memory (without mapped files), from writing these images to four times as many
 """
 
 from __future__ import annotations

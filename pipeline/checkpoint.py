@@ -31,6 +31,7 @@ from data_prep.manifest import ImageClass
 from pipeline import config, history, models
 from pipeline.layout import CLASSES, MODEL, SETTINGS
 from pipeline.models import trained
+from pipeline.settings import Settings
 
 TRAINING = "training.pt"
 
@@ -50,7 +51,7 @@ class Training:
         return self.history[-1].epoch if self.history else 0
 
 
-def save(folder: Path, training: Training, settings: config.Settings, classes: Sequence[ImageClass]) -> None:
+def save(folder: Path, training: Training, settings: Settings, classes: Sequence[ImageClass]) -> None:
     """Writes a checkpoint into an empty folder."""
     weights = {name: value.detach().cpu().contiguous() for name, value in training.network.state_dict().items()}
     save_file(weights, folder / MODEL, metadata={"format": "pt"})

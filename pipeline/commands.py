@@ -35,7 +35,7 @@ def explains_settings(tree: str) -> Callable[[Command], Command]:
 @click.command(short_help="Train a network on a prepared data set; run again to resume.")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")
-@explains_settings("pipeline.config:Settings")
+@explains_settings("pipeline.settings:Settings")
 def train(config: Path, overrides: tuple[str, ...]) -> None:
     """Trains the run that the YAML file CONFIG describes; SECTION.FIELD=VALUE overrides single settings.
 

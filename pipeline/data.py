@@ -21,7 +21,7 @@ from data_prep.errors import UserError
 from data_prep.loader import Blocks, Cropping, Loader
 from data_prep.manifest import ImageClass, Manifest
 from data_prep.randomness import Purpose, uniform
-from pipeline.config import DataSettings
+from pipeline.settings import DataSettings
 
 Subset = Literal["train", "validation", "holdout"]
 

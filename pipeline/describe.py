@@ -14,8 +14,8 @@ from rich.text import Text
 
 from data_prep import manifest
 from data_prep.errors import UserError
-from pipeline.config import Settings
 from pipeline.inspection import Layer, inspect
+from pipeline.settings import Settings
 
 TOLERANCE = 0.01
 """Fraction of the necessary multiply-adds from which a difference to the executed ones is explained."""

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.config import ModelSettings
 from pipeline.models import ImageNetwork, ScatteringNetwork, build
 from pipeline.models.projection import Projection
 from pipeline.models.scattering import Block
+from pipeline.settings import ModelSettings
 
 SCALES = ("weight", "gain")
 """How the names of learned numbers end that multiply. One for each channel of any other name is taken to be added."""

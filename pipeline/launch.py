@@ -19,9 +19,10 @@ from data_prep import cluster, manifest
 from data_prep.errors import UserError
 from data_prep.manifest import Manifest
 from pipeline import allocator, environment, models, run_folder, start, tracking, worker
-from pipeline.config import ClusterSettings, Settings, flatten, to_yaml
+from pipeline.config import flatten, to_yaml
 from pipeline.progress import Display, Follower
 from pipeline.run_folder import RunFolder
+from pipeline.settings import ClusterSettings, Settings
 from pipeline.tracking import Tracker
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import math
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from pipeline.config import OptimizerSettings
 from pipeline.models import ImageNetwork
+from pipeline.settings import OptimizerSettings
 
 
 def build_optimizer(network: ImageNetwork, settings: OptimizerSettings) -> SGD:

@@ -27,8 +27,9 @@ from pydantic import ValidationError
 from data_prep.errors import UserError
 from data_prep.manifest import Manifest
 from pipeline import history, layout
-from pipeline.config import ModelSettings, ResNetSettings, Section, Settings, differences, flatten, to_yaml
+from pipeline.config import differences, flatten, to_yaml
 from pipeline.layout import IDENTITY
+from pipeline.settings import ModelSettings, ResNetSettings, Section, Settings
 
 EXECUTION_ONLY = frozenset(
     {

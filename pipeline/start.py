@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from data_prep.errors import UserError
 from data_prep.manifest import ImageClass
 from pipeline import config, layout, models, run_folder
-from pipeline.config import ModelSettings, ScatteringSettings, Settings
 from pipeline.models import ImageNetwork, trained
 from pipeline.models.wavelets import octaves_of_blocks
+from pipeline.settings import ModelSettings, ScatteringSettings, Settings
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from data_prep.errors import UserError
 from pipeline import history
-from pipeline.config import Settings
+from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
 

@@ -27,8 +27,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from data_prep.errors import UserError
 from pipeline import allocator, history, worker
-from pipeline.config import ClusterSettings, Settings
 from pipeline.run_folder import RunFolder
+from pipeline.settings import ClusterSettings, Settings
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray's list of the checkpoints, in the folder of the checkpoints."""

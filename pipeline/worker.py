@@ -21,11 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data_prep.stage import stage
 from pipeline import checkpoint, engine, environment, history, layout, models, start
-from pipeline.config import Settings
 from pipeline.data import ImageStream, Subset
 from pipeline.optim import build_optimizer, build_schedule
 from pipeline.progress import Notes
 from pipeline.run_folder import RunFolder
+from pipeline.settings import Settings
 
 CHECKPOINTS_KEPT = 2
 ENVIRONMENT_FILE = "environment.json"

@@ -8,8 +8,8 @@ import torch
 
 from data_prep.manifest import ImageClass
 from pipeline import checkpoint, models
-from pipeline.config import DataSettings, ModelSettings, Settings
 from pipeline.optim import build_optimizer, build_schedule
+from pipeline.settings import DataSettings, ModelSettings, Settings
 
 
 def image_classes(names: str = "abc") -> list[ImageClass]:

@@ -9,9 +9,9 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import config, models, start
-from pipeline.config import ModelSettings, ScatteringSettings, Settings
+from pipeline import models, start
 from pipeline.optim import build_optimizer
+from pipeline.settings import DataSettings, ModelSettings, ScatteringSettings, Settings, StartSettings
 from tests.checkpoints import image_classes
 
 MODEL = ScatteringSettings(widths=(3, 4))
@@ -20,9 +20,9 @@ RANKS = 2
 
 def settings_of(checkpoint: Path, *freeze: str, model: ModelSettings = MODEL, size: int = 16) -> Settings:
     return Settings(
-        data=config.DataSettings(path="somewhere", image_size=size),
+        data=DataSettings(path="somewhere", image_size=size),
         model=model,
-        start=config.StartSettings(checkpoint=str(checkpoint), freeze=freeze),
+        start=StartSettings(checkpoint=str(checkpoint), freeze=freeze),
     )
 
 

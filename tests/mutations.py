@@ -378,7 +378,7 @@ MUTATIONS = (
     ),
     Mutation(
         "an unknown setting is accepted",
-        "pipeline/config.py",
+        "pipeline/settings.py",
         'extra="forbid"',
         'extra="ignore"',
         ("tests/test_config.py::test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed",),

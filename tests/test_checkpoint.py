@@ -12,8 +12,8 @@ from torch import Tensor
 from data_prep.errors import UserError
 from data_prep.manifest import ImageClass
 from pipeline import checkpoint, history, models
-from pipeline.config import DataSettings, OptimizerSettings, ScatteringSettings, Settings
 from pipeline.optim import build_optimizer, build_schedule
+from pipeline.settings import DataSettings, OptimizerSettings, ScatteringSettings, Settings
 
 CLASSES = [ImageClass(index=index, id=f"n{index:08}", name=name) for index, name in enumerate(["tench", "church"])]
 SETTINGS = Settings(

@@ -14,8 +14,9 @@ import pytest
 
 from data_prep.errors import UserError
 from pipeline import cli, commands
-from pipeline.config import Section, Settings, sections
+from pipeline.config import sections
 from pipeline.launch import Outcome
+from pipeline.settings import Section, Settings
 from tuning.config import SearchSettings
 
 

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 from data_prep.errors import UserError
 from pipeline import config
-from pipeline.config import ScatteringSettings, Settings, flatten, resolve, sections
+from pipeline.config import flatten, resolve, sections
+from pipeline.settings import ScatteringSettings, Settings
 from tuning import config as search_config
 
 

@@ -12,8 +12,8 @@ import torch
 
 from data_prep.beton import Shard
 from data_prep.errors import UserError
-from pipeline.config import DataSettings
 from pipeline.data import Batch, ImageStream, Subset
+from pipeline.settings import DataSettings
 
 PLAIN: dict[str, Any] = {"random_crop": False, "flip": False, "center_crop": 1.0}
 

@@ -17,10 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.errors import UserError
 from pipeline import cli
-from pipeline.config import Settings, resolve
+from pipeline.config import resolve
 from pipeline.describe import Description, describe
 from pipeline.models import ScatteringNetwork, build, parameters
 from pipeline.models.wavelets import Octave, filter_bank
+from pipeline.settings import Settings
 
 SCATTERING = {"widths": [3, 4, 2], "octaves": ["full", "first_half", "second_half"]}
 RESNET = {"family": "resnet", "depth": 20, "stem": "cifar"}

@@ -14,6 +14,7 @@ from pipeline import config, models
 from pipeline.describe import describe
 from pipeline.models.operators import OPERATORS, PARAMETERS
 from pipeline.models.resnet import NONLINEARITIES
+from pipeline.settings import ResNetSettings, ScatteringSettings, Section, Settings
 
 DOCS = Path(__file__).parent.parent / "docs"
 TEXT = (DOCS / "models.md").read_text(encoding="utf-8")
@@ -32,8 +33,8 @@ def one_line() -> str:
     return " ".join(TEXT.split())
 
 
-def settings(block: str) -> config.Settings:
-    return config.resolve(config.Settings, yaml.safe_load(block), "docs/models.md")
+def settings(block: str) -> Settings:
+    return config.resolve(Settings, yaml.safe_load(block), "docs/models.md")
 
 
 @pytest.mark.parametrize("block", fenced("yaml"), ids=range(len(fenced("yaml"))))
@@ -48,7 +49,7 @@ def test_every_configuration_of_the_document_loads_and_builds(block: str) -> Non
 def test_the_papers_networks_are_those_that_are_measured() -> None:
     for block, geometry in zip(fenced("yaml")[:2], GEOMETRIES.values(), strict=True):
         resolved = settings(block)
-        assert isinstance(resolved.model, config.ScatteringSettings)
+        assert isinstance(resolved.model, ScatteringSettings)
         assert resolved.model.channels == geometry.widths
         assert resolved.model.angles == geometry.angles
         assert resolved.model.first_factorized_block == geometry.first_factorized_block
@@ -60,9 +61,9 @@ def test_the_papers_networks_are_those_that_are_measured() -> None:
 
 @pytest.mark.parametrize(
     ("title", "family"),
-    [("Scattering networks", config.ScatteringSettings), ("Residual networks", config.ResNetSettings)],
+    [("Scattering networks", ScatteringSettings), ("Residual networks", ResNetSettings)],
 )
-def test_the_table_has_every_field_and_its_default(title: str, family: type[config.Section]) -> None:
+def test_the_table_has_every_field_and_its_default(title: str, family: type[Section]) -> None:
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", section(title), re.MULTILINE)
     assert [name for name, _ in rows] == list(family.model_fields)
     for name, shown in rows:

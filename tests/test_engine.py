@@ -16,9 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data_prep.errors import UserError
 from pipeline import models
-from pipeline.config import OptimizerSettings, ScatteringSettings
 from pipeline.engine import Compute, LossWatch, evaluate, share_buffers, train_epoch
 from pipeline.optim import build_optimizer, build_schedule
+from pipeline.settings import OptimizerSettings, ScatteringSettings
 
 CPU = Compute(torch.device("cpu"))
 CLASSES = 3

@@ -15,7 +15,7 @@ import torch
 
 from data_prep.errors import UserError
 from pipeline import commands, export, layout, models
-from pipeline.config import ModelSettings, ResNetSettings, ScatteringSettings
+from pipeline.settings import ModelSettings, ResNetSettings, ScatteringSettings
 from tests.checkpoints import save_checkpoint
 
 RESNET = ResNetSettings(family="resnet", depth=20, stem="cifar", width_multiplier=0.25)

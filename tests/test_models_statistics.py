@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.config import ModelSettings, ResNetSettings, ScatteringSettings
 from pipeline.models import build
 from pipeline.models.statistics import BatchNorm, moments
+from pipeline.settings import ModelSettings, ResNetSettings, ScatteringSettings
 
 IMAGES, WORKERS, SIZE = 6, 2, 12
 NETWORKS: dict[str, ModelSettings] = {

@@ -9,7 +9,7 @@ import torch
 
 from data_prep.errors import UserError
 from pipeline import layout, models
-from pipeline.config import ModelSettings, ResNetSettings, ScatteringSettings
+from pipeline.settings import ModelSettings, ResNetSettings, ScatteringSettings
 from tests.checkpoints import save_checkpoint
 
 SCATTERING = ScatteringSettings(widths=(3, 4))

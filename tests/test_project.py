@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from pipeline import config, models
+from pipeline.settings import ScatteringSettings, Settings
 from tests.checkpoints import save_checkpoint
 from tests.mutations import MUTATIONS, Mutation
 
@@ -28,7 +29,7 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def run_settings(path: Path) -> config.Settings:
+def run_settings(path: Path) -> Settings:
     if not path.stem.endswith("_search"):
         return config.load(path)
     from tuning.config import load
@@ -71,9 +72,7 @@ def test_training_mathematics_needs_neither_ray_nor_mlflow_nor_ffcv(module: str)
 
 
 def test_a_trained_network_loads_and_runs_without_ray_mlflow_and_ffcv(tmp_path: Path) -> None:
-    network = save_checkpoint(
-        tmp_path / "run" / "checkpoints" / "epoch-00001", config.ScatteringSettings(widths=(3, 4))
-    )
+    network = save_checkpoint(tmp_path / "run" / "checkpoints" / "epoch-00001", ScatteringSettings(widths=(3, 4)))
     pixels = torch.arange(2 * 16 * 16 * 3).remainder(251).to(torch.uint8).view(2, 16, 16, 3)
     code = """
 import torch

@@ -13,8 +13,9 @@ import pytest
 from data_prep import manifest
 from data_prep.errors import UserError
 from data_prep.manifest import Manifest
-from pipeline.config import Settings, flatten, override, resolve
+from pipeline.config import flatten, override, resolve
 from pipeline.run_folder import EXECUTION_ONLY, claim, default_name
+from pipeline.settings import Settings
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from data_prep import manifest
-from pipeline.config import DataSettings, RunSettings, Settings
+from pipeline.settings import DataSettings, RunSettings, Settings
 from pipeline.run_folder import claim
 settings = Settings(data=DataSettings(path="x"), run=RunSettings(name="mine", storage=sys.argv[1]))
 with claim(settings, manifest.load(Path(sys.argv[2]))):

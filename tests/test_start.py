@@ -16,8 +16,8 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from pipeline import config, launch, layout, models, run_folder, start, tracking, worker
-from pipeline.config import ModelSettings, ResNetSettings, ScatteringSettings, Settings
 from pipeline.optim import build_optimizer
+from pipeline.settings import ModelSettings, ResNetSettings, ScatteringSettings, Settings
 from tests.checkpoints import image_classes, save_checkpoint
 from tests.fine_tuning import MODEL, RANKS, settings_of, started, train_in_rank
 from tuning import search_folder, space

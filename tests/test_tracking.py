@@ -22,8 +22,8 @@ from mlflow.entities import Run
 
 from data_prep.errors import UserError
 from pipeline import tracking
-from pipeline.config import DataSettings, RunSettings, Settings, TrackingSettings
 from pipeline.history import EpochRecord
+from pipeline.settings import DataSettings, RunSettings, Settings, TrackingSettings
 from pipeline.tracking import Store, Tracker
 
 RECORDS = [EpochRecord(epoch, 1.7e9 + epoch, {"train/loss": 1 / epoch, "epoch": epoch}) for epoch in (1, 2, 3)]

@@ -24,7 +24,7 @@ from torch._dynamo.utils import counters
 
 from data_prep.errors import UserError
 from pipeline import checkpoint, commands, config, launch, models, tracking, worker
-from pipeline.config import Settings
+from pipeline.settings import Settings
 
 EPOCHS = 3
 

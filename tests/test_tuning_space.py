@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from data_prep.errors import UserError
-from pipeline.config import Settings, resolve
+from pipeline.config import resolve
+from pipeline.settings import Settings
 from tuning import config, space
 from tuning.config import SearchSettings
 from tuning.space import Candidate
@@ -32,7 +33,7 @@ def test_width_doubles_at_each_octave_and_stops_at_the_cap() -> None:
 
 def test_octaves_are_those_of_the_network() -> None:
     from pipeline import models
-    from pipeline.config import ScatteringSettings
+    from pipeline.settings import ScatteringSettings
 
     for first_factorized in (0, 1, 2):
         depth = 4

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from data_prep.errors import UserError
-from pipeline.config import Positive, ScatteringSettings, Section, Settings, load_yaml, override, resolve
+from pipeline.config import load_yaml, override, resolve
+from pipeline.settings import Positive, ScatteringSettings, Section, Settings
 
 
 class SearchSection(Section):

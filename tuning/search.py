@@ -26,7 +26,8 @@ from data_prep import manifest
 from data_prep.errors import UserError
 from data_prep.manifest import Manifest
 from pipeline import environment, history, launch, models, run_folder, start, tracking, trainer
-from pipeline.config import ClusterSettings, Settings, flatten, to_yaml
+from pipeline.config import flatten, to_yaml
+from pipeline.settings import ClusterSettings, Settings
 from pipeline.tracking import Status, Store, Tracker
 from tuning import frontier, release, search_folder, space, trial
 from tuning.config import SearchSettings

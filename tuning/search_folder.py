@@ -25,8 +25,9 @@ from pydantic import Field, ValidationError
 from data_prep.errors import UserError
 from data_prep.manifest import Manifest
 from pipeline import run_folder
-from pipeline.config import Section, differences, to_yaml
+from pipeline.config import differences, to_yaml
 from pipeline.history import write_atomically
+from pipeline.settings import Section
 from tuning.config import SearchSettings
 
 EXECUTION_ONLY = {f"train.{name}" for name in run_folder.EXECUTION_ONLY} | {"search.max_concurrent"}

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from pipeline.config import Settings, override, resolve
+from pipeline.config import override, resolve
+from pipeline.settings import Settings
 from tuning.config import SearchSettings
 
 

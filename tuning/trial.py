@@ -13,7 +13,7 @@ from ray.train import Checkpoint
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipeline import history, launch
-from pipeline.config import Settings
+from pipeline.settings import Settings
 
 RESOURCES = {"node:__internal_head__": 0.001}
 """What a trial's own process reserves: a place on the head node. Its workers reserve their CPUs themselves; if this

@@ -17,11 +17,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import ModelSettings, ResNetSettings, ScatteringSettings
 from pipeline.models.resnet import ResNet
 from pipeline.models.scattering import BlockKind, ScatteringNetwork
 from pipeline.models.trained import Trained, load
 from pipeline.models.wavelets import Octave, octaves_of_blocks
+from pipeline.settings import ModelSettings, ResNetSettings, ScatteringSettings
 
 __all__ = ["ImageNetwork", "ScatteringNetwork", "Trained", "build", "load", "multiply_adds", "parameters"]
 

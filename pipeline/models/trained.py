@@ -16,12 +16,13 @@ from torch import Tensor
 from data_prep.errors import UserError
 from data_prep.manifest import ImageClass
 from pipeline import config, layout, models
+from pipeline.settings import Settings
 
 
 class Description(NamedTuple):
     """What a checkpoint says of its network, without the weights."""
 
-    settings: config.Settings
+    settings: Settings
     classes: tuple[ImageClass, ...]
 
 
@@ -33,7 +34,7 @@ class Trained:
     """In evaluation mode, on the CPU: uint8 pixels (B, H, W, 3), red, green and blue → logits (B, classes)."""
     classes: tuple[str, ...]
     """What people call each class, in the order of the logits."""
-    settings: config.Settings
+    settings: Settings
     """Those of the run; the network is for images of settings.data.image_size pixels a side."""
 
 

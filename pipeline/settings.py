@@ -1,0 +1,276 @@
+"""The settings tree: what a run is, in one immutable, typed place. Every default stands here and nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+
+class Section(BaseModel):
+    """A part of the tree: immutable, every field documented, unknown fields forbidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class RunSettings(Section):
+    """Which run this is, and where it lives."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    """Folder of the run under `storage`; by default made of the data set, the network and a digest of the settings."""
+    storage: str = "runs"
+    """Folder that holds the runs; with several nodes, one that all of them see."""
+
+
+class DataSettings(Section):
+    """The prepared data set and how its images become batches."""
+
+    path: str
+    """Folder written by `phasecollapse prepare` (it holds manifest.json)."""
+    stage: str | None = None
+    """Folder on each node's own disk; the data set is copied into it first, once a node, and checked by its hashes. For
+    a `path` on a network file system."""
+    image_size: Positive = 64
+    """Side, in pixels, of the square images that the network sees."""
+    classes: Positive | None = None
+    """Number of classes the data set must have; by default, whatever it has."""
+    random_crop: bool = True
+    """Train on random resized crops; without it, on the central crop used in validation."""
+    crop_scale: tuple[float, float] = (0.25, 1.0)
+    """Smallest and largest area of a random crop, as a fraction of the image's."""
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    """Smallest and largest aspect ratio (width / height) of a random crop."""
+    flip: bool = True
+    """Mirror training images left to right with probability 1/2. Textures forbid it: it changes their class."""
+    center_crop: Annotated[float, Field(gt=0, le=1)] = 0.875
+    """Side of the central square used in validation, as a fraction of the image's shorter side."""
+    evaluate_on: Literal["validation", "holdout"] = "validation"
+    """What accuracy is measured on: the validation split, or a part of the training images held out from training."""
+    holdout: Fraction = 0.1
+    """Fraction of the training images held out when `evaluate_on` is holdout (none are otherwise)."""
+    decode_threads: Positive = 1
+    """Threads that decode images, in each worker."""
+    shuffle: Literal["full", "blocks"] = "full"
+    """Shuffle training images one by one, or, for data larger than memory, in blocks that are read from the disk in one
+    go and mixed with those read at the same time."""
+    shuffle_lanes: Positive = 32
+    """Streams of blocks, dealt to the workers: no two workers read the same blocks if their number divides this one."""
+    on_damage: Literal["stop", "skip"] = "stop"
+    """What a damaged image does: stop the run and be named, or be left out and counted in the metrics."""
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> Self:
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError("crop_scale must satisfy 0 < smallest <= largest <= 1")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError("crop_ratio must satisfy 0 < smallest <= largest")
+        if self.evaluate_on == "holdout" and self.holdout == 0:
+            raise ValueError("evaluate_on is holdout, so holdout must be above 0")
+        return self
+
+
+class ScatteringSettings(Section):
+    """The learned scattering network: fixed wavelets, a non-linearity, learned 1×1 projections."""
+
+    family: Literal["scattering"] = "scattering"
+    """Which networks: scattering, of phase collapses, or resnet."""
+    widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (32, 64, 128, 128)
+    """Complex channels after each block; their number is the depth."""
+    width_multiplier: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Scales all `widths`, rounded to whole channels."""
+    angles: Annotated[int, Field(ge=4, multiple_of=2)] = 4
+    """L, the number of wavelet angles θ: even, at least 4."""
+    first_factorized_block: Annotated[int, Field(ge=0)] = 0
+    """Blocks before this one are full octaves (each subsamples); from it on, blocks alternate between the first half
+    of an octave (no subsampling) and the second (subsampling)."""
+    octaves: tuple[Literal["full", "first_half", "second_half"], ...] | None = None
+    """The octave of each block, in any order, instead of what `first_factorized_block` makes of them."""
+    nonlinearity: Literal["collapse", "threshold", "sigmoid", "tanh", "unit_modulus", "power", "identity"] = "collapse"
+    """ρ, applied to the band-pass coefficients; collapse is the modulus |z|."""
+    operator_gain: float | None = None
+    """Gain a of ρ (sigmoid, power), where it starts or stays; by default 1."""
+    operator_bias: float | None = None
+    """Bias b of ρ (threshold, sigmoid, power), where it starts or stays; by default 0.1 for threshold, else 0."""
+    operator_learned: bool = True
+    """Learn gain and bias, one of each for each channel that ρ acts on; otherwise they stay as they start."""
+    skip: bool = False
+    """Keep the coefficients beside ρ of them: [y, ρ(y)] for y = [φ*x, ψ*x], instead of [φ*x, ρ(ψ*x)]."""
+    projection: Literal["complex", "real"] = "complex"
+    """Entries of the projections P_j: complex, as in the paper, or one real matrix for real and imaginary parts."""
+    standardize: bool = True
+    """Standardize each channel before the projection (zero mean, unit variance, nothing learned)."""
+    normalize: bool = True
+    """Divide by the norm across channels, at each position, after the projection."""
+    classifier: Literal["flatten", "pooled"] = "flatten"
+    """Linear classifier on all positions of the last block, or on their average."""
+    classifier_normalization: Literal["affine", "plain", "none"] = "affine"
+    """Batch normalization before the classifier: with a learned scale and shift, without them, or none at all."""
+    classifier_bias: bool = True
+    """Give the linear classifier a bias."""
+    statistics: Literal["worker", "synchronized"] = "worker"
+    """Batch statistics of each worker's own images, as published, or of the images of all workers together."""
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Complex channels after each block: `widths` times `width_multiplier`."""
+        return tuple(max(1, round(width * self.width_multiplier)) for width in self.widths)
+
+    @model_validator(mode="after")
+    def _check_octaves(self) -> Self:
+        if self.octaves is not None and len(self.octaves) != len(self.widths):
+            raise ValueError(f"octaves names {len(self.octaves)} blocks, and widths {len(self.widths)}")
+        return self
+
+
+class ResNetSettings(Section):
+    """A residual network, with learned spatial filters, for comparison."""
+
+    family: Literal["resnet"]
+    """Which networks: scattering, of phase collapses, or resnet."""
+    depth: Literal[18, 20, 34, 50] = 18
+    """Layers; 20 is the network that He et al. made for CIFAR."""
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    """First layer: 7×7 with stride 2 and max pooling, or 3×3 for images of 32 or 64 pixels."""
+    width_multiplier: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Scales the channels of all layers, rounded to whole ones."""
+    nonlinearity: Literal["relu", "absolute", "threshold", "tanh", "sigmoid", "rational"] = "relu"
+    """absolute |x| is a phase collapse; threshold is two-sided with a learned threshold, sigmoid is sign(x)·σ(|x|),
+    rational x/(1+|x|)."""
+    affine: bool = True
+    """Learn a scale in batch normalization."""
+    biases: bool = True
+    """Learn a shift in batch normalization."""
+    classifier_bias: bool = True
+    """Give the linear classifier a bias."""
+    statistics: Literal["worker", "synchronized"] = "worker"
+    """Batch statistics of each worker's own images, or of the images of all workers together."""
+
+
+def _family(model: Any) -> Any:
+    """Which network a `model` section is for: a scattering network where it does not say."""
+    return model.get("family", "scattering") if isinstance(model, dict) else getattr(model, "family", "scattering")
+
+
+ModelSettings = Annotated[
+    Annotated[ScatteringSettings, Tag("scattering")] | Annotated[ResNetSettings, Tag("resnet")],
+    Discriminator(_family),
+]
+"""The network: one of the families, told apart by the field `family`."""
+
+
+class StartSettings(Section):
+    """Where training starts: from new weights, or from those of a network that was trained before (fine-tuning)."""
+
+    checkpoint: str | None = None
+    """Folder of a run, whose last checkpoint is taken, or of one checkpoint. The network must be the one of `model`.
+    For other classes, and for another image size where its own depends on it, the classifier's linear map is new."""
+    freeze: tuple[str, ...] = ()
+    """Parts that stay as they are in the checkpoint, their running statistics too: paths of modules such as blocks.0 or
+    classifier.normalization, or shell patterns of them such as blocks.[0-3]."""
+
+    @model_validator(mode="after")
+    def _check_freeze(self) -> Self:
+        if self.freeze and self.checkpoint is None:
+            raise ValueError("freeze needs checkpoint: parts with random weights would never be trained")
+        return self
+
+    def absolute(self) -> Self:
+        """The same with an absolute path: workers and trials run in folders of their own."""
+        return self.model_copy(update={"checkpoint": self.checkpoint and str(Path(self.checkpoint).absolute())})
+
+
+class OptimizerSettings(Section):
+    """Stochastic gradient descent and its learning-rate schedule."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    """Peak learning rate."""
+    momentum: Fraction = 0.9
+    nesterov: bool = True
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """L2 penalty on projections and the linear classifier; normalization parameters and biases have none."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """Cosine decay to zero, or a division by `step_factor` every `step_epochs`."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """Linear warm-up from zero over this many epochs."""
+    step_epochs: Positive = 70
+    step_factor: Annotated[float, Field(gt=1)] = 10.0
+
+    @model_validator(mode="after")
+    def _check_nesterov(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum above 0")
+        return self
+
+
+class TrainingSettings(Section):
+    """How long, in what batches, in which precision."""
+
+    epochs: Positive = 30
+    batch_size: Positive = 128
+    """Images in one step, over all workers."""
+    label_smoothing: Fraction = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 means autocast: weights, statistics and norms stay in float32."""
+    compile: bool = False
+    """Compile the training step with torch.compile: minutes at the start, for faster steps on a GPU."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides the initial weights, the order of the images and their augmentation."""
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> Self:
+        if self.batch_size < 2:
+            raise ValueError("batch_size must be at least 2: standardization needs more than one image")
+        return self
+
+
+class ClusterSettings(Section):
+    """Workers and what each of them gets."""
+
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Ray Train workers; 0 trains in this process, without a cluster."""
+    cpus_per_worker: Positive = 1
+    """CPUs that each worker reserves, and threads that torch computes with."""
+    gpu: bool = False
+    """One GPU for each worker, with NCCL; otherwise CPU, with gloo."""
+    address: str | None = None
+    """Address of a running Ray cluster, or auto; by default RAY_ADDRESS if it is set, else a local cluster that ends
+    with the command."""
+    max_failures: Annotated[int, Field(ge=-1)] = 3
+    """How often workers that die are replaced and training goes on from the last checkpoint; -1 is without limit."""
+
+
+class TrackingSettings(Section):
+    """MLflow."""
+
+    uri: str | None = None
+    """Tracking address; by default SQLite and a folder inside `run.storage`, which needs no server."""
+    experiment: str = "phasecollapse"
+
+
+class Settings(Section):
+    """Everything that decides a run."""
+
+    data: DataSettings
+    run: RunSettings = RunSettings()
+    model: ModelSettings = ScatteringSettings()
+    start: StartSettings = StartSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    training: TrainingSettings = TrainingSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        if self.training.batch_size < 2 * max(1, self.cluster.workers):
+            raise ValueError(
+                f"training.batch_size ({self.training.batch_size}) must be at least twice cluster.workers "
+                f"({self.cluster.workers}), so that every worker has images in every step"
+            )
+        if self.optimizer.warmup_epochs > self.training.epochs:
+            raise ValueError("optimizer.warmup_epochs must not exceed training.epochs")
+        return self
