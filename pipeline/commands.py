@@ -1,4 +1,4 @@
-"""The commands ``train``, ``describe``, ``export`` and ``ui``; what is slow to import is imported when one runs."""
+"""The commands ``train``, ``describe`` and ``ui``; what is slow to import is imported when one runs."""
 
 from __future__ import annotations
 
@@ -36,16 +36,19 @@ def explains_settings(tree: str) -> Callable[[Command], Command]:
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")
 @explains_settings("pipeline.settings:Settings")
-def train(config: Path, overrides: tuple[str, ...]) -> None:
+@click.option("--dry-run", is_flag=True, help="Check everything, print the plan and start nothing.")
+@click.option("--profile", is_flag=True, help="Write a trace of a few steps into the run's folder (torch.profiler).")
+def train(config: Path, overrides: tuple[str, ...], dry_run: bool, profile: bool) -> None:
     """Trains the run that the YAML file CONFIG describes; SECTION.FIELD=VALUE overrides single settings.
 
-    A run lives in a folder, run.storage/run.name. The same command resumes one that was interrupted, from its last
-    finished epoch, and says so if nothing is left to do.
+    A run lives in a folder, run.storage/run.name. The same command resumes one that was interrupted, from its newest
+    checkpoint, and says so if nothing is left to do. Ctrl-C lets it save first; a second one does not wait.
 
     \b
     Examples:
       phasecollapse train configs/imagenette_64.yaml
       phasecollapse train configs/imagenette_64.yaml model.skip=true 'model.widths=[32, 64, 64]'
+      phasecollapse train configs/imagenette_64.yaml --dry-run
       phasecollapse train configs/imagenette_64.yaml cluster.workers=8 cluster.gpu=true training.precision=bfloat16
     """
     from pipeline import config as settings_tree
@@ -55,7 +58,10 @@ def train(config: Path, overrides: tuple[str, ...]) -> None:
 
     if warning := environment.warning(settings.training.precision, settings.cluster.gpu):
         click.echo(f"warning: {warning}", err=True)
-    outcome = launch.train(settings)
+    if dry_run:
+        click.echo(str(launch.dry_run(settings)))
+        return
+    outcome = launch.train(settings, profile=profile)
     click.echo(summary(outcome, settings.data.evaluate_on))
     address = f"--uri {settings.tracking.uri}" if settings.tracking.uri else f"--storage {settings.run.storage}"
     click.echo(f"curves and settings: phasecollapse ui {address}")
@@ -104,28 +110,6 @@ def describe(config: Path, overrides: tuple[str, ...], classes: int | None, as_j
         click.echo(description.to_json())
     else:
         show(description, Console(width=None if sys.stdout.isatty() else 200, highlight=False))
-
-
-@click.command(short_help="Write a trained network into one file, for ONNX Runtime or torch.export.")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option("--format", "kind", type=click.Choice(["onnx", "torch-export"]), default="onnx", help="Format [onnx].")
-@click.option("--output", type=click.Path(path_type=Path), help="File [named after SOURCE, in the current folder].")
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
-def export(source: Path, kind: str, output: Path | None, force: bool) -> None:
-    """Writes the network of SOURCE, the folder of a run or of one of its checkpoints, into one file.
-
-    It maps pixels, uint8 (batch, height, width, 3), to logits, and holds the names of the classes. The file is run and
-    compared with the network before it gets its name.
-
-    \b
-    Examples:
-      phasecollapse export runs/textures
-      phasecollapse export runs/textures/checkpoints/epoch-00003 --format torch-export --output textures.pt2
-    """
-    from pipeline import export as exporting
-
-    written = exporting.export(source, kind, output, replace=force)
-    click.echo(exporting.summary(written))
 
 
 @click.command(short_help="Show tracked runs in the browser (MLflow, on this machine only).")

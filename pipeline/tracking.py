@@ -11,6 +11,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is
 
 from filelock import FileLock
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 IDENTITY_TAG, FOLDER_TAG, PARENT_TAG = "phasecollapse.id", "phasecollapse.folder", "mlflow.parentRunId"
+MODEL_ARTIFACT = "model"
+"""Folder, among a run's artifacts, of its final checkpoint."""
 METRICS_IN_A_BATCH = 1000  # MLflow refuses more
 
 _Problem = (MlflowException, SQLAlchemyError, OSError)  # requests' exceptions are OSErrors
@@ -181,6 +185,39 @@ class Tracker:
             self._away = True
 
 
+@contextmanager
+def checkpoint_of(source: str, storage: Path, uri: str | None = None) -> Iterator[Path]:
+    """The folder of a run or checkpoint that `source` names, fetched from MLflow if it is models:/… or runs:/….
+
+    Args:
+        storage: folder of the runs, whose store is asked; or `uri`.
+
+    Raises:
+        UserError: MLflow knows no such model or run, or does not answer.
+    """
+    if not source.startswith(("models:/", "runs:/")):
+        yield Path(source)
+        return
+    store = Store(uri) if uri else default_store(storage)
+    with tempfile.TemporaryDirectory(prefix="phasecollapse-") as scratch:
+        with _explained(store, source):
+            client = _client(store)
+            kind, _, rest = source.partition(":/")
+            if kind == "models":
+                name, _, version = rest.strip("/").partition("/")
+                found = (
+                    client.get_model_version(name, version)
+                    if version
+                    else max(client.search_model_versions(f"name='{name}'"), key=lambda one: int(one.version))
+                )
+                artifacts = found.source
+            else:
+                run, _, path = rest.strip("/").partition("/")
+                artifacts = f"{client.get_run(run).info.artifact_uri}/{path or MODEL_ARTIFACT}"
+            fetched = download_artifacts(artifact_uri=artifacts, dst_path=scratch, tracking_uri=store.uri)
+        yield Path(fetched)
+
+
 def newest_experiment(store: Store) -> str | None:
     """Id of the experiment that was changed last; None if there is none but MLflow's own.
 
@@ -251,10 +288,14 @@ def _alone(store: Store) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(store: Store) -> Iterator[None]:
+def _explained(store: Store, wanted: str | None = None) -> Iterator[None]:
     try:
         yield
-    except _Problem as error:
+    except (*_Problem, ValueError) as error:
+        if wanted and not isinstance(error, SQLAlchemyError):
+            raise UserError(
+                f"{wanted} is not in {store.uri} ({_first_line(error)}): look at 'phasecollapse ui'"
+            ) from None
         raise UserError(
             f"tracking.uri: {store.uri} does not answer ({_first_line(error)}): start it, or leave tracking.uri out"
         ) from None

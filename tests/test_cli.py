@@ -77,8 +77,8 @@ def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         (["trian"], "error: there is no command 'trian': did you mean 'train'?"),
         (
             ["dance"],
-            "error: there is no command 'dance': choose one of: describe, export, inspect, merge, prepare, stage, "
-            "train, tune, ui, verify",
+            "error: there is no command 'dance': choose one of: describe, evaluate, export, inspect, merge, predict, "
+            "prepare, stage, train, tune, ui, verify",
         ),
         (["train"], "error: Missing argument 'CONFIG'."),
         (["ui", "--port", "many"], "error: Invalid value for '--port': 'many' is not a valid integer range."),

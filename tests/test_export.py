@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from data_prep.errors import UserError
-from pipeline import commands, export, layout, models
+from pipeline import export, layout, model_commands, models
 from pipeline.settings import ModelSettings, ResNetSettings, ScatteringSettings
 from tests.checkpoints import save_checkpoint
 
@@ -91,7 +91,7 @@ def test_the_command_says_what_it_wrote_and_how_to_use_it(
     save_checkpoint(tmp_path / "run" / layout.CHECKPOINTS / "epoch-00002", RESNET)
     monkeypatch.chdir(tmp_path)
     for source, kind in (("run", "onnx"), ("run/checkpoints/epoch-00002", "torch-export")):
-        commands.export.main([source, "--format", kind], standalone_mode=False)
+        model_commands.export.main([source, "--format", kind], standalone_mode=False)
     shown = capfd.readouterr()
     assert shown.err == ""
     described = r"^run\.onnx: 0\.\d MB; pixels, uint8 \(batch, 16, 16, 3\) → logits, float32 \(batch, 3\)$"
@@ -115,7 +115,7 @@ def test_a_file_is_replaced_only_when_asked(saved: Path, tmp_path: Path) -> None
         export.export(saved, "torch-export", output)
     assert output.read_text() == "precious"
     arguments = [str(saved), "--format", "torch-export", "--output", str(output)]
-    commands.export.main([*arguments, "--force"], standalone_mode=False)
+    model_commands.export.main([*arguments, "--force"], standalone_mode=False)
     assert output.stat().st_size > 100_000
 
 
