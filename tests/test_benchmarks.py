@@ -13,6 +13,7 @@ from benchmarks.fft_network import FourierNetwork
 from benchmarks.geometries import GEOMETRIES, Geometry
 from benchmarks.model_scaling import slope
 from benchmarks.model_step import learned_multiply_adds
+from benchmarks.overhead import percent
 from benchmarks.precision import compare
 from benchmarks.yardstick import MULTIPLY_ADDS
 from tests import parity
@@ -84,3 +85,20 @@ def test_precisions_are_compared_with_their_own_seed_and_seeds_with_each_other()
         "float32_at_the_end": 1.15,
         "bfloat16_at_the_end": 1.2,
     }
+
+
+def test_scaling_compares_workers_that_communicate_with_others() -> None:
+    command = [sys.executable, "-m", "benchmarks.scaling", "--geometry", "cifar", "--batch", "2"]
+    done = subprocess.run([*command, "--rounds", "1", "--steps", "1"], check=True, capture_output=True, text=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert 0 < result["efficiency"] < 2
+    with torch.device("meta"):
+        learned = sum(each.numel() for each in GEOMETRIES["cifar"].network(False).parameters())
+    assert result["gradient_megabytes"] == pytest.approx(4 * learned / 1e6, abs=0.01)
+    assert result["images_per_second"].keys() == {"together", "alone"}
+
+
+def test_overhead_is_a_mean_with_its_confidence_interval() -> None:
+    overhead, (low, high) = percent([1.01, 1.03, 1.02])
+    assert overhead == 2.0
+    assert low == pytest.approx(2 - 2.484, abs=0.01) and high == pytest.approx(2 + 2.484, abs=0.01)
