@@ -2,38 +2,43 @@
 
 A checkpoint is a folder that can be read without executing code from it:
 
-    model.safetensors   the network's parameters and running statistics
-    training.pt         optimizer, schedule and number of epochs (tensors and plain values only)
+    model.safetensors   the network's parameters and running statistics: their moving average, if the run has one
+    last.safetensors    if it has, those of the last step
+    training.pt         optimizer, schedule, and how far the epoch under way is (tensors and plain values only)
     settings.yaml       the resolved settings; a run can be started again from them alone
     classes.json        index, id and name of each class
     history.json        what every epoch came to
 
 Order and augmentation of the images are functions of seed, epoch and sample, and the network draws no random numbers
-in training, so no generator has to be saved: a run resumed from a checkpoint ends with the same bits.
+in training, so no generator has to be saved: a run resumed from a checkpoint ends with the same bits. Running
+statistics are those of the first rank, which are the only ones that the other ranks ever take over.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as to_safetensors
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
 from data_prep.errors import UserError
 from data_prep.manifest import ImageClass
 from pipeline import config, history, models
-from pipeline.layout import CLASSES, MODEL, SETTINGS
+from pipeline.layout import CLASSES, MODEL, SETTINGS, Point
+from pipeline.meters import EpochSums
 from pipeline.models import trained
 from pipeline.settings import Settings
 
-TRAINING = "training.pt"
+TRAINING, LAST = "training.pt", "last.safetensors"
 
 
 @dataclass
@@ -44,21 +49,45 @@ class Training:
     optimizer: Optimizer
     schedule: LRScheduler
     history: list[history.EpochRecord]
+    average: AveragedModel | None = None
+    """Of the network over its steps, if the run keeps one."""
+    under_way: EpochSums = field(default_factory=EpochSums)
+    """Of the epoch that has begun, if one has."""
+
+    @property
+    def used(self) -> models.ImageNetwork:
+        """The network that is evaluated and used afterwards."""
+        return cast(models.ImageNetwork, self.average.module) if self.average else self.network
 
     @property
     def epochs_done(self) -> int:
         """The epoch that was finished last, counted from 1; 0 before the first."""
         return self.history[-1].epoch if self.history else 0
 
+    @property
+    def point(self) -> Point:
+        """Where the run is."""
+        return Point(self.epochs_done, self.under_way.steps)
+
 
 def save(folder: Path, training: Training, settings: Settings, classes: Sequence[ImageClass]) -> None:
-    """Writes a checkpoint into an empty folder."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in training.network.state_dict().items()}
-    save_file(weights, folder / MODEL, metadata={"format": "pt"})
-    torch.save(
-        {"optimizer": training.optimizer.state_dict(), "schedule": training.schedule.state_dict()},
-        folder / TRAINING,
-    )
+    """Writes a checkpoint into an empty folder.
+
+    Raises:
+        OSError: it cannot be written. (Their own functions for files raise whatever they like when a disk is full.)
+    """
+    (folder / MODEL).write_bytes(_serialized(training.used))
+    if training.average:
+        (folder / LAST).write_bytes(_serialized(training.network))
+    state = {
+        "optimizer": training.optimizer.state_dict(),
+        "schedule": training.schedule.state_dict(),
+        "under_way": asdict(training.under_way),
+        "averaged": int(training.average.n_averaged) if training.average else 0,
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    (folder / TRAINING).write_bytes(buffer.getbuffer())
     (folder / SETTINGS).write_text(config.to_yaml(settings), encoding="utf-8")
     (folder / CLASSES).write_text(json.dumps([one.model_dump() for one in classes], indent=1), encoding="utf-8")
     history.write(folder, training.history)
@@ -70,11 +99,22 @@ def restore(folder: Path, training: Training) -> None:
     Raises:
         UserError: the checkpoint is damaged or belongs to another network.
     """
-    trained.put_weights(folder, training.network)
+    trained.put_weights(folder, training.used)
+    if training.average:
+        trained.put_weights(folder, training.network, LAST)
     try:
         state: dict[str, Any] = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
         training.optimizer.load_state_dict(state["optimizer"])
         training.schedule.load_state_dict(state["schedule"])
+        training.under_way = EpochSums(**state["under_way"])
+        if training.average:
+            training.average.n_averaged.fill_(state["averaged"])
         training.history = history.read(folder)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"checkpoint {folder} is damaged ({trained.first_line(error)}): remove it") from None
+
+
+def _serialized(network: models.ImageNetwork) -> bytes:
+    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    content: bytes = to_safetensors(weights, metadata={"format": "pt"})
+    return content

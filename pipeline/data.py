@@ -88,7 +88,7 @@ class ImageStream:
             seed=seed,
             rank=rank,
             world_size=world_size,
-            threads=data.decode_threads,
+            threads=data.decode_threads or 1,
             members=members,
             on_damage=data.on_damage,
             allocate=_pinned if pin_memory else None,
@@ -119,6 +119,17 @@ class ImageStream:
                 yield Batch(images, labels, indices, batch.size, batch.end, batch.skipped)
         finally:
             batches.close()  # type: ignore[attr-defined]
+
+
+def numbers(data: DataSettings, described: Manifest, seed: int) -> tuple[int, int]:
+    """How many images are trained on, and how many evaluated, in an epoch."""
+    subsets: tuple[Subset, ...] = ("train", data.evaluate_on)
+    counts = []
+    for subset in subsets:
+        samples = described.splits["validation" if subset == "validation" else "train"].samples
+        members = _members(subset, samples, data, seed)
+        counts.append(samples if members is None else len(members))
+    return counts[0], counts[1]
 
 
 def _cropping(data: DataSettings, training: bool) -> Cropping:

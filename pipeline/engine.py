@@ -1,28 +1,32 @@
 """One epoch of training, one evaluation: plain PyTorch, on one device or on one rank of several.
 
-Losses and counts are summed on the device and read once at the end of an epoch, so that the host never waits for a
-GPU at a step. Over ranks they are summed once too: ranks may see different numbers of batches, each image counts once.
+Losses and counts are summed on the device and read when somebody asks for them, so that the host never waits for a
+GPU at a step. Over ranks they are summed then, too: ranks may see different numbers of batches, each image counts once.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from data_prep.errors import UserError
+from pipeline.meters import EpochSums, Meter, Watch, sum_over_ranks, world_size
 
 Precision = Literal["float32", "bfloat16"]
 LAG = 8
 """Steps after which a loss is looked at on a GPU: by then it has long been computed, so nothing waits for it."""
+
+Item = TypeVar("Item")
 
 
 class Batch(Protocol):
@@ -48,6 +52,10 @@ class Batch(Protocol):
     def size(self) -> int:
         """Images in the global batch, over all ranks."""
 
+    @property
+    def end(self) -> int:
+        """Position in the epoch behind the global batch."""
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -66,6 +74,17 @@ class Compute:
         return tensor.to(self.device, non_blocking=True)
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step of training that is done."""
+
+    number: int
+    """In its epoch, counted from 1."""
+    totals: Callable[[], EpochSums]
+    """The sums of the epoch so far, over all ranks, each of which has to ask. Raises UserError if a loss of the steps
+    so far is not finite: what is saved after it is good."""
+
+
 def train_epoch(
     network: nn.Module,
     batches: Iterable[Batch],
@@ -74,58 +93,110 @@ def train_epoch(
     *,
     epoch: int,
     compute: Compute,
+    begun: EpochSums | None = None,
     label_smoothing: float = 0.0,
-    on_step: Callable[[int], None] = lambda step: None,
-) -> dict[str, float]:
-    """Trains on each of `batches` once; `on_step` is called with the number of steps done after each.
+    images_at_once: int | None = None,
+    clip_norm: float | None = None,
+    after_step: Callable[[Step], bool] = lambda step: True,
+) -> EpochSums | None:
+    """Trains on each of `batches` once.
 
     Each rank's loss is the sum over its images divided by the *global* batch's size and multiplied by the number of
     ranks. DistributedDataParallel averages gradients over ranks, which gives those of the global mean, even when
     ranks hold different numbers of images.
 
+    Args:
+        begun: what the steps of this epoch before `batches` came to.
+        images_at_once: how many images a rank passes through the network at a time; the gradients of a batch are added
+            up over such parts.
+        clip_norm: what the norm of the gradient is shortened to where it is larger.
+        after_step: called after each step, on every rank alike; where it returns False, the epoch is left.
+
     Returns:
-        ``train/loss`` (mean over the epoch's images, smoothing included), ``train/top1`` (fraction, during training),
-        ``train/images_per_second`` (over all ranks), ``train/skipped_images`` (damaged ones), ``learning_rate`` (of the
-        last step).
+        The sums of the whole epoch; None if it was left.
 
     Raises:
-        UserError: a loss was not finite; names epoch, step and sample indices.
+        UserError: a loss or gradient was not finite; names epoch, step and sample indices.
     """
     network.train()
-    ranks = _world_size()
-    watch = LossWatch(epoch, lag=LAG if compute.device.type == "cuda" else 0)
-    sums = torch.zeros(2, dtype=torch.float64, device=compute.device)  # loss, hits
-    seen = skipped = 0
-    rate = float(schedule.get_last_lr()[0])
-    started = time.perf_counter()
-    for step, batch in enumerate(batches):
-        labels = compute.move(batch.labels)
-        logits = compute.logits(network, compute.move(batch.images))
-        loss_sum = nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
+    meter = Meter(begun or EpochSums(), compute.device)
+    watch = Watch(epoch, lag=LAG if compute.device.type == "cuda" else 0)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def totals() -> EpochSums:
+        watch.drain()
+        return meter.totals()
+
+    for batch in _timed(batches, meter.waited):
         optimizer.zero_grad()
-        (loss_sum * (ranks / batch.size)).backward()
-        watch.add(step, batch.indices, loss_sum)
+        loss_sum, hits = _accumulate(network, batch, compute, label_smoothing, images_at_once)
+        norm = _gradient_norm(parameters, clip_norm)
+        watch.add(meter.steps, batch.indices, loss_sum, norm)
         optimizer.step()
-        rate = float(schedule.get_last_lr()[0])
+        meter.add(
+            loss_sum,
+            hits,
+            norm,
+            images=len(batch.labels),
+            skipped=batch.skipped,
+            position=batch.end,
+            learning_rate=float(schedule.get_last_lr()[0]),
+        )
         schedule.step()
-        with torch.no_grad():
-            hits = (logits.argmax(1) == labels).sum()
-            sums += torch.stack([loss_sum.double(), hits.double()])
-        seen += len(labels)
-        skipped += batch.skipped
-        on_step(step + 1)
-    watch.drain()
-    # Reading the sums waits for the device, so the clock is read after them.
-    own = [*sums.tolist(), seen, skipped, time.perf_counter() - started]
-    loss, top1, images, skipped_images, seconds = _sum_over_ranks(own, compute.device)
-    _check_seen(images, "training")
-    return {
-        "train/loss": loss / images,
-        "train/top1": top1 / images,
-        "train/images_per_second": images * ranks / seconds,
-        "train/skipped_images": skipped_images,
-        "learning_rate": rate,
-    }
+        if not after_step(Step(meter.steps, totals)):
+            return None
+    sums = totals()
+    _check_seen(sums.images, "training")
+    return sums
+
+
+def _accumulate(
+    network: nn.Module, batch: Batch, compute: Compute, label_smoothing: float, images_at_once: int | None
+) -> tuple[Tensor, Tensor]:
+    """Adds the gradient of a batch to that of the parameters; its loss, summed over this rank's images, and its hits.
+
+    Ranks communicate in the last part alone. Each has equally many parts, as statistics may be those of all ranks.
+    """
+    ranks = world_size()
+    largest = -(-batch.size // ranks)
+    parts = -(-largest // images_at_once) if images_at_once else 1
+    images, labels = (compute.move(each).tensor_split(parts) for each in (batch.images, batch.labels))
+    losses, hits = [], []
+    for number, (pixels, classes) in enumerate(zip(images, labels, strict=True), 1):
+        with nullcontext() if number == parts else _without_communication(network):
+            logits = compute.logits(network, pixels)
+            loss = nn.functional.cross_entropy(logits, classes, label_smoothing=label_smoothing, reduction="sum")
+            (loss * (ranks / batch.size)).backward()
+        losses.append(loss.detach())
+        hits.append((logits.detach().argmax(1) == classes).sum())
+    return torch.stack(losses).sum(), torch.stack(hits).sum()
+
+
+def _without_communication(network: nn.Module) -> AbstractContextManager[None]:
+    no_sync: Callable[[], AbstractContextManager[None]] = getattr(network, "no_sync", nullcontext)
+    return no_sync()
+
+
+def _gradient_norm(parameters: list[nn.Parameter], clip_norm: float | None) -> Tensor:
+    """The norm of the gradient, which is shortened to `clip_norm` where it is longer."""
+    norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+    if clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    return norm
+
+
+def _timed(items: Iterable[Item], waited: Callable[[float], None]) -> Iterator[Item]:
+    """The items; `waited` is told how long each took to come."""
+    iterator = iter(items)
+    while True:
+        started = time.perf_counter()
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        finally:
+            waited(time.perf_counter() - started)
+        yield item
 
 
 @torch.inference_mode()
@@ -135,20 +206,23 @@ def evaluate(
     *,
     compute: Compute,
     name: str = "validation",
-    on_step: Callable[[int], None] = lambda step: None,
-) -> dict[str, float]:
+    after_step: Callable[[int], bool] = lambda step: True,
+) -> dict[str, float] | None:
     """Mean loss (without smoothing), top-1 and top-5 fractions over the images of all ranks.
 
     Ranks communicate once, after their last batch. `network` is the bare module: the wrapper for training would
     communicate at each batch. With fewer than five classes, top-5 counts all of them.
 
+    Args:
+        after_step: called with the number of steps done after each; where it returns False, the evaluation is left.
+
     Returns:
-        ``NAME/loss``, ``NAME/top1``, ``NAME/top5``, ``NAME/skipped_images`` (damaged ones).
+        ``NAME/loss``, ``NAME/top1``, ``NAME/top5``, ``NAME/skipped_images`` (damaged ones); None if it was left.
     """
     network.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=compute.device)  # loss, top-1 hits, top-5 hits
     seen = skipped = 0
-    for step, batch in enumerate(batches):
+    for step, batch in enumerate(batches, 1):
         labels = compute.move(batch.labels)
         logits = compute.logits(network, compute.move(batch.images))
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
@@ -157,8 +231,9 @@ def evaluate(
         sums += torch.stack([loss.double(), hits[:, 0].sum().double(), hits.sum().double()])
         seen += len(labels)
         skipped += batch.skipped
-        on_step(step + 1)
-    loss_sum, top1, top5, images, skipped_images = _sum_over_ranks([*sums.tolist(), seen, skipped], compute.device)
+        if not after_step(step):
+            return None
+    loss_sum, top1, top5, images, skipped_images = sum_over_ranks([*sums.tolist(), seen, skipped], compute.device)
     _check_seen(images, name)
     return {
         f"{name}/loss": loss_sum / images,
@@ -168,70 +243,59 @@ def evaluate(
     }
 
 
+def settle_communication(network: nn.Module, images: int, size: int, compute: Compute) -> None:
+    """Takes a step that changes nothing, after which DistributedDataParallel sends gradients in their final grouping.
+
+    It groups them anew after its first step, by the order in which they come. Where a gradient lies in a message
+    decides in which order more than two ranks add it up, and so its last bits: a run that starts again in the middle
+    would take its first step with another grouping than one that was never interrupted.
+    """
+    network.train()
+    before = [(value, value.clone()) for value in _statistics(network)]
+    pixels = torch.zeros((images, size, size, 3), dtype=torch.uint8, device=compute.device)
+    compute.logits(network, pixels).sum().backward()
+    network.zero_grad()
+    with torch.no_grad():
+        for value, kept in before:
+            value.copy_(kept)
+
+
+def waiting_for_gradients(network: nn.Module) -> float:
+    """Share of a step in which this rank only waits for others' gradients; 0 for one rank.
+
+    By DistributedDataParallel's own clock, which looks at the first steps and at every hundredth.
+    """
+    wrapper = getattr(network, "_orig_mod", network)
+    if not isinstance(wrapper, DistributedDataParallel):
+        return 0.0
+    found = wrapper._get_ddp_logging_data()
+    names = ("comm_time", "compute_comm_overlap_time", "compute_time")
+    sent, hidden, backward = (float(found.get(f"avg_backward_{name}", 0)) for name in names)
+    waiting, forward = max(0.0, sent - hidden), float(found.get("avg_forward_compute_time", 0))
+    return waiting / max(1.0, forward + backward + waiting)
+
+
+@torch.no_grad()
+def recompute_statistics(network: nn.Module, batches: Iterable[Batch], compute: Compute) -> None:
+    """Moves the running statistics of a network whose weights are an average, by images that pass through it."""
+    network.train()
+    for batch in batches:
+        compute.logits(network, compute.move(batch.images))
+
+
 def share_buffers(network: nn.Module) -> None:
     """Gives every rank the first one's buffers: running statistics are each worker's own while it trains."""
-    if _world_size() > 1:
-        parameters = dict(network.named_parameters())
-        for name, value in network.state_dict().items():  # filters, which never change, are buffers but no state
-            if name not in parameters:
-                dist.broadcast(value, src=0)
+    if world_size() > 1:
+        for value in _statistics(network):
+            dist.broadcast(value, src=0)
 
 
-class LossWatch:
-    """Stops a run whose loss is no longer finite, and says in which step and on which images it happened.
-
-    A loss is copied to the host in the background and looked at `lag` steps later: looking at once would make the host
-    wait for a GPU at every step. What the network learned in between is lost with the run.
-    """
-
-    def __init__(self, epoch: int, lag: int) -> None:
-        self.epoch = epoch
-        self.lag = lag
-        self._pending: deque[tuple[int, Tensor, Tensor, torch.cuda.Event | None]] = deque()
-
-    def add(self, step: int, indices: Tensor, loss: Tensor) -> None:
-        """Notes the loss of a step; raises UserError if one that is `lag` steps old is not finite."""
-        event = None
-        value = loss.detach()
-        if value.is_cuda:
-            value = torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        self._pending.append((step, indices, value, event))
-        if len(self._pending) > self.lag:
-            self._check()
-
-    def drain(self) -> None:
-        """Looks at all that is left; raises UserError if one is not finite."""
-        while self._pending:
-            self._check()
-
-    def _check(self) -> None:
-        step, indices, value, event = self._pending.popleft()
-        if event is not None:
-            event.synchronize()
-        if not value.isfinite():
-            samples = ", ".join(str(index) for index in indices.tolist()[:16])
-            more = f" and {len(indices) - 16} more" if len(indices) > 16 else ""
-            raise UserError(
-                f"the loss became {value.item()} in epoch {self.epoch}, step {step} (training images {samples}{more}): "
-                "lower optimizer.learning_rate or lengthen optimizer.warmup_epochs"
-            )
+def _statistics(network: nn.Module) -> list[Tensor]:
+    """What changes without being learned. Filters, which never change, are buffers but no state."""
+    parameters = dict(network.named_parameters())
+    return [value for name, value in network.state_dict().items() if name not in parameters]
 
 
 def _check_seen(images: float, name: str) -> None:
     if images == 0:
         raise UserError(f"every {name} image is damaged and was skipped: 'phasecollapse verify' says what is wrong")
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _sum_over_ranks(own: list[float], device: torch.device) -> list[float]:
-    """Each of these numbers, added up over ranks."""
-    if _world_size() == 1:
-        return own
-    total = torch.tensor(own, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
-    return total.tolist()

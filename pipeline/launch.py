@@ -7,6 +7,7 @@ MLflow and the display follow what they write there.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ import torch
 from data_prep import cluster, manifest
 from data_prep.errors import UserError
 from data_prep.manifest import Manifest
-from pipeline import allocator, environment, models, run_folder, start, tracking, worker
+from pipeline import allocator, environment, models, plan, run_folder, start, tracking, worker
 from pipeline.config import flatten, to_yaml
 from pipeline.progress import Display, Follower
 from pipeline.run_folder import RunFolder
+from pipeline.session import Job, LocalSession
 from pipeline.settings import ClusterSettings, Settings
 from pipeline.tracking import Tracker
 
@@ -54,6 +56,7 @@ def train(
     tags: Mapping[str, str] | None = None,
     callbacks: Sequence[UserCallback] = (),
     progress: bool = True,
+    profile: bool = False,
 ) -> Outcome:
     """Trains the run that `settings` name, from its last checkpoint on; one that has finished stays as it is.
 
@@ -64,6 +67,7 @@ def train(
         tags: more tags for the MLflow run.
         callbacks: for Ray Train's controller; they see the metrics of each epoch after its checkpoint is stored.
         progress: show epochs and time left on standard output.
+        profile: write what a few steps spend their time on into the run's folder.
 
     Raises:
         UserError: something that the user can mend, see the functions that are called here.
@@ -84,7 +88,7 @@ def train(
                 _followed(folder, tracker, starting_point, shown=progress and not finished_before),
             ):
                 if not finished_before:
-                    _run_workers(settings, folder, callbacks)
+                    _run_workers(Job(settings, folder, profile), callbacks)
         records = folder.history()
         return Outcome(folder.path, len(records), records[-1].metrics, tracker.run_id, finished_before)
 
@@ -104,6 +108,11 @@ def check(settings: Settings, data: Manifest) -> start.Start | None:
             f"data.classes is {classes}, but the data set in {settings.data.path} has {len(data.classes)} classes: "
             "correct it, or leave it out"
         )
+    if settings.data.digest and not data.digest.startswith(settings.data.digest):
+        raise UserError(
+            f"data.digest is {settings.data.digest}, but the data set in {settings.data.path} has {data.digest}: it is "
+            "another one; correct data.path, or leave data.digest out"
+        )
     models.multiply_adds(settings.model, len(data.classes), settings.data.image_size)  # raises where a block gets small
     images = data.splits["train"].samples
     if images < 2 * max(1, settings.cluster.workers):
@@ -114,6 +123,23 @@ def check(settings: Settings, data: Manifest) -> start.Start | None:
     if settings.cluster.gpu and settings.cluster.workers == 0 and not torch.cuda.is_available():
         raise UserError("cluster.gpu is true, but torch sees no GPU on this machine: set it to false")
     return start.check(settings, data.classes)
+
+
+def dry_run(settings: Settings) -> plan.Plan:
+    """What a run would do, after every check that needs no worker; writes nothing.
+
+    A cluster is asked for its room only if it is up already (`cluster.address`).
+
+    Raises:
+        UserError: names the setting that does not fit.
+    """
+    settings = _absolute(settings)
+    data = manifest.load(Path(settings.data.path))
+    check(settings, data)
+    if settings.cluster.workers and (settings.cluster.address or os.environ.get("RAY_ADDRESS")):
+        with cluster_with_room(settings.cluster):
+            pass
+    return plan.plan(settings, data)
 
 
 @contextmanager
@@ -176,7 +202,7 @@ def _status(tracker: Tracker, folder: RunFolder) -> Iterator[None]:
     tracker.tag(json.loads(described.read_text(encoding="utf-8")))
     final = folder.latest_checkpoint()
     if final is not None:
-        tracker.log_file(final, "model")
+        tracker.log_file(final, tracking.MODEL_ARTIFACT)
     tracker.end("FINISHED")
 
 
@@ -192,19 +218,20 @@ def _followed(folder: RunFolder, tracker: Tracker, starting_point: start.Start |
         yield
 
 
-def _run_workers(settings: Settings, folder: RunFolder, callbacks: Sequence[UserCallback]) -> None:
-    if settings.cluster.workers == 0:
-        _run_here(worker.Job(settings, folder))
+def _run_workers(job: Job, callbacks: Sequence[UserCallback]) -> None:
+    if job.settings.cluster.workers == 0:
+        _run_here(job)
         return
     from pipeline import trainer
 
-    trainer.fit(settings, folder, callbacks)
+    trainer.fit(job, callbacks)
 
 
-def _run_here(job: worker.Job) -> None:
+def _run_here(job: Job) -> None:
     allocator.keep_freed_memory()
     threads = torch.get_num_threads()
     try:
-        worker.train(job, worker.LocalSession(job))
+        if not worker.train(job, LocalSession(job)):
+            raise KeyboardInterrupt
     finally:
         torch.set_num_threads(threads)

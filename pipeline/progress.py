@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sys
 import threading
 import time
@@ -20,7 +21,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from pipeline.history import EpochRecord, write_atomically
 
+logger = logging.getLogger(__name__)
+
 FILE = "progress.json"
+EVENTS = "events.log"
+"""What happened to a run besides its epochs: a line each, with its time."""
 INTERVAL = 0.5
 """Seconds between two notes, and between two looks at them."""
 
@@ -50,9 +55,20 @@ class Notes:
             now = time.monotonic()
             if not self._silent and now - self._last >= INTERVAL:
                 self._last = now
-                write_atomically(self._file, json.dumps(Position(epoch, phase, step, steps)))
+                with contextlib.suppress(OSError):  # storage that is full: a checkpoint will say so
+                    write_atomically(self._file, json.dumps(Position(epoch, phase, step, steps)))
 
         return on_step
+
+    def say(self, event: str) -> None:
+        """Tells the user of something that happened."""
+        if self._silent:
+            return
+        try:
+            with self._file.with_name(EVENTS).open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {event}\n")
+        except OSError:  # storage that is full or away is one of the events
+            logger.warning(event)
 
 
 class Display:
@@ -130,7 +146,8 @@ class Follower:
         pass_on: Callable[[list[EpochRecord]], bool],
         display: Display,
     ) -> None:
-        self._file = folder / FILE
+        self._file, self._events = folder / FILE, folder / EVENTS
+        self._events_shown = len(_lines(self._events))
         self._records = records
         self._pass_on = pass_on
         self._display = display
@@ -159,6 +176,10 @@ class Follower:
             records = self._records()
             with contextlib.suppress(FileNotFoundError):
                 self._display.position(Position(*json.loads(self._file.read_text(encoding="utf-8"))))
+            events = _lines(self._events)
+            for event in events[self._events_shown :]:
+                self._display.announce(event)
+            self._events_shown = len(events)
             news = len(records) > self._shown
             for record in records[self._shown :]:
                 self._display.epoch(record)
@@ -166,6 +187,13 @@ class Follower:
             if news or ended or time.monotonic() >= retry_at:
                 self._pass_on(records)
                 retry_at = time.monotonic() + 60
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
 
 
 def _summary(record: EpochRecord) -> str:

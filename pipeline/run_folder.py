@@ -2,7 +2,7 @@
 
 run.yaml         id, digests of the data set and of the weights it starts with, resolved settings: what the run is
 run.lock         held while a process trains the run; the system releases it however that process ends
-checkpoints/     the last two checkpoints, one an epoch
+checkpoints/     the newest checkpoints, and the best one
 history.json     what every epoch came to, as in the last checkpoint
 """
 
@@ -37,19 +37,31 @@ EXECUTION_ONLY = frozenset(
         "run.storage",
         "data.path",  # the digest of the data set decides, wherever it lies
         "data.decode_threads",
+        "data.digest",
         "data.stage",
+        "checkpoint.every_minutes",
+        "checkpoint.every_steps",
+        "checkpoint.failures",
+        "checkpoint.grace_seconds",
+        "checkpoint.keep",
+        "checkpoint.keep_best",
         "cluster.address",
         "cluster.cpus_per_worker",
         "cluster.gpu",
         "cluster.max_failures",
+        "cluster.min_workers",
+        "cluster.network_interface",
+        "cluster.resize_seconds",
+        "cluster.wait_minutes",
+        "cluster.workers",
         "start.checkpoint",  # the digest of its weights decides
         "tracking.uri",
         "tracking.experiment",
     }
 )
 """Settings that may change while a run is interrupted: where and how fast it computes, and where it is tracked, but
-nothing that it computes beyond rounding. The number of workers is not among them: statistics of standardization are
-those of a worker's part of the batch."""
+nothing that it is trained on. With another number of workers sums round differently and, unless they are synchronized,
+statistics of standardization are those of other parts of a batch; the history says how many there were."""
 
 
 LOCK, OWNER = "run.lock", "run.owner"

@@ -53,8 +53,11 @@ class DataSettings(Section):
     """What accuracy is measured on: the validation split, or a part of the training images held out from training."""
     holdout: Fraction = 0.1
     """Fraction of the training images held out when `evaluate_on` is holdout (none are otherwise)."""
-    decode_threads: Positive = 1
-    """Threads that decode images, in each worker."""
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None = None
+    """What the data set's digest must begin with ('phasecollapse inspect' prints it); by default any will do."""
+    decode_threads: Positive | None = None
+    """Threads that decode images, in each worker; by default one on CPUs, which have to compute as well, and all of the
+    worker's CPUs with a GPU."""
     shuffle: Literal["full", "blocks"] = "full"
     """Shuffle training images one by one, or, for data larger than memory, in blocks that are read from the disk in one
     go and mixed with those read at the same time."""
@@ -185,12 +188,16 @@ class StartSettings(Section):
 
 
 class OptimizerSettings(Section):
-    """Stochastic gradient descent and its learning-rate schedule."""
+    """What moves the weights, how far, and which average of them is kept."""
 
+    kind: Literal["sgd", "adamw"] = "sgd"
+    """Stochastic gradient descent, or AdamW (whose decay is not part of the gradient; usual rates are about 0.001)."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
     """Peak learning rate."""
     momentum: Fraction = 0.9
+    """Of the gradient's running mean; AdamW's β₁."""
     nesterov: bool = True
+    """Look ahead along the momentum; of no meaning for AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     """L2 penalty on projections and the linear classifier; normalization parameters and biases have none."""
     schedule: Literal["cosine", "step"] = "cosine"
@@ -199,6 +206,12 @@ class OptimizerSettings(Section):
     """Linear warm-up from zero over this many epochs."""
     step_epochs: Positive = 70
     step_factor: Annotated[float, Field(gt=1)] = 10.0
+
+    average_decay: Fraction = 0.0
+    """Keep an exponential moving average of the weights, with this decay a step: the average is what is evaluated,
+    stored and exported, with statistics computed anew on training images. 0 keeps none; 0.999 is usual."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Shorten the gradient to this norm where it is longer; by default it is left as it is."""
 
     @model_validator(mode="after")
     def _check_nesterov(self) -> Self:
@@ -212,8 +225,16 @@ class TrainingSettings(Section):
 
     epochs: Positive = 30
     batch_size: Positive = 128
-    """Images in one step, over all workers."""
+    """Images in one step, over all workers: with more workers, each takes fewer."""
+    images_at_once: Annotated[int, Field(ge=2)] | None = None
+    """Images that a worker passes through the network at a time; gradients of a step are added up over such parts, so
+    that a large batch fits into little memory. Standardization has the statistics of a part. By default all at once."""
     label_smoothing: Fraction = 0.0
+    first_image_size: Positive | None = None
+    """Progressive resizing: train the first epochs on images of this size, then on larger ones, step by step, and on
+    those of data.image_size from `full_size_from` on. Needs a pooled classifier. By default all have that size."""
+    full_size_from: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Fraction of the epochs after which progressive resizing has reached data.image_size."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 means autocast: weights, statistics and norms stay in float32."""
     compile: bool = False
@@ -228,11 +249,38 @@ class TrainingSettings(Section):
         return self
 
 
+class CheckpointSettings(Section):
+    """When the state of a run is saved besides after each epoch, and how much of it is kept."""
+
+    every_minutes: Annotated[float, Field(ge=0)] = 15.0
+    """Save within an epoch, so often; 0 does not. Saving changes no result."""
+    every_steps: Annotated[int, Field(ge=0)] = 0
+    """Save within an epoch after each so many of its steps; 0 does not."""
+    keep: Positive = 2
+    """How many of the newest checkpoints are kept."""
+    keep_best: Annotated[int, Field(ge=0)] = 1
+    """Besides those, the checkpoints of so many epochs with the highest top-1 accuracy."""
+    failures: Annotated[int, Field(ge=0)] = 3
+    """How often in a row storage may be full or away when a checkpoint is due: training goes on with a warning, and at
+    one failure more the run stops."""
+    grace_seconds: Annotated[float, Field(ge=0)] = 60.0
+    """How long a run that is told to stop (Ctrl-C, SIGTERM) may take to finish its step and save, on a cluster."""
+
+
 class ClusterSettings(Section):
     """Workers and what each of them gets."""
 
     workers: Annotated[int, Field(ge=0)] = 2
     """Ray Train workers; 0 trains in this process, without a cluster."""
+    min_workers: Positive | None = None
+    """Elastic training: go on with no fewer workers than these when nodes are lost, and with up to `workers` again when
+    they return. By default exactly `workers` train, and wait for each other."""
+    wait_minutes: Annotated[float, Field(ge=0)] = 0.0
+    """How long to wait for a cluster that is too small to grow: its autoscaler is asked for the nodes."""
+    network_interface: str | None = None
+    """Network interface of the messages between workers (NCCL, gloo), such as eth1; by default they choose."""
+    resize_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """How often an elastic run looks whether the cluster has room for more workers."""
     cpus_per_worker: Positive = 1
     """CPUs that each worker reserves, and threads that torch computes with."""
     gpu: bool = False
@@ -261,6 +309,7 @@ class Settings(Section):
     start: StartSettings = StartSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     training: TrainingSettings = TrainingSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
     cluster: ClusterSettings = ClusterSettings()
     tracking: TrackingSettings = TrackingSettings()
 
@@ -271,6 +320,20 @@ class Settings(Section):
                 f"training.batch_size ({self.training.batch_size}) must be at least twice cluster.workers "
                 f"({self.cluster.workers}), so that every worker has images in every step"
             )
+        if self.cluster.min_workers is not None and self.cluster.min_workers > self.cluster.workers:
+            raise ValueError(
+                f"cluster.min_workers ({self.cluster.min_workers}) must not exceed cluster.workers "
+                f"({self.cluster.workers})"
+            )
+        if (first := self.training.first_image_size) is not None:
+            if first > self.data.image_size:
+                raise ValueError(
+                    f"training.first_image_size ({first}) must not exceed data.image_size ({self.data.image_size})"
+                )
+            if isinstance(self.model, ScatteringSettings) and self.model.classifier != "pooled":
+                raise ValueError(
+                    "training.first_image_size needs model.classifier=pooled: others are for one image size"
+                )
         if self.optimizer.warmup_epochs > self.training.epochs:
             raise ValueError("optimizer.warmup_epochs must not exceed training.epochs")
         return self

@@ -1,19 +1,18 @@
-"""A run on Ray Train: its workers, its checkpoints, its failures."""
+"""A run on Ray Train: its workers, their failures, its end."""
 
 from __future__ import annotations
 
-import json
 import shutil
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.autoscaler.sdk import request_resources
+from ray.exceptions import ActorDiedError, RayError
 from ray.train import (
-    Checkpoint,
-    CheckpointConfig,
     ControllerError,
     FailureConfig,
     LoggingConfig,
@@ -26,53 +25,77 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from data_prep.errors import UserError
-from pipeline import allocator, history, worker
-from pipeline.run_folder import RunFolder
-from pipeline.settings import ClusterSettings, Settings
+from pipeline import allocator, layout, progress, worker
+from pipeline.progress import Notes
+from pipeline.session import Job
+from pipeline.settings import ClusterSettings
 
-SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""Ray's list of the checkpoints, in the folder of the checkpoints."""
 ERROR_LOG = "error.log"
+ATTEMPTS = "ray"
+"""Folder of what Ray Train itself writes down, inside the run's; nobody needs it afterwards."""
 ABORT_SECONDS = 30
 
 
-def fit(settings: Settings, folder: RunFolder, callbacks: Sequence[UserCallback] = ()) -> None:
-    """Trains a run on the Ray cluster that this process is connected to, from its last checkpoint to its end.
+def fit(job: Job, callbacks: Sequence[UserCallback] = ()) -> None:
+    """Trains a run on the Ray cluster that this process is connected to, from its newest checkpoint to its end.
 
     Raises:
         UserError: a worker met an error that the user can mend, or workers failed more often than
             `cluster.max_failures` allows.
-        KeyboardInterrupt: the user interrupted; the workers have ended.
+        KeyboardInterrupt: the user interrupted; the workers have saved, if there was time, and ended.
     """
-    _mend_snapshot(folder.checkpoints)
-    cluster = settings.cluster
-    trainer = _Trainer(
+    settings, folder = job.settings, job.folder
+    stop = folder.path / layout.STOP
+    stop.unlink(missing_ok=True)
+    failures = settings.cluster.max_failures
+    while True:
+        trainer = _trainer(job, callbacks)
+        try:
+            trainer.fit()
+            return
+        except KeyboardInterrupt:
+            with suppress(KeyboardInterrupt):  # a second one does not wait
+                _wait_until_saved(folder.path, settings.checkpoint.grace_seconds)
+            trainer.abort()
+            raise
+        except TrainingFailedError as error:
+            raise _explain(error, folder.path) from None
+        except ActorDiedError as error:  # of the controller; workers that die are its business
+            if failures == 0:
+                raise UserError(
+                    f"the controller of the training died ({_sentence(str(error))}), and cluster.max_failures allows "
+                    "no further restart: give the same command again"
+                ) from None
+            failures -= 1
+            Notes(folder.path).say("the controller of the training died: the run goes on from its newest checkpoint")
+        except RayError as error:
+            raise UserError(f"the Ray cluster failed: {_sentence(str(error))}") from None
+        finally:
+            stop.unlink(missing_ok=True)
+            shutil.rmtree(folder.path / ATTEMPTS, ignore_errors=True)
+
+
+def _trainer(job: Job, callbacks: Sequence[UserCallback]) -> _Trainer:
+    cluster, folder = job.settings.cluster, job.folder
+    return _Trainer(
         worker.run_on_ray,
-        train_loop_config={"job": worker.Job(settings, folder)},
+        train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=cluster.workers, use_gpu=cluster.gpu, resources_per_worker=_resources(cluster)
+            num_workers=(cluster.min_workers, cluster.workers) if cluster.min_workers else cluster.workers,
+            elastic_resize_monitor_interval_s=cluster.resize_seconds,
+            use_gpu=cluster.gpu,
+            resources_per_worker=_resources(cluster),
         ),
         run_config=RunConfig(
-            # The same name under the same path makes Ray continue from the last checkpoint.
-            name=folder.checkpoints.name,
+            name=ATTEMPTS,
             storage_path=str(folder.path),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=worker.CHECKPOINTS_KEPT),
-            worker_runtime_env={"env_vars": allocator.ENVIRONMENT},
+            worker_runtime_env={"env_vars": {**allocator.ENVIRONMENT, **_interface(cluster)}},
             logging_config=LoggingConfig(log_level="WARNING"),
-            callbacks=[_Committed(folder), _GiveUp(), *callbacks],
+            callbacks=[_Restarts(folder.path), *callbacks],
         ),
     )
-    try:
-        trainer.fit()
-    except KeyboardInterrupt:
-        trainer.abort()
-        raise
-    except TrainingFailedError as error:
-        raise _explain(error, folder.path) from None
-    except RayError as error:
-        raise UserError(f"the Ray cluster failed: {_sentence(str(error))}") from None
 
 
 class _Trainer(TorchTrainer):
@@ -90,6 +113,18 @@ class _Trainer(TorchTrainer):
                 ray.get(self._controller.abort.remote(), timeout=ABORT_SECONDS)
 
 
+def _wait_until_saved(run: Path, seconds: float) -> None:
+    """Asks the workers to save and end, and waits until they have, if they are at work at all."""
+    if not (run / progress.FILE).exists():
+        return
+    stop = run / layout.STOP
+    with suppress(OSError):
+        stop.touch()
+    deadline = time.monotonic() + seconds
+    while stop.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def room(cluster: ClusterSettings) -> int:
     """How many workers the cluster's nodes would hold if they were free; a worker does not spread over nodes."""
     needed = _resources(cluster)
@@ -103,36 +138,42 @@ def check_capacity(cluster: ClusterSettings) -> None:
     Raises:
         UserError: they do not fit.
     """
-    needed, fitting = _resources(cluster), room(cluster)
-    if fitting < cluster.workers:
+    needed, enough = _resources(cluster), cluster.min_workers or cluster.workers
+    deadline = time.monotonic() + 60 * cluster.wait_minutes
+    if room(cluster) < enough and cluster.wait_minutes:
+        request_resources(bundles=[needed] * cluster.workers)
+        try:
+            while room(cluster) < enough and time.monotonic() < deadline:
+                time.sleep(1)
+        finally:
+            request_resources(bundles=[])  # what has come is kept busy by the run itself
+    fitting = room(cluster)
+    if fitting < enough:
         there = ray.cluster_resources()
         raise UserError(
             f"cluster.workers: {cluster.workers} workers with "
             f"{' and '.join(f'{amount} {name}' for name, amount in needed.items())} each do not fit: the cluster has "
             f"{' and '.join(f'{there.get(name, 0):g} {name}' for name in needed)}, room for {fitting}; lower "
-            "cluster.workers or cluster.cpus_per_worker, or let the cluster grow first (autoscalers are not asked)"
+            "cluster.workers or cluster.cpus_per_worker, or give an autoscaler time: cluster.wait_minutes"
         )
 
 
-class _Committed(UserCallback):
-    """Shows an epoch in the run's folder once Ray has registered its checkpoint. Runs in Ray's controller process."""
+class _Restarts(UserCallback):
+    """Tells the user of workers that failed, and ends the run at an error that restarting them cannot mend, which Ray
+    would try `max_failures` times. Runs in Ray's controller process."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        if checkpoint is not None:
-            history.write(self._folder.path, history.read(Path(checkpoint.path)))
-            shutil.copyfile(self._folder.checkpoints / SNAPSHOT, self._folder.checkpoints / f"{SNAPSHOT}.previous")
-
-
-class _GiveUp(UserCallback):
-    """Ends the run at an error that restarting workers cannot mend, which Ray would try `max_failures` times."""
+    def __init__(self, run: Path) -> None:
+        self._notes = Notes(run)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for error in worker_exceptions.values():
             if isinstance(error, UserError):
                 raise error
+        for rank, error in worker_exceptions.items():
+            self._notes.say(
+                f"worker {rank} failed ({type(error).__name__}: {_sentence(str(error))}): the run goes on from its "
+                "newest checkpoint, if cluster.max_failures allows"
+            )
 
 
 def _resources(cluster: ClusterSettings) -> dict[str, float]:
@@ -140,22 +181,10 @@ def _resources(cluster: ClusterSettings) -> dict[str, float]:
     return {"CPU": cluster.cpus_per_worker, "GPU": 1} if cluster.gpu else {"CPU": cluster.cpus_per_worker}
 
 
-def _mend_snapshot(checkpoints: Path) -> None:
-    """Puts the previous snapshot back if the last one was cut short, as Ray writes over it in place.
-
-    The checkpoints that the previous one names are still there: Ray removes old ones after it wrote the last.
-    """
-    previous = checkpoints / f"{SNAPSHOT}.previous"
-    if previous.exists() and not _is_whole(checkpoints / SNAPSHOT):
-        shutil.copyfile(previous, checkpoints / SNAPSHOT)
-
-
-def _is_whole(snapshot: Path) -> bool:
-    try:
-        json.loads(snapshot.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
+def _interface(cluster: ClusterSettings) -> dict[str, str]:
+    """Variables by which NCCL and gloo choose their network interface."""
+    name = cluster.network_interface
+    return {"NCCL_SOCKET_IFNAME": name, "GLOO_SOCKET_IFNAME": name} if name else {}
 
 
 def _explain(error: TrainingFailedError, folder: Path) -> UserError:

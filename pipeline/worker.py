@@ -1,169 +1,279 @@
-"""What each worker of a run does: resume, then train, evaluate and commit, epoch by epoch.
+"""What each worker of a run does: resume, then train, evaluate and store, epoch by epoch, and save within epochs.
 
-The same function trains in this process (:class:`LocalSession`) and as one of several Ray Train workers
-(:class:`RaySession`). A session knows this worker's rank, what was committed last, and how to commit an epoch.
+The same function trains in this process and as one of several Ray Train workers, see :mod:`pipeline.session`.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-import shutil
-import tempfile
+import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import nn, profiler
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from data_prep import manifest
+from data_prep.errors import UserError
 from data_prep.stage import stage
 from pipeline import checkpoint, engine, environment, history, layout, models, start
+from pipeline.checkpoints import Checkpoints
+from pipeline.control import Control, Wish
 from pipeline.data import ImageStream, Subset
-from pipeline.optim import build_optimizer, build_schedule
+from pipeline.meters import EpochSums
+from pipeline.optim import build_optimizer, build_schedule, image_size
 from pipeline.progress import Notes
-from pipeline.run_folder import RunFolder
+from pipeline.session import Job, RaySession, Session
 from pipeline.settings import Settings
 
-CHECKPOINTS_KEPT = 2
-ENVIRONMENT_FILE = "environment.json"
+ENVIRONMENT_FILE, TRACE = "environment.json", "trace.json"
+PROFILED_STEPS = 4
+STATISTICS_STEPS = 64
+"""Batches by which the statistics of averaged weights are computed anew: of what was there before, 0.9⁶⁴ remains."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a worker is told."""
-
-    settings: Settings
-    """With absolute paths: workers run in folders of their own."""
-    folder: RunFolder
-
-
-class Session(Protocol):
-    """A worker's place among the others, and its way to storage."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-
-    def latest(self) -> Path | None:
-        """The checkpoint that was committed last; the same on every rank."""
-
-    def commit(self, epoch: int, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
-        """Stores what `save` writes into a folder and reports the epoch, all or nothing; every rank calls it."""
-
-
-def train(job: Job, session: Session) -> None:
-    """Trains the run of `job` to its end, from its last checkpoint on.
+def train(job: Job, session: Session) -> bool:
+    """Trains the run of `job` to its end, from its newest checkpoint on; whether it came there, or was told to stop.
 
     Raises:
-        UserError: an image cannot be decoded, the loss is not finite, or a checkpoint is damaged or has changed.
+        UserError: an image cannot be decoded, the loss is not finite, a checkpoint does not fit or cannot be stored, or
+            memory is too small.
     """
-    settings, chief = job.settings, session.rank == 0
-    torch.set_num_threads(settings.cluster.cpus_per_worker)
-    folder = Path(settings.data.path)
-    if settings.data.stage:
-        folder = stage(settings.data.path, Path(settings.data.stage))  # one worker of a node copies, the others wait
-    training_images = _stream(folder, settings, "train", session)
-    evaluation_images = _stream(folder, settings, settings.data.evaluate_on, session)
-    state = _build(settings, len(training_images.classes), training_images.steps(), session.device)
-    latest = session.latest()
-    if latest:
-        checkpoint.restore(latest, state)
-    else:
-        start.load(state.network, settings, training_images.classes, job.folder.identity.start_digest)
-    notes = Notes(job.folder.path, silent=not chief)
-    if chief:
-        history.write(job.folder.path, state.history)  # the checkpoint decides: whoever wrote after it was interrupted
-        history.write_atomically(job.folder.path / ENVIRONMENT_FILE, json.dumps(environment.describe(), indent=1))
+    try:
+        return _Work(job, session).run()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _too_little_memory(job.settings, error) from None
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" in str(error):
+            raise _too_little_memory(job.settings, error) from None
+        raise
 
-    compute = engine.Compute(session.device, settings.training.precision)
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions as in matrix products
-    trained = _distributed(state.network, session)
-    if settings.training.compile:  # training alone: evaluation would take a graph of its own
-        trained = cast(nn.Module, torch.compile(trained))
-    for epoch in range(state.epochs_done + 1, settings.training.epochs + 1):
-        metrics = engine.train_epoch(
-            trained,
-            training_images.epoch(epoch),
+
+class _Work:
+    """A worker at work."""
+
+    def __init__(self, job: Job, session: Session) -> None:
+        settings = job.settings
+        self._settings, self._session, self._run = settings, session, job.folder
+        self._chief = session.rank == 0
+        torch.set_num_threads(settings.cluster.cpus_per_worker)
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions as in matrix products
+        if not (job.folder.path / layout.IDENTITY).is_file():
+            raise UserError(
+                f"run.storage: node {platform.node()} does not see {job.folder.path}: name a folder that all nodes "
+                "share"
+            )
+        folder = Path(settings.data.path)
+        if settings.data.stage:
+            folder = stage(settings.data.path, Path(settings.data.stage))  # one worker of a node copies, others wait
+        if (digest := manifest.load(folder).digest) != job.folder.identity.data_digest:
+            raise UserError(
+                f"data.path: {folder} on node {platform.node()} is another data set ({digest[:12]}) than where the run "
+                f"was started ({job.folder.identity.data_digest[:12]}): put the same one on every node"
+            )
+        self._data = folder
+        self._training = _stream(folder, settings, "train", session)
+        self._evaluation = _stream(folder, settings, settings.data.evaluate_on, session)
+        self._state = _build(settings, len(self._training.classes), self._training.steps(), session.device)
+        self._notes = Notes(job.folder.path, silent=not self._chief)
+        kept = settings.checkpoint
+        self._checkpoints = Checkpoints(job.folder.checkpoints, kept.keep, kept.keep_best)
+        self._failed_saves, self._saving = 0, 0.0
+        self._warned = False
+        self._profiler = self._new_profiler() if job.profile and self._chief else None
+        self._restore(job)
+        self._compute = engine.Compute(session.device, settings.training.precision)
+        self._size = 0
+
+    def run(self) -> bool:
+        """All epochs that are left; whether none is."""
+        minutes = self._settings.checkpoint.every_minutes
+        with self._session.stoppable() as stop_requested, self._profiler or nullcontext():
+            self._control = Control(stop_requested, 60 * minutes or None, self._session.look_seconds)
+            while self._state.epochs_done < self._settings.training.epochs:
+                if not self._epoch(self._state.epochs_done + 1):
+                    return False
+            self._control.close()
+        return True
+
+    def _new_profiler(self) -> profiler.profile:
+        """Looks at a few steps, once the first ones are over, and writes a trace into the run's folder."""
+        trace = self._run.path / TRACE
+
+        def write(found: profiler.profile) -> None:
+            found.export_chrome_trace(str(trace))
+            self._notes.say(f"profile of {PROFILED_STEPS} steps: {trace} (open it in ui.perfetto.dev)")
+
+        activities = [profiler.ProfilerActivity.CPU]
+        if self._session.device.type == "cuda":
+            activities.append(profiler.ProfilerActivity.CUDA)
+        steps = profiler.schedule(wait=2, warmup=2, active=PROFILED_STEPS, repeat=1)
+        return profiler.profile(activities=activities, schedule=steps, on_trace_ready=write)
+
+    def _restore(self, job: Job) -> None:
+        """The state of the newest checkpoint that is whole, or a new one."""
+        state, settings = self._state, self._settings
+        newest, complaints = self._checkpoints.recover() if self._chief else (None, [])
+        for complaint in complaints:
+            self._notes.say(f"{complaint}; the run goes on from {newest.name if newest else 'its start'}")
+        name = _told_by_the_first(newest.name if newest else None)
+        if name:
+            folder = job.folder.checkpoints / name
+            if not folder.is_dir():
+                raise UserError(
+                    f"run.storage: worker {self._session.rank} does not see {folder}, which worker 0 has: name a "
+                    "folder that all nodes share"
+                )
+            checkpoint.restore(folder, state)
+        else:
+            start.load(state.network, settings, self._training.classes, job.folder.identity.start_digest)
+        if self._chief:
+            # The checkpoint decides: whoever wrote after it was interrupted.
+            history.write(self._run.path, state.history)
+            described = json.dumps(environment.describe(), indent=1)
+            history.write_atomically(self._run.path / ENVIRONMENT_FILE, described)
+
+    def _resize(self, size: int) -> None:
+        """Makes ready to train on images of another size: the wavelets are others, all that is learned is the same."""
+        if size == self._size:
+            return
+        settings, state, session = self._settings, self._state, self._session
+        self._size, network = size, state.network
+        self._trained: nn.Module | None = None  # its hooks on the parameters go before others come
+        if size != settings.data.image_size:
+            network = _network(settings, len(self._training.classes), size).to(session.device)
+            network.load_state_dict(state.network.state_dict(keep_vars=True), assign=True)
+        resized = settings.model_copy(update={"data": settings.data.model_copy(update={"image_size": size})})
+        self._stream = _stream(self._data, resized, "train", session)
+        self._trained = _distributed(network, session)
+        if settings.training.compile:  # training alone: evaluation would take a graph of its own
+            self._trained = cast(nn.Module, torch.compile(self._trained))
+        if session.world_size > 1:
+            largest = -(-settings.training.batch_size // session.world_size)
+            engine.settle_communication(
+                self._trained, min(largest, settings.training.images_at_once or largest), size, self._compute
+            )
+
+    def _epoch(self, epoch: int) -> bool:
+        """Trains, evaluates and stores an epoch, or what is left of it; whether it came to its end."""
+        settings, state, session = self._settings, self._state, self._session
+        self._resize(image_size(settings, epoch))
+        assert self._trained is not None
+        sums = engine.train_epoch(
+            self._trained,
+            self._stream.epoch(epoch, state.under_way.position),
             state.optimizer,
             state.schedule,
             epoch=epoch,
-            compute=compute,
+            compute=self._compute,
+            begun=state.under_way,
             label_smoothing=settings.training.label_smoothing,
-            on_step=notes.phase(epoch, "training", training_images.steps()),
+            images_at_once=settings.training.images_at_once,
+            clip_norm=settings.optimizer.clip_norm,
+            after_step=self._after_step(epoch),
         )
+        if sums is None:
+            return False
+        state.under_way = sums
+        if state.average:
+            few = itertools.islice(self._training.epoch(epoch), STATISTICS_STEPS)
+            engine.recompute_statistics(state.used, few, self._compute)
         engine.share_buffers(state.network)
-        metrics |= engine.evaluate(
-            state.network,
-            evaluation_images.epoch(epoch),
-            compute=compute,
+        if state.average:
+            engine.share_buffers(state.used)
+        note = self._notes.phase(epoch, "evaluation", self._evaluation.steps())
+
+        def after_step(step: int) -> bool:
+            note(step)
+            return Wish.STOP not in self._control.after_step()
+
+        found = engine.evaluate(
+            state.used,
+            self._evaluation.epoch(epoch),
+            compute=self._compute,
             name=settings.data.evaluate_on,
-            on_step=notes.phase(epoch, "evaluation", evaluation_images.steps()),
+            after_step=after_step,
         )
-        metrics["epoch"] = epoch
+        if found is None:
+            self._save(None)
+            return False
+        metrics = {
+            **sums.metrics(),
+            "train/waiting_for_gradients": engine.waiting_for_gradients(self._trained),
+            "train/saving": self._saving / sums.seconds,
+            **found,
+            "epoch": float(epoch),
+            "workers": float(session.world_size),
+        }
+        self._saving = 0.0
         state.history.append(history.EpochRecord(epoch, time.time(), metrics))
-        session.commit(epoch, metrics, lambda folder: checkpoint.save(folder, state, settings, training_images.classes))
+        state.under_way = EpochSums()
+        if self._save(found[f"{settings.data.evaluate_on}/top1"]):
+            history.write(self._run.path, state.history)
+        session.report(metrics)
+        return True
 
+    def _after_step(self, epoch: int) -> Callable[[engine.Step], bool]:
+        """What happens after each step of an epoch; it says whether to go on."""
+        note = self._notes.phase(epoch, "training", self._training.steps())
+        every = self._settings.checkpoint.every_steps
 
-class LocalSession:
-    """The only worker, in this process."""
+        def after_step(step: engine.Step) -> bool:
+            if self._profiler:
+                self._profiler.step()
+            if self._state.average:
+                self._state.average.update_parameters(self._state.network)
+            note(step.number)
+            wish = self._control.after_step()
+            if Wish.LOOK in wish and self._session.preempted() and not self._warned:
+                self._warned = True
+                self._notes.say("a node is about to be taken away: the state of the run is saved")
+                wish |= Wish.SAVE
+            if wish & (Wish.SAVE | Wish.STOP) or (every and step.number % every == 0):
+                self._state.under_way = step.totals()
+                started = time.perf_counter()
+                self._save(None)
+                self._saving += time.perf_counter() - started
+                self._control.saved()
+            return Wish.STOP not in wish
 
-    rank = 0
-    world_size = 1
+        return after_step
 
-    def __init__(self, job: Job) -> None:
-        self._folder = job.folder
-        self.device = torch.device("cuda" if job.settings.cluster.gpu else "cpu")
+    def _save(self, score: float | None) -> bool:
+        """Stores the state of the run, on the first rank; whether it was.
 
-    def latest(self) -> Path | None:
-        """The last checkpoint in the run's folder."""
-        return self._folder.latest_checkpoint()
-
-    def commit(self, epoch: int, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
-        """Writes beside the other checkpoints and renames: a checkpoint is there in full or not at all."""
-        target = self._folder.checkpoints / layout.checkpoint_name(epoch)
-        partial = target.with_name(f"partial-{target.name}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save(partial)
-        partial.rename(target)
-        history.write(self._folder.path, history.read(target))
-        for old in layout.stored_checkpoints(self._folder.path)[:-CHECKPOINTS_KEPT]:
-            shutil.rmtree(old)
-
-
-class RaySession:
-    """One of several Ray Train workers."""
-
-    def __init__(self, job: Job) -> None:
-        import ray.train
-        import ray.train.torch
-
-        context = ray.train.get_context()
-        self.rank: int = context.get_world_rank()
-        self.world_size: int = context.get_world_size()
-        # Ray names a GPU wherever it sees one, reserved or not.
-        self.device: torch.device = ray.train.torch.get_device() if job.settings.cluster.gpu else torch.device("cpu")
-
-    def latest(self) -> Path | None:
-        """The checkpoint from which Ray Train wants this worker to continue."""
-        import ray.train
-
-        latest = ray.train.get_checkpoint()
-        return Path(latest.path) if latest else None
-
-    def commit(self, epoch: int, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
-        """Uploads rank 0's checkpoint to the run's folder and reports the metrics: a barrier for all ranks."""
-        import ray.train
-
-        with tempfile.TemporaryDirectory() as scratch:
-            saved = None
-            if self.rank == 0:
-                save(Path(scratch))
-                saved = ray.train.Checkpoint.from_directory(scratch)
-            ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=layout.checkpoint_name(epoch))
+        Raises:
+            UserError: storage failed too often, or nothing that is good would be stored.
+        """
+        if not self._chief:
+            return False
+        state, settings, classes = self._state, self._settings, self._training.classes
+        if not all(bool(value.isfinite().all()) for value in state.network.parameters()):
+            raise UserError(
+                f"weights are no longer finite after step {state.under_way.steps} of epoch {state.epochs_done + 1}, "
+                "so that they are not stored: lower optimizer.learning_rate, or set optimizer.clip_norm"
+            )
+        try:
+            self._checkpoints.write(
+                state.point, score, lambda folder: checkpoint.save(folder, state, settings, classes)
+            )
+        except OSError as error:
+            self._failed_saves += 1
+            what = f"run.storage: {self._run.path} cannot be written ({error.strerror or error})"
+            last = state.epochs_done == settings.training.epochs
+            if last or self._failed_saves > settings.checkpoint.failures:
+                raise UserError(f"{what}: make room, and give the same command again; it goes on from there") from None
+            self._notes.say(f"{what}: training goes on, and the next checkpoint tries again")
+            return False
+        self._failed_saves = 0
+        return True
 
 
 def run_on_ray(config: dict[str, Any]) -> None:
@@ -172,9 +282,10 @@ def run_on_ray(config: dict[str, Any]) -> None:
 
 
 def _stream(folder: Path, settings: Settings, subset: Subset, session: Session) -> ImageStream:
+    threads = settings.data.decode_threads or (settings.cluster.cpus_per_worker if settings.cluster.gpu else 1)
     return ImageStream(
         folder,
-        settings.data,
+        settings.data.model_copy(update={"decode_threads": threads}),
         subset,
         batch_size=settings.training.batch_size,
         seed=settings.training.seed,
@@ -186,11 +297,35 @@ def _stream(folder: Path, settings: Settings, subset: Subset, session: Session) 
 
 def _build(settings: Settings, classes: int, steps: int, device: torch.device) -> checkpoint.Training:
     """Everything with new weights: the same on every rank, since the seed decides them."""
-    network = models.build(settings.model, classes, settings.data.image_size, settings.training.seed).to(device)
-    start.freeze(network, settings)
+    network = _network(settings, classes, settings.data.image_size).to(device)
     optimizer = build_optimizer(network, settings.optimizer)
     schedule = build_schedule(optimizer, settings.optimizer, settings.training.epochs, steps)
-    return checkpoint.Training(network, optimizer, schedule, history=[])
+    decay = settings.optimizer.average_decay
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+    return checkpoint.Training(network, optimizer, schedule, history=[], average=average)
+
+
+def _network(settings: Settings, classes: int, size: int) -> models.ImageNetwork:
+    network = models.build(settings.model, classes, size, settings.training.seed)
+    start.freeze(network, settings)
+    return network
+
+
+def _told_by_the_first(own: str | None) -> str | None:
+    """What the first rank has."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return own
+    told = [own]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
+
+
+def _too_little_memory(settings: Settings, error: Exception) -> UserError:
+    where = "the GPU's memory" if settings.cluster.gpu else "memory"
+    return UserError(
+        f"{where} is too small for a step ({str(error).splitlines()[0][:200]}): set training.images_at_once to a part "
+        "of what a worker takes at once, or lower training.batch_size, data.image_size or model.width_multiplier"
+    )
 
 
 def _distributed(network: nn.Module, session: Session) -> nn.Module:

@@ -36,6 +36,8 @@ DATA, ENGINE, RUN_FOLDER = "pipeline/data.py", "pipeline/engine.py", "pipeline/r
 CONVOLVED = "tests/test_models_transform.py::test_each_filter_is_convolved_with_the_reflected_signal"
 DERIVATIVES = "tests/test_models_projection.py::test_derivatives_are_those_of_the_formula"
 ORACLE = "tests/test_models_scattering.py::test_network_and_gradients_agree_with_the_oracle"
+WORKER, METERS = "pipeline/worker.py", "pipeline/meters.py"
+RESUME = "tests/faults/test_resume.py::"
 TWO_RANKS = "tests/test_engine.py::test_two_ranks_compute_what_one_does_and_count_each_image_once"
 
 MUTATIONS = (
@@ -322,8 +324,8 @@ MUTATIONS = (
     Mutation(
         "each rank averages over its own part of the batch",
         ENGINE,
-        "(loss_sum * (ranks / batch.size)).backward()",
-        "(loss_sum / len(labels)).backward()",
+        "(loss * (ranks / batch.size)).backward()",
+        "(loss / len(classes)).backward()",
         (TWO_RANKS,),
     ),
     Mutation(
@@ -335,9 +337,9 @@ MUTATIONS = (
     ),
     Mutation(
         "a loss that is not finite goes unnoticed",
-        ENGINE,
-        "if not value.isfinite():",
-        "if False:",
+        METERS,
+        "if values.isfinite().all():",
+        "if True:",
         ("tests/test_engine.py::test_training_stops_at_a_loss_that_is_not_finite",),
     ),
     Mutation(
@@ -356,11 +358,53 @@ MUTATIONS = (
     ),
     # Runs and searches
     Mutation(
-        "a resumed run begins at its first epoch",
-        "pipeline/worker.py",
-        "range(state.epochs_done + 1, ",
-        "range(1, ",
-        ("tests/test_training.py::test_an_interrupted_run_goes_on_to_the_same_bits_in_the_same_tracked_run",),
+        "a resumed epoch begins at its first image",
+        WORKER,
+        "self._stream.epoch(epoch, state.under_way.position)",
+        "self._stream.epoch(epoch)",
+        (RESUME + "test_every_image_is_once_in_each_epoch_that_led_to_the_weights",),
+    ),
+    Mutation(
+        "a checkpoint that was damaged is used",
+        "pipeline/checkpoints.py",
+        "        if digest(checkpoint / name) != expected:",
+        "        if False:",
+        (RESUME + "test_a_damaged_checkpoint_costs_the_steps_since_the_one_before",),
+    ),
+    Mutation(
+        "a run that is told to stop does not save",
+        WORKER,
+        "if wish & (Wish.SAVE | Wish.STOP) or",
+        "if wish & Wish.SAVE or",
+        (RESUME + "test_a_run_that_is_told_to_stop_finishes_its_step_and_saves",),
+    ),
+    Mutation(
+        "a full disk ends a run at once",
+        WORKER,
+        "if last or self._failed_saves > settings.checkpoint.failures:",
+        "if True:",
+        (RESUME + "test_a_full_disk_is_survived_for_a_while_and_then_told",),
+    ),
+    Mutation(
+        "averaged weights are not averages",
+        WORKER,
+        "get_ema_multi_avg_fn(decay)",
+        "get_ema_multi_avg_fn(decay / 2)",
+        ("tests/test_recipes.py::test_the_average_follows_its_formula",),
+    ),
+    Mutation(
+        "labels of a part of the classes are not translated",
+        "pipeline/evaluation.py",
+        "labels[torch.from_numpy(batch.labels)]",
+        "torch.from_numpy(batch.labels)",
+        ("tests/test_evaluation.py::test_classes_are_found_by_their_ids",),
+    ),
+    Mutation(
+        "ranks act on a wish as soon as they have it",
+        "pipeline/control.py",
+        "        return agreed\n",
+        "        return agreed | self._own()\n",
+        ("tests/test_control.py::test_ranks_act_on_the_first_ones_wish_after_the_same_step",),
     ),
     Mutation(
         "a finished run is not recognized",
@@ -372,7 +416,7 @@ MUTATIONS = (
     Mutation(
         "the final model is not tracked",
         "pipeline/launch.py",
-        'tracker.log_file(final, "model")',
+        "tracker.log_file(final, tracking.MODEL_ARTIFACT)",
         "pass",
         ("tests/test_training.py::test_the_tracked_run_holds_all_that_the_run_was",),
     ),
@@ -442,9 +486,9 @@ MUTATIONS = (
     ),
     Mutation(
         "a resumed run loads the weights that it started with",
-        "pipeline/worker.py",
-        "    else:\n        start.load(",
-        "    if settings.start.checkpoint:\n        start.load(",
+        WORKER,
+        "        else:\n            start.load(",
+        "        if settings.start.checkpoint:\n            start.load(",
         (
             "tests/test_start.py::test_a_fine_tuned_run_says_what_it_starts_with_and_resumes_to_the_same_bits_without_it",
         ),

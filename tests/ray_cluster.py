@@ -1,4 +1,4 @@
-"""A Ray cluster as a user would start it, outside the program that is tested: two raylets on this machine."""
+"""A Ray cluster as a user would start it, outside the program that is tested: raylets on this machine."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
 from ray.util.state import list_actors
 print(json.dumps({
     "cpus": ray.available_resources().get("CPU", 0.0),
+    "total": ray.cluster_resources().get("CPU", 0.0),
     "placement_groups": [id for id, one in ray.util.placement_group_table().items() if one["state"] != "REMOVED"],
     "actors": [one.class_name for one in list_actors(address=sys.argv[1], filters=[("state", "!=", "DEAD")])],
 }))
@@ -37,11 +38,43 @@ print(json.dumps({
 
 @dataclass
 class ExternalCluster:
-    """Two raylets with one CPU each, which ask for a token."""
+    """Raylets with a few CPUs each, which ask for a token."""
 
     address: str
     environment: dict[str, str]
+    cpus: int
+    """Of each node."""
+    folder: Path
     launchers: list[subprocess.Popen[bytes]]
+    """One a node, the head first."""
+
+    def start(self, *arguments: str) -> None:
+        """Starts a node; returns before it is ready."""
+        common = [f"--num-cpus={self.cpus}", "--num-gpus=0", "--object-store-memory=150000000", "--disable-usage-stats"]
+        common += ["--block", "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
+        host = self.address.partition(":")[0]
+        command = [RAY, "start", f"--node-ip-address={host}", *arguments, *common]
+        with self.log.open("ab") as output:
+            self.launchers.append(
+                subprocess.Popen(command, env=self.environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+            )
+
+    @property
+    def log(self) -> Path:
+        """What the nodes say while they start."""
+        return self.folder / "start.log"
+
+    def add_node(self) -> None:
+        """Starts a node beside the head and waits until it has joined."""
+        before = self.state()["total"]
+        self.start(f"--address={self.address}")
+        _wait(lambda: self.state()["total"] >= before + self.cpus, self.log)
+
+    def lose_node(self) -> None:
+        """Kills the last node that was started, with everything on it, as when its power fails."""
+        for process in _family(launcher := self.launchers.pop()):
+            _kill(process)
+        launcher.wait()
 
     def state(self) -> dict[str, Any]:
         """CPUs that are free, placement groups and actors that are there, as a program that joins sees them."""
@@ -63,19 +96,12 @@ class ExternalCluster:
 
     def processes(self) -> list[psutil.Process]:
         """All processes of the cluster: those that were started for it, and what they started."""
-        found = []
-        for launcher in self.launchers:
-            try:
-                started = psutil.Process(launcher.pid)
-                found += [started, *started.children(recursive=True)]
-            except psutil.NoSuchProcess:
-                continue
-        return found
+        return [process for launcher in self.launchers for process in _family(launcher)]
 
 
 @contextmanager
-def external_cluster() -> Iterator[ExternalCluster]:
-    """Starts the cluster, and ends exactly its processes with the body."""
+def external_cluster(nodes: int = 2, cpus: int = 1) -> Iterator[ExternalCluster]:
+    """Starts a cluster of so many nodes with so many CPUs each, and ends exactly its processes with the body."""
     folder = tempfile.mkdtemp(prefix="pc-", dir="/tmp")  # short: the paths of sockets may have 107 letters
     port, dashboard, client = _free_ports(3)
     environment = {
@@ -83,27 +109,18 @@ def external_cluster() -> Iterator[ExternalCluster]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
-    common = ["--num-cpus=1", "--num-gpus=0", "--object-store-memory=150000000", "--disable-usage-stats", "--block"]
-    common += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
     head = ["--head", f"--port={port}", f"--temp-dir={folder}", f"--ray-client-server-port={client}"]
     head += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
     host = socket.gethostbyname(socket.gethostname())
-    cluster = ExternalCluster(f"{host}:{port}", environment, [])
-    log = Path(folder, "start.log")
-
-    def start(*arguments: str) -> None:
-        with log.open("ab") as output:
-            command = [RAY, "start", f"--node-ip-address={host}", *arguments, *common]
-            cluster.launchers.append(
-                subprocess.Popen(command, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
-            )
-
+    cluster = ExternalCluster(f"{host}:{port}", environment, cpus, Path(folder), [])
+    log = cluster.log
     try:
-        start(*head)
+        cluster.start(*head)
         _wait(lambda: _listens(host, port), log)
-        start(f"--address={cluster.address}")
-        _wait(lambda: log.read_text(errors="replace").count("Ray runtime started") == 2, log)
-        _wait(lambda: cluster.state()["cpus"] == 2, log)
+        for _ in range(nodes - 1):
+            cluster.start(f"--address={cluster.address}")
+        _wait(lambda: log.read_text(errors="replace").count("Ray runtime started") == nodes, log)
+        _wait(lambda: cluster.state()["cpus"] == nodes * cpus, log)
         yield cluster
     finally:
         for process in cluster.processes():
@@ -111,6 +128,14 @@ def external_cluster() -> Iterator[ExternalCluster]:
         for launcher in cluster.launchers:
             launcher.wait()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _family(launcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    try:
+        started = psutil.Process(launcher.pid)
+        return [started, *started.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _title(process: psutil.Process) -> str:

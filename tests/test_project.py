@@ -110,7 +110,10 @@ finally:
 
 
 def test_every_package_contributes_its_commands() -> None:
-    assert COMMANDS == ["describe", "export", "inspect", "merge", "prepare", "stage", "train", "tune", "ui", "verify"]
+    assert [
+        *("describe", "evaluate", "export", "inspect", "merge", "predict", "prepare", "stage", "train", "tune", "ui"),
+        "verify",
+    ] == COMMANDS
     listing = python("from pipeline.cli import main; main()", "--help").stdout
     assert [command for command in COMMANDS if not re.search(rf"^ *{command} ", listing, re.MULTILINE)] == []
 

@@ -58,6 +58,8 @@ def test_what_does_not_change_the_result_does_not_change_the_identity(data: Mani
         "cluster.cpus_per_worker=4",
         "cluster.gpu=true",
         "cluster.max_failures=0",
+        "cluster.workers=1",
+        "checkpoint.every_steps=7",
         "tracking.uri=http://somewhere",
         "tracking.experiment=another",
     )

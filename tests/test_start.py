@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data_prep.errors import UserError
-from pipeline import config, launch, layout, models, run_folder, start, tracking, worker
+from pipeline import config, launch, layout, models, run_folder, start, tracking
 from pipeline.optim import build_optimizer
+from pipeline.session import LocalSession
 from pipeline.settings import ModelSettings, ResNetSettings, ScatteringSettings, Settings
 from tests.checkpoints import image_classes, save_checkpoint
 from tests.fine_tuning import MODEL, RANKS, settings_of, started, train_in_rank
@@ -244,13 +245,11 @@ def weights_of(run: Path) -> dict[str, Tensor]:
     return load_file(layout.stored_checkpoints(run)[-1] / layout.MODEL)
 
 
-class Stops(worker.LocalSession):
+class Stops(LocalSession):
     """A worker that is interrupted after its first checkpoint."""
 
-    def commit(self, epoch: int, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
-        super().commit(epoch, metrics, save)
-        if epoch == 1:
-            raise KeyboardInterrupt
+    def report(self, metrics: dict[str, float]) -> None:
+        raise KeyboardInterrupt
 
 
 def test_a_fine_tuned_run_says_what_it_starts_with_and_resumes_to_the_same_bits_without_it(
@@ -268,7 +267,7 @@ def test_a_fine_tuned_run_says_what_it_starts_with_and_resumes_to_the_same_bits_
     )
     assert len(epochs) == 2
     with monkeypatch.context() as patch:
-        patch.setattr(worker, "LocalSession", Stops)
+        patch.setattr(launch, "LocalSession", Stops)
         with pytest.raises(KeyboardInterrupt):
             launch.train(fine_tuned("run.name=stopped"))
     digest = start.digest(fine_tuned())

@@ -9,8 +9,7 @@ from ray.train import ControllerError, WorkerGroupError
 
 from data_prep.errors import UserError
 from pipeline import trainer
-
-SNAPSHOT = '{"checkpoint_results": []}'
+from pipeline.progress import EVENTS
 
 
 def test_a_workers_user_error_reaches_the_user_as_it_is(tmp_path: Path) -> None:
@@ -19,10 +18,13 @@ def test_a_workers_user_error_reaches_the_user_as_it_is(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_user_error_is_not_tried_again_and_other_errors_are() -> None:
+def test_a_user_error_is_not_tried_again_and_other_errors_are_and_told(tmp_path: Path) -> None:
+    restarts = trainer._Restarts(tmp_path)
     with pytest.raises(UserError, match="damaged"):
-        trainer._GiveUp().after_exception(None, {0: RuntimeError("gloo"), 1: UserError("image 7 is damaged")})
-    trainer._GiveUp().after_exception(None, {0: RuntimeError("gloo")})
+        restarts.after_exception(None, {0: RuntimeError("gloo"), 1: UserError("image 7 is damaged")})
+    assert not (tmp_path / EVENTS).exists()
+    restarts.after_exception(None, {1: RuntimeError("gloo")})
+    assert "worker 1 failed (RuntimeError: gloo): the run goes on" in (tmp_path / EVENTS).read_text()
 
 
 def test_a_dead_worker_is_one_sentence_and_a_file_with_the_whole_story(tmp_path: Path) -> None:
@@ -35,21 +37,3 @@ def test_a_dead_worker_is_one_sentence_and_a_file_with_the_whole_story(tmp_path:
         f"details in {tmp_path / 'error.log'}"
     )
     assert "a traceback" in (tmp_path / "error.log").read_text()
-
-
-@pytest.mark.parametrize("left", ["", SNAPSHOT[:10], '{"checkpoint_results": [{}', None])
-def test_a_snapshot_that_was_cut_short_is_mended_from_the_previous_one(tmp_path: Path, left: str | None) -> None:
-    (tmp_path / f"{trainer.SNAPSHOT}.previous").write_text(SNAPSHOT)
-    if left is not None:
-        (tmp_path / trainer.SNAPSHOT).write_text(left)
-    trainer._mend_snapshot(tmp_path)
-    assert (tmp_path / trainer.SNAPSHOT).read_text() == SNAPSHOT
-
-
-def test_a_whole_snapshot_is_left_alone(tmp_path: Path) -> None:
-    newer = '{"checkpoint_results": [1]}'
-    (tmp_path / f"{trainer.SNAPSHOT}.previous").write_text(SNAPSHOT)
-    (tmp_path / trainer.SNAPSHOT).write_text(newer)
-    trainer._mend_snapshot(tmp_path)
-    assert (tmp_path / trainer.SNAPSHOT).read_text() == newer
-    trainer._mend_snapshot(tmp_path / "nothing-yet")

@@ -86,27 +86,27 @@ def describe(checkpoint: Path) -> Description:
         ) from None
 
 
-def read_weights(checkpoint: Path) -> dict[str, Tensor]:
+def read_weights(checkpoint: Path, file: str = layout.MODEL) -> dict[str, Tensor]:
     """The parameters and running statistics of a checkpoint, by name, on the CPU.
 
     Raises:
         UserError: its file is damaged.
     """
     try:
-        return load_file(checkpoint / layout.MODEL)
+        return load_file(checkpoint / file)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"checkpoint {checkpoint} is damaged ({first_line(error)}): remove it, or name another one"
         ) from None
 
 
-def put_weights(checkpoint: Path, network: models.ImageNetwork) -> None:
+def put_weights(checkpoint: Path, network: models.ImageNetwork, file: str = layout.MODEL) -> None:
     """Gives `network` the weights of a checkpoint, all of them.
 
     Raises:
         UserError: the checkpoint is damaged or belongs to another network.
     """
-    weights: Mapping[str, Tensor] = read_weights(checkpoint)
+    weights: Mapping[str, Tensor] = read_weights(checkpoint, file)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

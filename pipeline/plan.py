@@ -1,0 +1,143 @@
+"""What a run will do and need, said before it does it: workers, steps, memory, disk, speed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from data_prep.loader import batch_bounds
+from data_prep.manifest import Manifest
+from pipeline import allocator, models, optim
+from pipeline.data import numbers
+from pipeline.describe import describe
+from pipeline.engine import Compute
+from pipeline.settings import Settings
+
+PROBE_STEPS, PROBE_IMAGES = 2, 64
+"""Steps that are timed, after one that is not, and how many images they have at most."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers of a run."""
+
+    workers: int
+    """Processes that train, this one if there is no cluster."""
+    batch_size: int
+    images_per_worker: int
+    """In a step, at most."""
+    images_at_once: int
+    """Of those, that a worker passes through the network together."""
+    training_images: int
+    evaluation_images: int
+    steps_per_epoch: int
+    epochs: int
+    sizes: list[int]
+    """Of the training images, in the order in which they grow."""
+    parameters: int
+    memory_bytes: int
+    """Of a worker in a step: what is kept for the backward pass, and weights, gradients and the optimizer's state."""
+    checkpoint_bytes: int
+    checkpoints_kept: int
+    images_per_second: float
+    """Of all workers together, if each is as fast as a few steps on this machine were, and nothing else slows them."""
+    measured_here: bool
+    """This machine is such a one as the workers run on: it has a GPU if they have."""
+
+    @property
+    def seconds(self) -> float:
+        """That training takes at that speed, with evaluations at three times the speed."""
+        images = self.epochs * (self.training_images + self.evaluation_images / 3)
+        return images / self.images_per_second
+
+    def __str__(self) -> str:
+        sizes = f"{self.sizes[0]} pixels" if len(self.sizes) == 1 else f"{' → '.join(map(str, self.sizes))} pixels"
+        parts = f", {self.images_at_once} at once" if self.images_at_once < self.images_per_worker else ""
+        where = "measured here" if self.measured_here else "measured here on the CPU, GPUs are faster"
+        return "\n".join(
+            [
+                f"workers      {self.workers}, {self.images_per_worker} images of {sizes} each in a step{parts}",
+                f"steps        {self.epochs} epochs of {self.steps_per_epoch}, {self.batch_size} images each, "
+                f"of {self.training_images:,} training images; {self.evaluation_images:,} evaluated after each epoch",
+                f"network      {self.parameters:,} parameters",
+                f"memory       about {_size(self.memory_bytes)} for each worker, beside its libraries",
+                f"checkpoints  {_size(self.checkpoint_bytes)} each, up to {self.checkpoints_kept} are kept: "
+                f"{_size(self.checkpoint_bytes * (self.checkpoints_kept + 1))} of disk",
+                f"speed        about {self.images_per_second:,.0f} images/s ({where}): {_duration(self.seconds)}",
+            ]
+        )
+
+
+def plan(settings: Settings, data: Manifest) -> Plan:
+    """The plan of a run; takes the few steps of a probe in this process.
+
+    Args:
+        data: the manifest of its data set.
+    """
+    workers = max(1, settings.cluster.workers)
+    share = -(-settings.training.batch_size // workers)
+    at_once = min(share, settings.training.images_at_once or share)
+    described = describe(settings, len(data.classes))
+    training, evaluation = numbers(settings.data, data, settings.training.seed)
+    learned, states = described.learned, 3 if settings.optimizer.kind == "adamw" else 2  # weights, and the optimizer's
+    copies = states + 1 + (settings.optimizer.average_decay > 0)
+    stored = states + (settings.optimizer.average_decay > 0)
+    kept = settings.checkpoint
+    sizes = sorted({optim.image_size(settings, epoch) for epoch in range(1, settings.training.epochs + 1)})
+    images_per_second, measured = _probe(settings, len(data.classes), at_once)
+    return Plan(
+        workers=workers,
+        batch_size=settings.training.batch_size,
+        images_per_worker=share,
+        images_at_once=at_once,
+        training_images=training,
+        evaluation_images=evaluation,
+        steps_per_epoch=len(batch_bounds(training, settings.training.batch_size)) - 1,
+        epochs=settings.training.epochs,
+        sizes=sizes,
+        parameters=learned,
+        memory_bytes=described.kept_bytes * at_once + 4 * learned * copies,
+        checkpoint_bytes=4 * learned * stored,
+        checkpoints_kept=kept.keep + kept.keep_best,
+        images_per_second=workers * images_per_second,
+        measured_here=measured,
+    )
+
+
+def _probe(settings: Settings, classes: int, at_once: int) -> tuple[float, bool]:
+    """Images/s of a worker's steps in this process, on random pixels, and whether it has what a worker has."""
+    gpu = settings.cluster.gpu and torch.cuda.is_available()
+    device, threads = torch.device("cuda" if gpu else "cpu"), torch.get_num_threads()
+    torch.set_num_threads(settings.cluster.cpus_per_worker)
+    allocator.keep_freed_memory()
+    try:
+        size = settings.data.image_size
+        network = models.build(settings.model, classes, size, settings.training.seed).to(device)
+        optimizer = optim.build_optimizer(network, settings.optimizer)
+        compute = Compute(device, settings.training.precision)
+        images = min(at_once, PROBE_IMAGES)
+        pixels = torch.randint(0, 256, (images, size, size, 3), dtype=torch.uint8, device=device)
+        labels = torch.randint(0, classes, (images,), device=device)
+        for step in range(1 + PROBE_STEPS):
+            if step == 1:
+                started = time.perf_counter()
+            nn.functional.cross_entropy(compute.logits(network, pixels), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if gpu:
+                torch.cuda.synchronize()
+        return images * PROBE_STEPS / (time.perf_counter() - started), gpu == settings.cluster.gpu
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"

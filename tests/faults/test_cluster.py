@@ -1,0 +1,202 @@
+"""Claims about runs on a cluster whose workers, nodes, controller and driver are taken away, one after the other.
+
+The cluster has two nodes with two CPUs each, outside the program that is tested, and serves all tests.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from data_prep.errors import UserError
+from pipeline import config, launch, layout, progress, tracking
+from pipeline.layout import Point
+from tests.ray_cluster import RAY, ExternalCluster, external_cluster
+from tests.runs import Command, assert_same_bits, epochs_done, wait_for, wait_for_epoch, wait_for_point
+
+EPOCHS, STEPS = 6, 12
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[ExternalCluster]:
+    with external_cluster(nodes=2, cpus=2) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def file(cluster: ExternalCluster, textures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration of a run of four workers."""
+    folder = tmp_path_factory.mktemp("faults")
+    content = {
+        "data": {"path": str(textures), "image_size": 16, "flip": False},
+        "run": {"storage": str(folder / "runs")},
+        "model": {"widths": [4, 4]},
+        "optimizer": {"learning_rate": 0.01},
+        "training": {"epochs": EPOCHS, "batch_size": 20},
+        "cluster": {"workers": 4, "address": cluster.address},
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def start(file: Path, cluster: ExternalCluster) -> Iterator[Callable[..., Command]]:
+    """Starts commands in the cluster; ends what is left of them."""
+    started: list[Command] = []
+
+    # How long Ray waits for workers on a node that it does not know to be gone.
+    environment = {**cluster.environment, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
+
+    def start(*overrides: str) -> Command:
+        started.append(Command(file, *overrides, environment=environment))
+        return started[-1]
+
+    yield start
+    for command in started:
+        if command.process.poll() is None:
+            command.kill()
+
+
+def workers(cluster: ExternalCluster) -> list[psutil.Process]:
+    return [one for one in cluster.processes() if "RayTrainWorker" in _line(one)]
+
+
+def controllers(cluster: ExternalCluster) -> list[psutil.Process]:
+    return [one for one in cluster.processes() if "TrainController" in _line(one)]
+
+
+def _line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def events(run: Path) -> str:
+    file = run / progress.EVENTS
+    return file.read_text() if file.exists() else ""
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((run / "history.json").read_text())
+    return found
+
+
+NODE = """
+import sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+print(*[node["NodeID"] for node in ray.nodes() if node["Alive"] and "node:__internal_head__" not in node["Resources"]])
+"""
+
+
+def announce_preemption(cluster: ExternalCluster, seconds: int) -> None:
+    """Tells Ray, as a provider's agent does, that the node beside the head will be taken away."""
+    look = [sys.executable, "-c", NODE, cluster.address]
+    found = subprocess.run(look, env=cluster.environment, capture_output=True, text=True, check=True)
+    (node,) = found.stdout.split()
+    command = [RAY, "drain-node", "--address", cluster.address, "--node-id", node]
+    command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot instance reclaimed"]
+    command += ["--deadline-remaining-seconds", str(seconds)]
+    subprocess.run(command, env=cluster.environment, capture_output=True, check=True)
+
+
+def test_elastic_training_saves_before_a_node_goes_and_uses_the_next_one(
+    start: Callable[..., Command], cluster: ExternalCluster, file: Path
+) -> None:
+    run = file.parent / "runs" / "elastic"
+    command = start(
+        "run.name=elastic",
+        "cluster.min_workers=1",
+        "cluster.resize_seconds=5",
+        "training.epochs=10000",
+        "checkpoint.keep_best=0",
+    )
+    wait_for_epoch(run, 1, command)
+    announce_preemption(cluster, seconds=20)
+    wait_for(lambda: "a node is about to be taken away" in events(run), "the notice", command)
+    cluster.lose_node()
+    wait_for(lambda: records(run)[-1]["metrics"]["workers"] == 2, "an epoch with two workers", command)
+    cluster.add_node()
+    wait_for(lambda: records(run)[-1]["metrics"]["workers"] == 4, "an epoch with four workers", command)
+    command.process.send_signal(signal.SIGTERM)
+    status, _, complaint = command.end()
+    assert (status, complaint.strip()) == (130, "interrupted: the same command continues")
+    assert layout.stored_checkpoints(run)[-1].name >= Point(epochs_done(run)).name
+    assert not (run / layout.STOP).exists()
+    wait_for(lambda: cluster.state()["cpus"] == 4, "all CPUs")
+    epochs = [record["epoch"] for record in records(run)]
+    assert epochs == list(range(1, len(epochs) + 1))
+    assert {record["metrics"]["train/skipped_images"] for record in records(run)} == {0.0}
+
+
+def run_alone(start: Callable[..., Command], run: Path, *options: str) -> Path:
+    """Trains a run that nothing happens to."""
+    status, _, complaint = start(f"run.name={run.name}", *options).end()
+    assert (status, complaint) == (0, "")
+    return run
+
+
+def test_two_workers_one_of_which_and_whose_driver_are_killed_come_to_the_same_bits(
+    start: Callable[..., Command], cluster: ExternalCluster, file: Path
+) -> None:
+    chance, options = random.Random(2), ("cluster.workers=2", "checkpoint.every_steps=1")
+    alone = run_alone(start, file.parent / "runs" / "alone-2", *options)
+    hurt = alone.with_name("hurt-2")
+    command = start("run.name=hurt-2", *options)
+    wait_for_point(hurt, Point(0, chance.randrange(1, STEPS)), command)
+    chance.choice(workers(cluster)).send_signal(signal.SIGKILL)
+    assert epochs_done(hurt) < 2, "the worker died too late to show anything"
+    wait_for_point(hurt, Point(3, chance.randrange(1, STEPS)), command)
+    command.kill()
+    assert epochs_done(hurt) < EPOCHS
+    run_alone(start, hurt, *options)
+
+    assert_same_bits(alone, hurt)
+    assert [record["epoch"] for record in records(hurt)] == list(range(1, EPOCHS + 1))
+    assert re.search(r"worker \d failed \(.*\): the run goes on from its newest checkpoint", events(hurt))
+    client = MlflowClient(tracking.default_store(file.parent / "runs").uri)
+    (tracked,) = client.search_runs(["1"], "attributes.run_name = 'hurt-2'")
+    assert tracked.info.status == "FINISHED"
+    steps = [metric.step for metric in client.get_metric_history(tracked.info.run_id, "train/loss")]
+    assert steps == list(range(1, EPOCHS + 1)), "no epoch twice, none missing"
+    assert launch.train(config.load(file, ["run.name=hurt-2", *options])).already_finished
+    with pytest.raises(UserError, match=r"run \S+/hurt-2 was started with other settings \(training\.seed: 0 → 1\)"):
+        launch.train(config.load(file, ["run.name=hurt-2", "training.seed=1", *options]))
+
+
+def test_four_workers_one_of_which_and_whose_controller_are_killed_come_to_the_same_bits(
+    start: Callable[..., Command], cluster: ExternalCluster, file: Path
+) -> None:
+    chance = random.Random(4)
+    cluster.lose_node()
+    command = start("run.name=alone-4", "checkpoint.every_steps=1", "cluster.wait_minutes=3")
+    cluster.add_node()
+    status, _, complaint = command.end()
+    assert (status, complaint) == (0, ""), "it waits for a cluster that grows"
+    alone = file.parent / "runs" / "alone-4"
+    hurt = alone.with_name("hurt-4")
+    command = start("run.name=hurt-4", "checkpoint.every_steps=1")
+    wait_for_point(hurt, Point(0, chance.randrange(1, STEPS)), command)
+    chance.choice(workers(cluster)).send_signal(signal.SIGKILL)
+    assert epochs_done(hurt) < 2, "the worker died too late to show anything"
+    wait_for_point(hurt, Point(3, chance.randrange(1, STEPS)), command)
+    (controller,) = controllers(cluster)
+    controller.send_signal(signal.SIGKILL)
+    assert epochs_done(hurt) < EPOCHS
+    status, _, complaint = command.end()
+    assert (status, complaint) == (0, "")
+    assert_same_bits(alone, hurt)
+    assert "the controller of the training died: the run goes on from its newest checkpoint" in events(hurt)

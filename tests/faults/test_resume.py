@@ -1,0 +1,257 @@
+"""Claims about runs in one process that are killed, told to stop, or whose storage fails them."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_prep.errors import UserError
+from pipeline import config, launch, layout, progress, worker
+from pipeline.checkpoints import DAMAGED
+from pipeline.data import Batch, ImageStream
+from pipeline.layout import Point
+from pipeline.settings import Settings
+from tests.disks import fill, small_disk
+from tests.runs import Command, assert_same_bits, epochs_done, wait_for, wait_for_point
+
+EPOCHS = 3
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def file(textures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration of a run of three epochs of twelve steps."""
+    folder = tmp_path_factory.mktemp("resume")
+    content = {
+        "data": {"path": str(textures), "image_size": 16, "flip": False},
+        "run": {"storage": str(folder / "runs")},
+        "model": {"widths": [4, 4]},
+        "optimizer": {"learning_rate": 0.01},
+        "training": {"epochs": EPOCHS, "batch_size": 20},
+        "cluster": {"workers": 0},
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def settings(file: Path, request: pytest.FixtureRequest) -> Callable[..., Settings]:
+    """Settings of a run that is named after the test."""
+    name = re.sub(r"\W+", "-", request.node.name)
+    return lambda *overrides: config.load(file, [f"run.name={name}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def alone(file: Path) -> Path:
+    """The folder of a run that nothing happened to."""
+    return launch.train(config.load(file, ["run.name=alone"]), progress=False).folder
+
+
+class Killed(BaseException):
+    """Ends a run at once, as SIGKILL would: nothing may save on the way."""
+
+
+class Recorded(ImageStream):
+    """Notes which images are trained on when, and calls `before_batch` with the number of batches so far."""
+
+    seen: list[tuple[int, int, list[int]]]
+    before_batch: Callable[[int], None]
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        training = self._loader._shuffle != "none"
+        for batch in super().epoch(epoch, start):
+            if training:
+                Recorded.before_batch(len(Recorded.seen))
+                Recorded.seen.append((epoch, batch.end, batch.indices.tolist()))
+            yield batch
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:
+    Recorded.seen = []
+    Recorded.before_batch = staticmethod(lambda number: None)
+    monkeypatch.setattr(worker, "ImageStream", Recorded)
+    return Recorded
+
+
+def test_every_image_is_once_in_each_epoch_that_led_to_the_weights(
+    settings: Callable[..., Settings], alone: Path, recorded: type[Recorded]
+) -> None:
+    kills = random.Random(0)
+    deaths = 0
+    history: dict[tuple[int, int], list[int]] = {}
+    while True:
+        recorded.seen = []
+        last = kills.randrange(2, 20)
+
+        def kill(number: int, last: int = last) -> None:
+            if number == last:
+                raise Killed
+
+        recorded.before_batch = staticmethod(kill)
+        try:
+            outcome = launch.train(settings("checkpoint.every_steps=5"), progress=False)
+        except Killed:
+            deaths += 1
+        else:
+            break
+        finally:
+            # What was trained on after the checkpoint that the next attempt goes on from, it trains on again.
+            history |= {(epoch, end): indices for epoch, end, indices in recorded.seen}
+    assert deaths >= 3
+    assert_same_bits(alone, outcome.folder)
+    for epoch in range(1, EPOCHS + 1):
+        order = list(itertools.chain(*(indices for (at, _), indices in sorted(history.items()) if at == epoch)))
+        assert len(order) == 240 and sorted(order) == list(range(240))
+
+
+def test_sigkill_at_any_step_changes_no_bit(file: Path, alone: Path) -> None:
+    run, chance = alone.with_name("killed"), random.Random(1)
+    options = ("run.name=killed", "checkpoint.every_steps=1")
+    for point in (Point(0, chance.randrange(1, STEPS)), Point(1, chance.randrange(1, STEPS))):
+        command = Command(file, *options)
+        wait_for_point(run, point, command)
+        command.kill()
+        assert epochs_done(run) < EPOCHS, "it was killed too late to show anything"
+    status, output, complaint = Command(file, *options).end()
+    assert (status, complaint) == (0, "")
+    assert "goes on after epoch" in output
+    assert_same_bits(alone, run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_stop_finishes_its_step_and_saves(
+    file: Path, alone: Path, number: signal.Signals
+) -> None:
+    run = alone.with_name(f"stopped-{number}")
+    command = Command(file, f"run.name={run.name}", "data.image_size=32", "training.epochs=100")
+    wait_for((run / progress.FILE).exists, "the first step", command)
+    command.process.send_signal(number)
+    status, _, complaint = command.end()
+    assert (status, complaint.strip()) == (130, "interrupted: the same command continues")
+    assert "-step-" in layout.stored_checkpoints(run)[-1].name or epochs_done(run) > 0
+    assert not list(run.glob("checkpoints/partial-*"))
+
+
+def test_a_stop_within_an_evaluation_is_saved_too_and_changes_no_bit(
+    settings: Callable[..., Settings], alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phase = progress.Notes.phase
+
+    def stopping(self: progress.Notes, epoch: int, name: str, steps: int) -> Callable[[int], None]:
+        if (epoch, name) == (2, "evaluation"):
+            signal.raise_signal(signal.SIGTERM)
+        return phase(self, epoch, name, steps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress.Notes, "phase", stopping)
+        patch.setattr("pipeline.control.Control.ASK_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            launch.train(settings(), progress=False)
+    run = alone.with_name(settings().run.name or "")
+    assert layout.stored_checkpoints(run)[-1].name == Point(1, STEPS).name
+    assert_same_bits(alone, launch.train(settings(), progress=False).folder)
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    settings: Callable[..., Settings], alone: Path, recorded: type[Recorded], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def kill(number: int) -> None:
+        if number == 20:
+            raise Killed
+
+    recorded.before_batch = staticmethod(kill)
+    with pytest.raises(Killed):
+        launch.train(settings("checkpoint.every_steps=4"), progress=False)
+    run = alone.with_name(settings().run.name or "")
+    before, last = layout.stored_checkpoints(run)[-2:]
+    weights = last / layout.MODEL
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    recorded.before_batch = staticmethod(lambda number: None)
+    outcome = launch.train(settings())
+    assert (
+        f"checkpoint {last.name} is damaged (model.safetensors is not what was written) and was moved to "
+        f"{DAMAGED}{last.name}; the run goes on from {before.name}"
+    ) in capsys.readouterr().out
+    assert_same_bits(alone, outcome.folder)
+
+
+def test_a_full_disk_is_survived_for_a_while_and_then_told(
+    settings: Callable[..., Settings], alone: Path, tmp_path: Path, recorded: type[Recorded]
+) -> None:
+    with small_disk(tmp_path / "disk", 8) as disk:
+        filler: list[Path] = []
+
+        def full_for_a_while(number: int) -> None:
+            if number == 6:
+                filler.append(fill(disk))
+            elif number == 15:
+                filler.pop().unlink()
+
+        recorded.before_batch = staticmethod(full_for_a_while)
+        options = (f"run.storage={disk / 'runs'}", "checkpoint.every_steps=4")
+        assert_same_bits(alone, launch.train(settings(*options), progress=False).folder)
+
+        recorded.seen = []
+        recorded.before_batch = staticmethod(lambda number: filler.append(fill(disk)) if number == 6 else None)
+        options = (*options, "run.name=impatient", "checkpoint.failures=0")
+        with pytest.raises(UserError, match=r"run\.storage: .*impatient cannot be written \(No space left.*make room"):
+            launch.train(settings(*options), progress=False)
+        filler.pop().unlink()
+        recorded.before_batch = staticmethod(lambda number: None)
+        assert_same_bits(alone, launch.train(settings(*options), progress=False).folder)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_state(settings: Callable[..., Settings], alone: Path) -> None:
+    with pytest.raises(UserError, match=r"became (nan|inf) in epoch 1, step \d+ \(training images \d+, .*clip_norm"):
+        launch.train(settings("optimizer.learning_rate=1.0e+30", "checkpoint.every_steps=1"), progress=False)
+    run = alone.with_name(settings().run.name or "")
+    for stored in layout.stored_checkpoints(run):
+        assert all(value.isfinite().all() for value in worker.checkpoint.trained.read_weights(stored).values())
+
+
+LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+from data_prep.errors import UserError
+from pipeline import config, launch, worker
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20,) * 2)
+try:
+    launch.train(config.load(Path(sys.argv[1]), sys.argv[2:]), progress=False)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_too_little_memory_says_what_to_lower(file: Path) -> None:
+    big = ["run.name=big", "data.image_size=64", "model.widths=[512]", "training.batch_size=200"]
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY, str(file), *big], capture_output=True, text=True, timeout=300
+    )
+    assert re.match(r"memory is too small for a step \(.*\): set training\.images_at_once", done.stdout), done
+
+
+def test_a_batch_in_parts_learns_what_a_whole_one_does(settings: Callable[..., Settings]) -> None:
+    """Without statistics of batches, a sum over parts is that over the batch."""
+    options = ("model.standardize=false", "model.classifier_normalization=none", "training.epochs=1")
+    whole, parts = (
+        launch.train(settings(*options, f"run.name=parts-{name}", f"training.images_at_once={most}"), progress=False)
+        for name, most in (("none", "null"), ("three", "7"))
+    )
+    for name, value in whole.metrics.items():
+        if not re.search("second|waiting|saving", name):
+            assert parts.metrics[name] == pytest.approx(value, rel=1e-3), name

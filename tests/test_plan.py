@@ -1,0 +1,85 @@
+"""Claims about what a run says before it starts."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from data_prep import manifest
+from data_prep.errors import UserError
+from pipeline import config, launch, layout
+from pipeline.commands import train
+from pipeline.plan import Plan
+
+
+@pytest.fixture
+def file(textures: Path, tmp_path: Path) -> Path:
+    content = {
+        "data": {"path": str(textures), "image_size": 48, "flip": False, "evaluate_on": "holdout", "holdout": 0.2},
+        "run": {"storage": str(tmp_path / "runs"), "name": "planned"},
+        "model": {"widths": [24, 32], "classifier": "pooled"},
+        "optimizer": {"average_decay": 0.9},
+        "training": {"epochs": 2, "batch_size": 50, "first_image_size": 32, "images_at_once": 20},
+        "cluster": {"workers": 0},
+        "checkpoint": {"keep": 1, "keep_best": 1},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def test_the_numbers_are_those_of_the_run(file: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    settings = config.load(file, [])
+    planned = launch.dry_run(settings)
+    assert torch.get_num_threads() == threads
+    assert not (tmp_path / "runs").exists(), "nothing is written"
+    run = launch.train(settings, progress=False).folder
+    stored = layout.stored_checkpoints(run)[-1]
+    assert planned.training_images + planned.evaluation_images == 240
+    assert (planned.images_per_worker, planned.images_at_once, planned.sizes) == (50, 20, [32, 48])
+    weights = sum(path.stat().st_size for path in stored.iterdir())
+    assert planned.checkpoint_bytes == pytest.approx(weights, rel=0.2)
+    state = torch.load(stored / "training.pt", weights_only=True)
+    assert state["schedule"]["last_epoch"] == 2 * planned.steps_per_epoch
+
+
+def test_workers_share_the_batch_and_add_up_their_speed(file: Path, textures: Path) -> None:
+    one, four = (
+        launch.dry_run(config.load(file, [f"cluster.workers={workers}", "training.images_at_once=null"]))
+        for workers in (1, 4)
+    )
+    assert (one.images_per_worker, four.images_per_worker) == (50, 13)
+    assert four.memory_bytes < one.memory_bytes
+    assert one.images_per_second > 0
+
+
+def test_the_command_prints_the_plan_and_starts_nothing(file: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(train, [str(file), "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        *("workers", "steps", "network", "memory", "checkpoints", "speed"),
+    ]
+    assert "32 → 48 pixels" in done.stdout and re.search(r"about [\d,]+ images/s \(measured here\)", done.stdout)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.yaml"]
+
+
+def test_a_profile_is_a_trace_of_a_few_steps(file: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(train, [str(file), "--profile", "training.epochs=3"])
+    assert done.exit_code == 0, done.output
+    trace = json.loads((tmp_path / "runs" / "planned" / "trace.json").read_text())
+    assert any("convolution" in event["name"] or "mm" in event["name"] for event in trace["traceEvents"])
+    assert "profile of 4 steps" in done.stdout
+
+
+def test_another_data_set_than_expected_is_refused(file: Path, textures: Path) -> None:
+    digest = manifest.load(textures).digest
+    assert isinstance(launch.dry_run(config.load(file, [f"data.digest={digest[:12]}"])), Plan)
+    with pytest.raises(UserError, match=rf"data\.digest is 0123456789ab, but the data set in .* has {digest}"):
+        launch.dry_run(config.load(file, ["data.digest=0123456789ab"]))
