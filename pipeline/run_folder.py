@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from data_prep.errors import UserError
 from data_prep.manifest import Manifest
-from pipeline import history, layout
+from pipeline import history, layout, uploads
 from pipeline.config import differences, flatten, to_yaml
 from pipeline.layout import IDENTITY
 from pipeline.settings import ModelSettings, ResNetSettings, Section, Settings
@@ -45,6 +45,7 @@ EXECUTION_ONLY = frozenset(
         "checkpoint.grace_seconds",
         "checkpoint.keep",
         "checkpoint.keep_best",
+        "checkpoint.upload",
         "cluster.address",
         "cluster.cpus_per_worker",
         "cluster.gpu",
@@ -142,6 +143,8 @@ def claim(settings: Settings, data: Manifest, start_digest: str | None = None) -
         raise UserError(f"run.storage: {path} cannot be written: {error.strerror}") from None
     try:
         (path / OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        if settings.checkpoint.upload:
+            uploads.fetch_identity(uploads.location_of(settings.checkpoint.upload, path), path)
         yield RunFolder(path, _identify(path, settings, data, start_digest))
     finally:
         remove_unless_begun(path, IDENTITY, OWNER, LOCK)

@@ -260,11 +260,20 @@ class CheckpointSettings(Section):
     """How many of the newest checkpoints are kept."""
     keep_best: Annotated[int, Field(ge=0)] = 1
     """Besides those, the checkpoints of so many epochs with the highest top-1 accuracy."""
+    upload: str | None = None
+    """Address such as s3://bucket/runs to which run.yaml and the checkpoints are copied in the background; a run whose
+    folder is gone goes on from there. Keys belong into the environment (AWS_ACCESS_KEY_ID, …)."""
     failures: Annotated[int, Field(ge=0)] = 3
     """How often in a row storage may be full or away when a checkpoint is due: training goes on with a warning, and at
     one failure more the run stops."""
     grace_seconds: Annotated[float, Field(ge=0)] = 60.0
     """How long a run that is told to stop (Ctrl-C, SIGTERM) may take to finish its step and save, on a cluster."""
+
+    @model_validator(mode="after")
+    def _check_upload(self) -> Self:
+        if self.upload and "@" in self.upload.partition("://")[2].partition("/")[0]:
+            raise ValueError("upload must not hold a key, as settings are stored: put it into the environment")
+        return self
 
 
 class ClusterSettings(Section):

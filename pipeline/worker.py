@@ -9,8 +9,8 @@ import itertools
 import json
 import platform
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from data_prep import manifest
 from data_prep.errors import UserError
 from data_prep.stage import stage
-from pipeline import checkpoint, engine, environment, history, layout, models, start
+from pipeline import checkpoint, engine, environment, history, layout, models, start, uploads
 from pipeline.checkpoints import Checkpoints
 from pipeline.control import Control, Wish
 from pipeline.data import ImageStream, Subset
@@ -32,6 +32,7 @@ from pipeline.optim import build_optimizer, build_schedule, image_size
 from pipeline.progress import Notes
 from pipeline.session import Job, RaySession, Session
 from pipeline.settings import Settings
+from pipeline.uploads import Uploads
 
 ENVIRONMENT_FILE, TRACE = "environment.json", "trace.json"
 PROFILED_STEPS = 4
@@ -85,6 +86,7 @@ class _Work:
         self._notes = Notes(job.folder.path, silent=not self._chief)
         kept = settings.checkpoint
         self._checkpoints = Checkpoints(job.folder.checkpoints, kept.keep, kept.keep_best)
+        self._uploads_to = kept.upload and uploads.location_of(kept.upload, job.folder.path)
         self._failed_saves, self._saving = 0, 0.0
         self._warned = False
         self._profiler = self._new_profiler() if job.profile and self._chief else None
@@ -95,13 +97,23 @@ class _Work:
     def run(self) -> bool:
         """All epochs that are left; whether none is."""
         minutes = self._settings.checkpoint.every_minutes
-        with self._session.stoppable() as stop_requested, self._profiler or nullcontext():
+        with self._uploading(), self._session.stoppable() as stop_requested, self._profiler or nullcontext():
             self._control = Control(stop_requested, 60 * minutes or None, self._session.look_seconds)
             while self._state.epochs_done < self._settings.training.epochs:
                 if not self._epoch(self._state.epochs_done + 1):
                     return False
             self._control.close()
         return True
+
+    @contextmanager
+    def _uploading(self) -> Iterator[None]:
+        """Copies checkpoints in the background while the body runs, and what is left of that afterwards."""
+        self._uploads = Uploads(self._uploads_to, self._run.path, self._notes.say) if self._uploads_to else None
+        try:
+            yield
+        finally:
+            if self._uploads:
+                self._uploads.close()
 
     def _new_profiler(self) -> profiler.profile:
         """Looks at a few steps, once the first ones are over, and writes a trace into the run's folder."""
@@ -120,6 +132,8 @@ class _Work:
     def _restore(self, job: Job) -> None:
         """The state of the newest checkpoint that is whole, or a new one."""
         state, settings = self._state, self._settings
+        if self._chief and self._uploads_to and (name := uploads.fetch_newest(self._uploads_to, self._run.path)):
+            self._notes.say(f"checkpoint {name} was fetched from {self._uploads_to}")
         newest, complaints = self._checkpoints.recover() if self._chief else (None, [])
         for complaint in complaints:
             self._notes.say(f"{complaint}; the run goes on from {newest.name if newest else 'its start'}")
@@ -273,6 +287,8 @@ class _Work:
             self._notes.say(f"{what}: training goes on, and the next checkpoint tries again")
             return False
         self._failed_saves = 0
+        if self._uploads:
+            self._uploads.follow()
         return True
 
 
