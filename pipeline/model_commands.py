@@ -23,9 +23,7 @@ URI = "Store of models:/ and runs:/, if it is not the one inside --storage."
 @click.option("--on-damage", type=click.Choice(["stop", "skip"]), default="stop", help="At a damaged image [stop].")
 @click.option("--gpu", is_flag=True, help="Compute on this machine's first GPU.")
 @click.option("--bfloat16", is_flag=True, help="Compute in bfloat16, where training would.")
-@click.option(
-    "--storage", type=click.Path(path_type=Path), default=Path("runs"), help="For models:/ and runs:/ [runs]."
-)
+@click.option("--storage", type=click.Path(path_type=Path), default=Path("runs"), help=STORAGE)
 @click.option("--uri", help=URI)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def evaluate(
@@ -72,9 +70,7 @@ def evaluate(
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--top", type=click.IntRange(1), default=5, help="Classes for each image [5].")
 @click.option("--batch-size", type=click.IntRange(1), default=64, help="Images at a time [64].")
-@click.option(
-    "--storage", type=click.Path(path_type=Path), default=Path("runs"), help="For models:/ and runs:/ [runs]."
-)
+@click.option("--storage", type=click.Path(path_type=Path), default=Path("runs"), help=STORAGE)
 @click.option("--uri", help=URI)
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each image, for programs.")
 def predict(
