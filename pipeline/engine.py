@@ -206,6 +206,7 @@ def evaluate(
     *,
     compute: Compute,
     name: str = "validation",
+    observe: Callable[[Tensor, Tensor], None] | None = None,
     after_step: Callable[[int], bool] = lambda step: True,
 ) -> dict[str, float] | None:
     """Mean loss (without smoothing), top-1 and top-5 fractions over the images of all ranks.
@@ -214,6 +215,7 @@ def evaluate(
     communicate at each batch. With fewer than five classes, top-5 counts all of them.
 
     Args:
+        observe: given the probabilities, (b, classes), and the labels, (b,), of each batch.
         after_step: called with the number of steps done after each; where it returns False, the evaluation is left.
 
     Returns:
@@ -228,6 +230,8 @@ def evaluate(
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = best == labels[:, None]
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        if observe:
+            observe(logits.softmax(1), labels)
         sums += torch.stack([loss.double(), hits[:, 0].sum().double(), hits.sum().double()])
         seen += len(labels)
         skipped += batch.skipped

@@ -203,6 +203,8 @@ def _status(tracker: Tracker, folder: RunFolder) -> Iterator[None]:
     final = folder.latest_checkpoint()
     if final is not None:
         tracker.log_file(final, tracking.MODEL_ARTIFACT)
+    if (folder.path / worker.REPORT).is_dir():
+        tracker.log_file(folder.path / worker.REPORT, worker.REPORT)
     tracker.end("FINISHED")
 
 

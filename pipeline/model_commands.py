@@ -50,7 +50,7 @@ def evaluate(
       phasecollapse evaluate runs/imagenette-64/checkpoints/epoch-00010 datasets/imagenette --flip --output results
     """
     from data_prep import manifest, progress
-    from pipeline import evaluation, tracking
+    from pipeline import evaluation, report, tracking
 
     described = manifest.load(data)
     with tracking.checkpoint_of(source, storage, uri) as checkpoint:
@@ -59,8 +59,8 @@ def evaluate(
         with progress.images(total) as on_images, computing as place:
             result = evaluation.evaluate(checkpoint, data, evaluation.Options(**place, **options), on_images)
     if output:
-        evaluation.write(result, output)
-    click.echo(evaluation.to_json(result) if as_json else evaluation.summary(result))
+        report.write(result, output)
+    click.echo(report.to_json(result) if as_json else report.summary(result))
     if output and not as_json:
         click.echo(f"tables, picture and JSON: {output}")
 

@@ -23,18 +23,19 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from data_prep import manifest
 from data_prep.errors import UserError
 from data_prep.stage import stage
-from pipeline import checkpoint, engine, environment, history, layout, models, start, uploads
+from pipeline import checkpoint, engine, environment, history, layout, models, report, start, uploads
 from pipeline.checkpoints import Checkpoints
 from pipeline.control import Control, Wish
 from pipeline.data import ImageStream, Subset
 from pipeline.meters import EpochSums
 from pipeline.optim import build_optimizer, build_schedule, image_size
 from pipeline.progress import Notes
+from pipeline.report import Observer
 from pipeline.session import Job, RaySession, Session
 from pipeline.settings import Settings
 from pipeline.uploads import Uploads
 
-ENVIRONMENT_FILE, TRACE = "environment.json", "trace.json"
+ENVIRONMENT_FILE, TRACE, REPORT = "environment.json", "trace.json", "evaluation"
 PROFILED_STEPS = 4
 STATISTICS_STEPS = 64
 """Batches by which the statistics of averaged weights are computed anew: of what was there before, 0.9⁶⁴ remains."""
@@ -208,16 +209,21 @@ class _Work:
             note(step)
             return Wish.STOP not in self._control.after_step()
 
+        last = epoch == settings.training.epochs
+        observer = Observer(self._training.classes, session.device) if last else None
         found = engine.evaluate(
             state.used,
             self._evaluation.epoch(epoch),
             compute=self._compute,
             name=settings.data.evaluate_on,
+            observe=observer.add if observer else None,
             after_step=after_step,
         )
         if found is None:
             self._save(None)
             return False
+        if observer:
+            self._report(observer, found)
         metrics = {
             **sums.metrics(),
             "train/waiting_for_gradients": engine.waiting_for_gradients(self._trained),
@@ -233,6 +239,23 @@ class _Work:
             history.write(self._run.path, state.history)
         session.report(metrics)
         return True
+
+    def _report(self, observer: Observer, found: dict[str, float]) -> None:
+        """Writes what the last evaluation found into the run's folder; every rank takes part."""
+        settings, name = self._settings, self._settings.data.evaluate_on
+        result = observer.report(
+            checkpoint=str(self._run.path),
+            data=settings.data.path,
+            data_digest=self._run.identity.data_digest,
+            split=name,
+            loss=found[f"{name}/loss"],
+            skipped_images=round(found[f"{name}/skipped_images"]),
+        )
+        if self._chief:
+            try:
+                report.write(result, self._run.path / REPORT)
+            except UserError as error:  # the network is worth more than the report on it
+                self._notes.say(str(error))
 
     def _after_step(self, epoch: int) -> Callable[[engine.Step], bool]:
         """What happens after each step of an epoch; it says whether to go on."""

@@ -21,11 +21,12 @@ from data_prep.parallel import Threads
 from data_prep.request import Request
 from data_prep.sources.folders import ClassFolders
 from data_prep.write import prepare
-from pipeline import evaluation, launch, models, prediction, tracking
-from pipeline.evaluation import Evaluation, Options
+from pipeline import evaluation, launch, models, prediction, report, tracking
+from pipeline.evaluation import Options
 from pipeline.launch import Outcome
 from pipeline.model_commands import evaluate as evaluate_command
 from pipeline.model_commands import predict as predict_command
+from pipeline.report import Report
 from pipeline.settings import (
     ClusterSettings,
     DataSettings,
@@ -96,11 +97,11 @@ def trained(root: Path, shapes: Path) -> Outcome:
 
 
 @pytest.fixture(scope="module")
-def result(trained: Outcome, shapes: Path) -> Evaluation:
+def result(trained: Outcome, shapes: Path) -> Report:
     return evaluation.evaluate(trained.folder, shapes, Options(), lambda images: None)
 
 
-def test_it_measures_what_the_training_measured(trained: Outcome, result: Evaluation) -> None:
+def test_it_measures_what_the_training_measured(trained: Outcome, result: Report) -> None:
     assert result.images == 63 and result.skipped_images == 0
     assert result.top1 == pytest.approx(trained.metrics["validation/top1"])
     assert result.loss == pytest.approx(trained.metrics["validation/loss"], rel=1e-5)
@@ -108,7 +109,16 @@ def test_it_measures_what_the_training_measured(trained: Outcome, result: Evalua
     assert result.data_digest == manifest.load(Path(result.data)).digest
 
 
-def test_tables_and_calibration_follow_their_formulas(trained: Outcome, shapes: Path, result: Evaluation) -> None:
+def test_a_run_ends_with_the_same_report_in_its_folder_and_in_mlflow(trained: Outcome, result: Report) -> None:
+    uri = MlflowClient(tracking.default_store(trained.folder.parent).uri).get_run(trained.run_id).info.artifact_uri
+    for folder in (trained.folder / "evaluation", Path(uri.removeprefix("file://")) / "evaluation"):
+        written = json.loads((folder / report.EVERYTHING).read_text())
+        assert written["confusion"] == result.confusion
+        assert written["calibration_error"] == pytest.approx(result.calibration_error, abs=1e-6)
+        assert (folder / report.PICTURE).stat().st_size > 10_000
+
+
+def test_tables_and_calibration_follow_their_formulas(trained: Outcome, shapes: Path, result: Report) -> None:
     network = models.load(trained.folder).network
     loader = Loader(shapes, "validation", batch_size=63, size=24, cropping=evaluation.CenterCrop(1.0))
     (batch,) = loader.epoch(0)
@@ -129,7 +139,7 @@ def test_tables_and_calibration_follow_their_formulas(trained: Outcome, shapes: 
     assert result.calibration_error == pytest.approx(error, abs=1e-5)
 
 
-def test_classes_are_found_by_their_ids(root: Path, trained: Outcome, result: Evaluation) -> None:
+def test_classes_are_found_by_their_ids(root: Path, trained: Outcome, result: Report) -> None:
     part = prepared(folders(root / "part", CLASSES[1:]))
     found = evaluation.evaluate(trained.folder, part, Options(), lambda images: None)
     assert [one.id for one in found.classes] == ["square", "stripes"]
@@ -143,7 +153,7 @@ def test_classes_that_the_network_does_not_know_are_named(trained: Outcome, text
 
 
 def test_averaging_with_the_mirror_image_changes_probabilities_alone(
-    trained: Outcome, shapes: Path, result: Evaluation
+    trained: Outcome, shapes: Path, result: Report
 ) -> None:
     flipped = evaluation.evaluate(trained.folder, shapes, Options(flip=True), lambda images: None)
     assert flipped.images == result.images
@@ -152,7 +162,7 @@ def test_averaging_with_the_mirror_image_changes_probabilities_alone(
 
 
 def test_the_command_writes_tables_and_a_picture(
-    trained: Outcome, shapes: Path, tmp_path: Path, result: Evaluation
+    trained: Outcome, shapes: Path, tmp_path: Path, result: Report
 ) -> None:
     threads = torch.get_num_threads()
     done = CliRunner().invoke(
@@ -162,17 +172,15 @@ def test_the_command_writes_tables_and_a_picture(
     assert f"top-1 {100 * result.top1:.2f} %" in done.stdout
     assert done.stdout.count("\n") == 5
     assert torch.get_num_threads() == threads
-    written = json.loads((tmp_path / "out" / evaluation.REPORT).read_text())
+    written = json.loads((tmp_path / "out" / report.EVERYTHING).read_text())
     assert written["confusion"] == result.confusion
-    rows = list(csv.DictReader((tmp_path / "out" / evaluation.TABLE).read_text().splitlines()))
+    rows = list(csv.DictReader((tmp_path / "out" / report.TABLE).read_text().splitlines()))
     assert [row["id"] for row in rows] == list(CLASSES)
-    with Image.open(tmp_path / "out" / evaluation.PICTURE) as drawn:
+    with Image.open(tmp_path / "out" / report.PICTURE) as drawn:
         assert min(drawn.size) > 300
 
 
-def test_a_tracked_run_and_a_registered_model_can_be_evaluated(
-    trained: Outcome, shapes: Path, result: Evaluation
-) -> None:
+def test_a_tracked_run_and_a_registered_model_can_be_evaluated(trained: Outcome, shapes: Path, result: Report) -> None:
     storage = trained.folder.parent
     client = MlflowClient(tracking.default_store(storage).uri)
     client.create_registered_model("shapes")
@@ -190,7 +198,7 @@ def test_a_tracked_run_and_a_registered_model_can_be_evaluated(
         pass
 
 
-def test_predictions_are_those_of_the_evaluation(trained: Outcome, root: Path, result: Evaluation) -> None:
+def test_predictions_are_those_of_the_evaluation(trained: Outcome, root: Path, result: Report) -> None:
     files = prediction.find([root / "shapes" / "val"])
     assert len(files) == 63
     found = list(prediction.predict(trained.folder, files, top=2, batch_size=10))
@@ -213,6 +221,9 @@ def test_any_kind_of_image_is_read_and_what_is_none_is_named(trained: Outcome, r
     assert done.stderr == "1 of 3 files cannot be read\n"
     done = CliRunner().invoke(predict_command, [str(trained.folder), str(tmp_path / "a.png"), "--json"])
     assert sorted(one["name"] for one in json.loads(done.stdout)["answers"]) == list(CLASSES)
-    for places, message in (([tmp_path / "nowhere"], "does not exist"), ([root / "runs" / "shapes"], "no images in")):
+    for places, message in (
+        ([tmp_path / "nowhere"], "does not exist"),
+        ([root / "runs" / "shapes" / "checkpoints"], "no images in"),
+    ):
         with pytest.raises(UserError, match=message):
             prediction.find(places)
