@@ -57,11 +57,8 @@ def start(file: Path, cluster: ExternalCluster) -> Iterator[Callable[..., Comman
     """Starts commands in the cluster; ends what is left of them."""
     started: list[Command] = []
 
-    # How long Ray waits for workers on a node that it does not know to be gone.
-    environment = {**cluster.environment, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
-
-    def start(*overrides: str) -> Command:
-        started.append(Command(file, *overrides, environment=environment))
+    def start(*overrides: str, **variables: str) -> Command:
+        started.append(Command(file, *overrides, environment={**cluster.environment, **variables}))
         return started[-1]
 
     yield start
@@ -123,6 +120,8 @@ def test_elastic_training_saves_before_a_node_goes_and_uses_the_next_one(
         "cluster.resize_seconds=5",
         "training.epochs=10000",
         "checkpoint.keep_best=0",
+        # How long Ray waits for workers on a node that it does not know to be gone.
+        RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="15",
     )
     wait_for_epoch(run, 1, command)
     announce_preemption(cluster, seconds=20)
