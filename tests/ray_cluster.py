@@ -86,7 +86,9 @@ class ExternalCluster:
             timeout=120,
         )
         assert done.returncode == 0, done.stderr
-        state: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        # Ray may write a line of its own behind it.
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        state: dict[str, Any] = json.loads(line)
         return state
 
     def working_processes(self) -> list[str]:

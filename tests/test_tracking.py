@@ -168,7 +168,7 @@ def pages(storage: Path, port: int) -> Iterator[str]:
             assert "/#/experiments/1/runs?" in line
             yield address.group()
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=30) == 0
+            assert process.wait(timeout=120) == 0
             assert process.stderr.read() == ""
             assert not [child for child in children if child.is_running() and child.status() != "zombie"]
         finally:
@@ -179,7 +179,7 @@ def request(address: str, host: str | None = None) -> int:
     """The HTTP status of an answer."""
     try:
         asked = urllib.request.Request(address, headers={"Host": host} if host else {})
-        with urllib.request.urlopen(asked, timeout=30) as answer:
+        with urllib.request.urlopen(asked, timeout=120) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         error.close()
