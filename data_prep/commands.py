@@ -206,12 +206,11 @@ def _write(
 
 
 def _announce(estimate: Estimate) -> str:
-    minutes, seconds = divmod(round(estimate.seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    time = f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    from data_prep.progress import duration
+
     return (
         f"{estimate.images} images to write: about {estimate.bytes / 1e9:.2f} GB ({estimate.free_bytes / 1e9:.0f} GB "
-        f"are free) and {time}"
+        f"are free) and {duration(estimate.seconds)}"
     )
 
 

@@ -16,6 +16,13 @@ LINE_SECONDS = 30.0
 """How often a line is written where there is no terminal."""
 
 
+def duration(seconds: float) -> str:
+    """A length of time, such as 3 min 05 s or 2 h 10 min."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+
+
 class _ImagesPerSecond(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed or 0:.0f} images/s")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_prep import manifest
+from data_prep.disk import in_words
 from data_prep.errors import UserError
 from pipeline.inspection import Layer, inspect
 from pipeline.settings import Settings
@@ -31,6 +34,7 @@ class Description:
     classes: int
     image_size: int
     precision: str
+    recompute: bool
     worker_batch: int
     """Images of a worker in one step of training."""
     layers: Sequence[Layer]
@@ -62,6 +66,23 @@ class Description:
         return sum(layer.kept_bytes for layer in self.layers)
 
     @property
+    def held_bytes(self) -> int:
+        """The most memory that a backward pass holds of it: with `recompute`, the input of each block, all of the block
+        that keeps most, and what is outside of blocks."""
+        if not self.recompute:
+            return self.kept_bytes
+        blocks: Counter[str] = Counter()
+        inputs = outside = 0
+        for before, layer in itertools.pairwise(self.layers):
+            if layer.block and layer.block not in blocks:
+                inputs += before.output_bytes(self.precision)
+            if layer.block:
+                blocks[layer.block] += layer.kept_bytes
+            else:
+                outside += layer.kept_bytes
+        return self.layers[0].kept_bytes + inputs + outside + max(blocks.values())
+
+    @property
     def kernels(self) -> dict[str, tuple[int, ...]]:
         """Learned spatial filters before the classifier: the sides of their kernels, by parameter."""
         return {name: sides for layer in self.layers if not layer.classifier for name, sides in layer.kernels.items()}
@@ -87,7 +108,7 @@ class Description:
     def to_json(self) -> str:
         """Layers and totals, for programs."""
         names = (
-            *("learned", "learned_in_classifier", "fixed", "necessary", "executed", "kept_bytes"),
+            *("learned", "learned_in_classifier", "fixed", "necessary", "executed", "kept_bytes", "held_bytes"),
             *("kernels", "biases", "overhead"),
         )
         content = asdict(self) | {"totals": {name: getattr(self, name) for name in names}}
@@ -107,6 +128,7 @@ def describe(settings: Settings, classes: int | None = None) -> Description:
         classes=count,
         image_size=settings.data.image_size,
         precision=settings.training.precision,
+        recompute=settings.training.recompute,
         worker_batch=-(-settings.training.batch_size // workers),
         layers=inspect(settings.model, count, settings.data.image_size, settings.training.precision),
     )
@@ -166,15 +188,15 @@ def _flags(layer: Layer) -> str:
 
 def _totals(description: Description) -> list[Text]:
     learned, inside = description.learned, description.learned_in_classifier
-    kept = description.kept_bytes
+    held, again = description.held_bytes, ", as blocks run again" if description.recompute else ""
     lines = [
         f"parameters: {learned:,} learned, {learned - inside:,} before the classifier and {inside:,} in it; "
         f"{description.fixed:,} numbers fixed",
         f"multiply-adds of an image: {_millions(description.necessary)} necessary, "
         f"{_millions(description.executed)} executed",
         *([description.overhead] if description.overhead else []),
-        f"kept for the backward pass in {description.precision}: {_bytes(kept)} an image, "
-        f"{_bytes(kept * description.worker_batch)} for the {description.worker_batch} images of a worker",
+        f"kept for the backward pass in {description.precision}{again}: {in_words(held)} an image, "
+        f"{in_words(held * description.worker_batch)} for the {description.worker_batch} images of a worker",
     ]
     return [*map(Text, lines), _verdict(description.kernels, description.biases)]
 
@@ -203,7 +225,3 @@ def _sides(sides: tuple[int, ...]) -> str:
 
 def _millions(count: int, sign: str = "") -> str:
     return f"{count / 1e6:{sign},.1f} million"
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.2f} MB"

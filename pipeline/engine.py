@@ -83,6 +83,9 @@ class Step:
     totals: Callable[[], EpochSums]
     """The sums of the epoch so far, over all ranks, each of which has to ask. Raises UserError if a loss of the steps
     so far is not finite: what is saved after it is good."""
+    recent: Callable[[], dict[str, float]]
+    """What the steps since the last call came to on this rank; waits for nobody. On a GPU, losses and norms are those
+    of `LAG` steps before."""
 
 
 def train_epoch(
@@ -127,6 +130,16 @@ def train_epoch(
         watch.drain()
         return meter.totals()
 
+    def recent() -> dict[str, float]:
+        (loss, norm), pace = watch.recent(), meter.recent()
+        return {
+            "step/loss": loss,
+            "step/gradient_norm": norm,
+            "step/learning_rate": pace.learning_rate,
+            "step/images_per_second": pace.images_per_second,
+            "step/waiting_for_data": pace.waiting,
+        }
+
     for batch in _timed(batches, meter.waited):
         optimizer.zero_grad()
         loss_sum, hits = _accumulate(network, batch, compute, label_smoothing, images_at_once)
@@ -143,7 +156,7 @@ def train_epoch(
             learning_rate=float(schedule.get_last_lr()[0]),
         )
         schedule.step()
-        if not after_step(Step(meter.steps, totals)):
+        if not after_step(Step(meter.steps, totals, recent)):
             return None
     sums = totals()
     _check_seen(sums.images, "training")

@@ -10,6 +10,7 @@ left out, and the layers' costs add up to those of the network.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -58,6 +59,17 @@ class Layer:
     """Multiply-adds that torch counts: those of matrix products and convolutions."""
     kept_bytes: int = 0
     """Memory of what the forward pass in training keeps for the backward pass and no earlier layer has kept."""
+
+    @property
+    def block(self) -> str | None:
+        """The block of the network that it is part of, such as blocks.2 or layer1.0."""
+        found = re.match(r"(blocks|layer\d+)\.\d+(?=\.)", self.name)
+        return found and found[0]
+
+    def output_bytes(self, precision: str) -> int:
+        """Memory of its output."""
+        numbers = (2 * self.complex_channels + self.real_channels) * math.prod(self.size)
+        return numbers * (2 if precision == "bfloat16" else 4)
 
 
 class _Step(NamedTuple):

@@ -19,7 +19,7 @@ import torch
 from data_prep import cluster, manifest
 from data_prep.errors import UserError
 from data_prep.manifest import Manifest
-from pipeline import allocator, environment, models, plan, run_folder, start, tracking, worker
+from pipeline import allocator, environment, history, models, plan, run_folder, start, tracking, worker
 from pipeline.config import flatten, to_yaml
 from pipeline.progress import Display, Follower
 from pipeline.run_folder import RunFolder
@@ -216,7 +216,11 @@ def _followed(folder: RunFolder, tracker: Tracker, starting_point: start.Start |
     display.announce(f"run {folder.path.name} {f'goes on after epoch {done}' if done else 'starts'}, epochs: {epochs}")
     if starting_point and not done:
         display.announce(str(starting_point))
-    with Follower(folder.path, folder.history, tracker.follow, display).following():
+
+    def send() -> None:
+        tracker.follow(folder.history(), history.read_steps(folder.path))
+
+    with Follower(folder.path, folder.history, send, display).following():
         yield
 
 

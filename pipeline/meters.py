@@ -54,6 +54,18 @@ class EpochSums:
         }
 
 
+@dataclass(frozen=True)
+class Recent:
+    """Means over the last few steps, on this rank."""
+
+    images_per_second: float
+    """Of all ranks together."""
+    waiting: float
+    """Share of the time in which there was no batch to work on."""
+    learning_rate: float
+    """Of the last step."""
+
+
 class Meter:
     """Adds up an epoch of training, on from what a checkpoint within it had."""
 
@@ -65,6 +77,7 @@ class Meter:
         self._waiting = 0.0
         self._started = time.perf_counter()
         self.steps, self.position, self._learning_rate = begun.steps, begun.position, begun.learning_rate
+        self._asked = (self._started, self.position, self._waiting)
 
     def waited(self, seconds: float) -> None:
         """Adds time in which there was no batch."""
@@ -88,6 +101,13 @@ class Meter:
         self._skipped += skipped
         self.steps += 1
         self.position, self._learning_rate = position, learning_rate
+
+    def recent(self) -> Recent:
+        """Of the steps since the last call, by the host's clock: asks neither the device nor other ranks."""
+        started, position, waiting = self._asked
+        self._asked = (time.perf_counter(), self.position, self._waiting)
+        seconds = self._asked[0] - started
+        return Recent((self.position - position) / seconds, (self._waiting - waiting) / seconds, self._learning_rate)
 
     def totals(self) -> EpochSums:
         """The sums over all ranks, each of which has to ask."""
@@ -121,6 +141,7 @@ class Watch:
         self.epoch = epoch
         self.lag = lag
         self._pending: deque[tuple[int, Tensor, Tensor, torch.cuda.Event | None]] = deque()
+        self._sums = [0.0, 0.0, 0.0, 0.0]  # of the steps looked at: their number, their images, losses, norms
 
     def add(self, step: int, indices: Tensor, loss: Tensor, norm: Tensor) -> None:
         """Notes the loss of a step on this rank, and the norm of its gradient, which is that of all ranks.
@@ -138,6 +159,12 @@ class Watch:
         if len(self._pending) > self.lag:
             self._check()
 
+    def recent(self) -> tuple[float, float]:
+        """Mean loss of this rank's images, and mean norm of the gradient, in steps looked at since the last call."""
+        steps, images, loss, norm = self._sums
+        self._sums = [0.0] * 4
+        return loss / max(1.0, images), norm / max(1.0, steps)
+
     def drain(self) -> None:
         """Looks at all that is left; raises UserError if one is not finite."""
         while self._pending:
@@ -149,6 +176,8 @@ class Watch:
             event.synchronize()
         loss, norm = values.tolist()
         if values.isfinite().all():
+            for index, value in enumerate((1, len(indices), loss, norm)):
+                self._sums[index] += value
             return
         what, value = ("gradient", norm) if values[0].isfinite() else ("loss", loss)
         found = [(what, value, indices.tolist())]

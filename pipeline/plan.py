@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from data_prep.disk import in_words
 from data_prep.loader import batch_bounds
 from data_prep.manifest import Manifest
+from data_prep.progress import duration
 from pipeline import allocator, models, optim
 from pipeline.data import numbers
 from pipeline.describe import describe
@@ -63,10 +65,10 @@ class Plan:
                 f"steps        {self.epochs} epochs of {self.steps_per_epoch}, {self.batch_size} images each, "
                 f"of {self.training_images:,} training images; {self.evaluation_images:,} evaluated after each epoch",
                 f"network      {self.parameters:,} parameters",
-                f"memory       about {_size(self.memory_bytes)} for each worker, beside its libraries",
-                f"checkpoints  {_size(self.checkpoint_bytes)} each, up to {self.checkpoints_kept} are kept: "
-                f"{_size(self.checkpoint_bytes * (self.checkpoints_kept + 1))} of disk",
-                f"speed        about {self.images_per_second:,.0f} images/s ({where}): {_duration(self.seconds)}",
+                f"memory       about {in_words(self.memory_bytes)} for each worker, beside its libraries",
+                f"checkpoints  {in_words(self.checkpoint_bytes)} each, up to {self.checkpoints_kept} are kept: "
+                f"{in_words(self.checkpoint_bytes * (self.checkpoints_kept + 1))} of disk",
+                f"speed        about {self.images_per_second:,.0f} images/s ({where}): {duration(self.seconds)}",
             ]
         )
 
@@ -99,7 +101,7 @@ def plan(settings: Settings, data: Manifest) -> Plan:
         epochs=settings.training.epochs,
         sizes=sizes,
         parameters=learned,
-        memory_bytes=described.kept_bytes * at_once + 4 * learned * copies,
+        memory_bytes=described.held_bytes * at_once + 4 * learned * copies,
         checkpoint_bytes=4 * learned * stored,
         checkpoints_kept=kept.keep + kept.keep_best,
         images_per_second=workers * images_per_second,
@@ -116,6 +118,8 @@ def _probe(settings: Settings, classes: int, at_once: int) -> tuple[float, bool]
     try:
         size = settings.data.image_size
         network = models.build(settings.model, classes, size, settings.training.seed).to(device)
+        if settings.training.recompute:
+            network.recompute_blocks()
         optimizer = optim.build_optimizer(network, settings.optimizer)
         compute = Compute(device, settings.training.precision)
         images = min(at_once, PROBE_IMAGES)
@@ -132,12 +136,3 @@ def _probe(settings: Settings, classes: int, at_once: int) -> tuple[float, bool]
         return images * PROBE_STEPS / (time.perf_counter() - started), gpu == settings.cluster.gpu
     finally:
         torch.set_num_threads(threads)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
-
-
-def _duration(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"

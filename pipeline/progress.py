@@ -19,6 +19,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from data_prep.progress import duration
 from pipeline.history import EpochRecord, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ EVENTS = "events.log"
 """What happened to a run besides its epochs: a line each, with its time."""
 INTERVAL = 0.5
 """Seconds between two notes, and between two looks at them."""
+SENDING = 15
+"""Seconds between two points in time at which what steps came to is sent to the tracker."""
 
 
 class Position(NamedTuple):
@@ -128,7 +131,7 @@ class Display:
             return ""
         started, done_before = self._began
         pace = (time.monotonic() - started) / (record.epoch - done_before)
-        return f"  {_duration(pace * remaining)} left"
+        return f"  {duration(pace * remaining)} left"
 
 
 class Follower:
@@ -136,14 +139,14 @@ class Follower:
 
     Args:
         records: reads the history.
-        pass_on: takes the history so far (to the tracker); called again until it returns True.
+        pass_on: sends what is new to the tracker; called after each epoch, and every `SENDING` seconds.
     """
 
     def __init__(
         self,
         folder: Path,
         records: Callable[[], list[EpochRecord]],
-        pass_on: Callable[[list[EpochRecord]], bool],
+        pass_on: Callable[[], object],
         display: Display,
     ) -> None:
         self._file, self._events = folder / FILE, folder / EVENTS
@@ -170,7 +173,7 @@ class Follower:
 
     def _watch(self) -> None:
         ended = False
-        retry_at = 0.0
+        send_at = time.monotonic() + SENDING
         while not ended:
             ended = self._ended.wait(INTERVAL)
             records = self._records()
@@ -184,9 +187,9 @@ class Follower:
             for record in records[self._shown :]:
                 self._display.epoch(record)
             self._shown = len(records)
-            if news or ended or time.monotonic() >= retry_at:
-                self._pass_on(records)
-                retry_at = time.monotonic() + 60
+            if news or ended or time.monotonic() >= send_at:
+                self._pass_on()
+                send_at = time.monotonic() + SENDING
 
 
 def _lines(file: Path) -> list[str]:
@@ -203,9 +206,3 @@ def _summary(record: EpochRecord) -> str:
         f"loss {metrics['train/loss']:.4f}  {name}: top-1 {100 * metrics[f'{name}/top1']:.2f} %, "
         f"top-5 {100 * metrics[f'{name}/top5']:.2f} %  {metrics['train/images_per_second']:.0f} images/s"
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"

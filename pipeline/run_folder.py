@@ -4,6 +4,7 @@ run.yaml         id, digests of the data set and of the weights it starts with, 
 run.lock         held while a process trains the run; the system releases it however that process ends
 checkpoints/     the newest checkpoints, and the best one
 history.json     what every epoch came to, as in the last checkpoint
+steps.jsonl      what so many steps at a time came to
 """
 
 from __future__ import annotations
@@ -52,12 +53,15 @@ EXECUTION_ONLY = frozenset(
         "cluster.max_failures",
         "cluster.min_workers",
         "cluster.network_interface",
+        "cluster.numa",
         "cluster.resize_seconds",
         "cluster.wait_minutes",
         "cluster.workers",
         "start.checkpoint",  # the digest of its weights decides
-        "tracking.uri",
+        "tracking.every_steps",
         "tracking.experiment",
+        "tracking.uri",
+        "training.recompute",
     }
 )
 """Settings that may change while a run is interrupted: where and how fast it computes, and where it is tracked, but

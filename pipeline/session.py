@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from pipeline import layout
+from pipeline import layout, placement
 from pipeline.run_folder import RunFolder
 from pipeline.settings import Settings
 
@@ -102,6 +102,13 @@ class RaySession:
         self._stop = job.folder.path / layout.STOP
         # Ray names a GPU wherever it sees one, reserved or not.
         self.device: torch.device = ray.train.torch.get_device() if job.settings.cluster.gpu else torch.device("cpu")
+        if job.settings.cluster.numa:
+            placement.settle(
+                job.settings.cluster.cpus_per_worker,
+                context.get_local_rank(),
+                context.get_local_world_size(),
+                self.device,
+            )
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # where NCCL and pickled messages go by default
 

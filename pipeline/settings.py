@@ -237,6 +237,9 @@ class TrainingSettings(Section):
     """Fraction of the epochs after which progressive resizing has reached data.image_size."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 means autocast: weights, statistics and norms stay in float32."""
+    recompute: bool = False
+    """Activation checkpointing: each block keeps only its input and runs again in the backward pass. That takes about a
+    third more time, and leaves room for larger batches."""
     compile: bool = False
     """Compile the training step with torch.compile: minutes at the start, for faster steps on a GPU."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -292,6 +295,9 @@ class ClusterSettings(Section):
     """How often an elastic run looks whether the cluster has room for more workers."""
     cpus_per_worker: Positive = 1
     """CPUs that each worker reserves, and threads that torch computes with."""
+    numa: bool = True
+    """On machines whose memory is in several parts (NUMA), keep each worker on the CPUs beside its GPU, or, without
+    GPUs, on those of one part."""
     gpu: bool = False
     """One GPU for each worker, with NCCL; otherwise CPU, with gloo."""
     address: str | None = None
@@ -307,6 +313,9 @@ class TrackingSettings(Section):
     uri: str | None = None
     """Tracking address; by default SQLite and a folder inside `run.storage`, which needs no server."""
     experiment: str = "phasecollapse"
+    every_steps: Annotated[int, Field(ge=0)] = 50
+    """Curves within epochs: a point for so many steps, of loss, gradient norm, learning rate and images/s. 0 draws
+    none."""
 
 
 class Settings(Section):

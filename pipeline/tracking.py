@@ -1,8 +1,8 @@
 """MLflow: one tracked run for each run, found again by a tag when it is resumed.
 
-The history in the run's folder is the truth, and MLflow follows it: each record is sent with the time at which its
-epoch ended. MLflow stores a metric once for each (name, step, time, value), so sending a record again does nothing, and
-a server that was away is brought up to date at the next chance. Nothing here ever stops a training that is under way.
+The records in the run's folder are the truth, and MLflow follows them: each is sent with the time at which it was made.
+MLflow stores a metric once for each (name, step, time, value), so sending a record again does nothing, and a server
+that was away is brought up to date at the next chance. Nothing here ever stops a training that is under way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 
@@ -121,18 +121,22 @@ class Tracker:
         self.run_id = run_id
         self.finished = finished
         """It was complete when it was opened."""
-        self._sent = 0
+        self._sent = (0, 0)  # epochs, steps
         self._away = False
 
-    def follow(self, records: Sequence[history.EpochRecord]) -> bool:
+    def follow(self, epochs: Sequence[history.EpochRecord], steps: Sequence[history.StepRecord] = ()) -> bool:
         """Sends the records that the store does not have from this tracker yet."""
-        new = records[self._sent :]
-        if not new:
+        points = [
+            *(_Point(record.metrics, record.finished_at, record.epoch) for record in epochs[self._sent[0] :]),
+            *(_Point(record.metrics, record.recorded_at, record.step) for record in steps[self._sent[1] :]),
+        ]
+        if not points:
             return True
+        there = (len(epochs), len(steps))
         with self._forgiving():
-            _send(self._client, self.run_id, new)
-            self._sent = len(records)
-        return self._sent == len(records)
+            _send(self._client, self.run_id, points)
+            self._sent = there
+        return self._sent == there
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> bool:
         """Logs numbers that belong to the run as a whole."""
@@ -266,11 +270,20 @@ def _find_or_create_experiment(client: MlflowClient, store: Store, name: str) ->
     return experiment
 
 
-def _send(client: MlflowClient, run_id: str, records: Sequence[history.EpochRecord]) -> None:
+class _Point(NamedTuple):
+    """Metrics at one place of their curves."""
+
+    metrics: dict[str, float]
+    time: float
+    """Seconds since 1970."""
+    step: int
+
+
+def _send(client: MlflowClient, run_id: str, points: Sequence[_Point]) -> None:
     metrics = [
-        Metric(key, value, int(record.finished_at * 1000), record.epoch)
-        for record in records
-        for key, value in record.metrics.items()
+        Metric(key, value, int(point.time * 1000), point.step)
+        for point in points
+        for key, value in point.metrics.items()
     ]
     for start in range(0, len(metrics), METRICS_IN_A_BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + METRICS_IN_A_BATCH])

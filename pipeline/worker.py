@@ -27,6 +27,7 @@ from pipeline import checkpoint, engine, environment, history, layout, models, r
 from pipeline.checkpoints import Checkpoints
 from pipeline.control import Control, Wish
 from pipeline.data import ImageStream, Subset
+from pipeline.history import StepLog
 from pipeline.meters import EpochSums
 from pipeline.optim import build_optimizer, build_schedule, image_size
 from pipeline.progress import Notes
@@ -88,6 +89,7 @@ class _Work:
         kept = settings.checkpoint
         self._checkpoints = Checkpoints(job.folder.checkpoints, kept.keep, kept.keep_best)
         self._uploads_to = kept.upload and uploads.location_of(kept.upload, job.folder.path)
+        self._steps = StepLog(job.folder.path, settings.tracking.every_steps) if self._chief else None
         self._failed_saves, self._saving = 0, 0.0
         self._warned = False
         self._profiler = self._new_profiler() if job.profile and self._chief else None
@@ -178,10 +180,23 @@ class _Work:
 
     def _epoch(self, epoch: int) -> bool:
         """Trains, evaluates and stores an epoch, or what is left of it; whether it came to its end."""
-        settings, state, session = self._settings, self._state, self._session
-        self._resize(image_size(settings, epoch))
+        self._resize(image_size(self._settings, epoch))
+        sums = self._train(epoch)
+        if sums is None:  # what it came to is saved
+            return False
+        self._state.under_way = sums
+        found = self._evaluate(epoch)
+        if found is None:
+            self._save(None)
+            return False
+        self._finish(epoch, sums, found)
+        return True
+
+    def _train(self, epoch: int) -> EpochSums | None:
+        """Takes the steps of an epoch that are left; None if the run was told to stop."""
+        settings, state = self._settings, self._state
         assert self._trained is not None
-        sums = engine.train_epoch(
+        return engine.train_epoch(
             self._trained,
             self._stream.epoch(epoch, state.under_way.position),
             state.optimizer,
@@ -194,15 +209,16 @@ class _Work:
             clip_norm=settings.optimizer.clip_norm,
             after_step=self._after_step(epoch),
         )
-        if sums is None:
-            return False
-        state.under_way = sums
+
+    def _evaluate(self, epoch: int) -> dict[str, float] | None:
+        """What the network of all ranks comes to after an epoch, with a report after the last; None if it was told to
+        stop."""
+        settings, state = self._settings, self._state
         if state.average:
             few = itertools.islice(self._training.epoch(epoch), STATISTICS_STEPS)
             engine.recompute_statistics(state.used, few, self._compute)
-        engine.share_buffers(state.network)
-        if state.average:
             engine.share_buffers(state.used)
+        engine.share_buffers(state.network)
         note = self._notes.phase(epoch, "evaluation", self._evaluation.steps())
 
         def after_step(step: int) -> bool:
@@ -210,7 +226,7 @@ class _Work:
             return Wish.STOP not in self._control.after_step()
 
         last = epoch == settings.training.epochs
-        observer = Observer(self._training.classes, session.device) if last else None
+        observer = Observer(self._training.classes, self._session.device) if last else None
         found = engine.evaluate(
             state.used,
             self._evaluation.epoch(epoch),
@@ -219,11 +235,14 @@ class _Work:
             observe=observer.add if observer else None,
             after_step=after_step,
         )
-        if found is None:
-            self._save(None)
-            return False
-        if observer:
+        if observer and found is not None:
             self._report(observer, found)
+        return found
+
+    def _finish(self, epoch: int, sums: EpochSums, found: dict[str, float]) -> None:
+        """Writes down what an epoch came to, stores the state, and reports."""
+        settings, state, session = self._settings, self._state, self._session
+        assert self._trained is not None
         metrics = {
             **sums.metrics(),
             "train/waiting_for_gradients": engine.waiting_for_gradients(self._trained),
@@ -238,7 +257,6 @@ class _Work:
         if self._save(found[f"{settings.data.evaluate_on}/top1"]):
             history.write(self._run.path, state.history)
         session.report(metrics)
-        return True
 
     def _report(self, observer: Observer, found: dict[str, float]) -> None:
         """Writes what the last evaluation found into the run's folder; every rank takes part."""
@@ -259,7 +277,8 @@ class _Work:
 
     def _after_step(self, epoch: int) -> Callable[[engine.Step], bool]:
         """What happens after each step of an epoch; it says whether to go on."""
-        note = self._notes.phase(epoch, "training", self._training.steps())
+        steps = self._training.steps()
+        note = self._notes.phase(epoch, "training", steps)
         every = self._settings.checkpoint.every_steps
 
         def after_step(step: engine.Step) -> bool:
@@ -268,6 +287,8 @@ class _Work:
             if self._state.average:
                 self._state.average.update_parameters(self._state.network)
             note(step.number)
+            if self._steps and self._steps.due(overall := (epoch - 1) * steps + step.number):
+                self._steps.add(overall, step.recent())
             wish = self._control.after_step()
             if Wish.LOOK in wish and self._session.preempted() and not self._warned:
                 self._warned = True
@@ -346,6 +367,8 @@ def _build(settings: Settings, classes: int, steps: int, device: torch.device) -
 
 def _network(settings: Settings, classes: int, size: int) -> models.ImageNetwork:
     network = models.build(settings.model, classes, size, settings.training.seed)
+    if settings.training.recompute:
+        network.recompute_blocks()
     start.freeze(network, settings)
     return network
 
@@ -362,8 +385,9 @@ def _told_by_the_first(own: str | None) -> str | None:
 def _too_little_memory(settings: Settings, error: Exception) -> UserError:
     where = "the GPU's memory" if settings.cluster.gpu else "memory"
     return UserError(
-        f"{where} is too small for a step ({str(error).splitlines()[0][:200]}): set training.images_at_once to a part "
-        "of what a worker takes at once, or lower training.batch_size, data.image_size or model.width_multiplier"
+        f"{where} is too small for a step ({str(error).splitlines()[0][:200]}): set training.recompute, "
+        "or training.images_at_once to a part of what a worker takes at once, or lower training.batch_size, "
+        "data.image_size or model.width_multiplier"
     )
 
 

@@ -79,6 +79,30 @@ def test_memory_is_what_an_image_adds_to_a_real_training_step(model: dict, preci
     assert described(model, precision=precision).kept_bytes == more - few > 0
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model", [SCATTERING, RESNET | {"width_multiplier": 0.25}])
+def test_blocks_that_run_again_hold_their_inputs_and_one_of_them_the_rest(model: dict, precision: str) -> None:
+    """Of a forward pass on real numbers: what each block is given, and what it keeps."""
+    inner = build(settings(model).model, 5, 16).train().network
+    blocks = list(inner.blocks) if isinstance(inner, ScatteringNetwork) else inner.blocks()
+    given: list[Tensor] = []
+    for block in blocks:
+        block.register_forward_pre_hook(lambda block, arguments: given.append(arguments[0].detach()))
+    images, bfloat16 = torch.randn(2, 3, 16, 16), precision == "bfloat16"
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        inner(images)
+    inputs = [x.nbytes / 2 for x in given]
+    description = described(model, precision=precision, recompute=True)
+    by_block = [
+        sum(layer.kept_bytes for layer in description.layers if layer.block == name)
+        for name in dict.fromkeys(layer.block for layer in description.layers if layer.block)
+    ]
+    outside = description.kept_bytes - sum(by_block)
+    assert len(by_block) == len(inputs)
+    assert description.held_bytes == sum(inputs) + max(by_block) + outside < description.kept_bytes
+    assert described(model, precision=precision).held_bytes == description.kept_bytes
+
+
 def test_each_layer_of_a_scattering_network_executes_its_closed_form() -> None:
     model = SCATTERING | {"projection": "real"}
     network = build(settings(model, 70).model, 5, 70).network  # wide enough for windows

@@ -7,6 +7,7 @@ import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data_prep.errors import UserError
 from pipeline import models
-from pipeline.engine import Compute, evaluate, share_buffers, train_epoch
+from pipeline.engine import Compute, Step, evaluate, share_buffers, train_epoch
 from pipeline.meters import Watch
 from pipeline.optim import build_optimizer, build_schedule
 from pipeline.settings import OptimizerSettings, ScatteringSettings
@@ -46,7 +47,7 @@ def samples(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def part(pixels: Tensor, labels: Tensor, start: int, stop: int, size: int | None = None) -> Part:
     chosen = slice(start, stop)
-    return Part(pixels[chosen], labels[chosen], torch.arange(len(labels))[chosen], size or stop - start)
+    return Part(pixels[chosen], labels[chosen], torch.arange(len(labels))[chosen], size or stop - start, end=stop)
 
 
 def network() -> models.ImageNetwork:
@@ -70,9 +71,7 @@ def linear() -> Linear:
     return Linear()
 
 
-def train(
-    model: nn.Module, batches: Sequence[Part], compute: Compute = CPU, rate: float = 0.1, **options: float
-) -> dict:
+def train(model: nn.Module, batches: Sequence[Part], compute: Compute = CPU, rate: float = 0.1, **options: Any) -> dict:
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
     sums = train_epoch(model, batches, optimizer, schedule, epoch=1, compute=compute, **options)
@@ -100,6 +99,26 @@ def test_training_reports_mean_loss_rate_of_the_last_step_and_throughput() -> No
     assert metrics["train/loss"] == pytest.approx(expected)
     assert metrics["learning_rate"] == pytest.approx(0.5e-12)
     assert metrics["train/images_per_second"] > 0
+
+
+def test_each_few_steps_have_their_own_means() -> None:
+    pixels, labels = samples(10)
+    model, found = linear(), []
+    with torch.no_grad():
+        losses = nn.functional.cross_entropy(model(pixels), labels, reduction="none")
+    batches = [part(pixels, labels, start, stop) for start, stop in ((0, 6), (6, 8), (8, 10))]
+
+    def after_step(step: Step) -> bool:
+        if step.number > 1:
+            found.append(step.recent())
+        return True
+
+    metrics = train(model, batches, rate=1e-12, after_step=after_step)
+    assert [each["step/loss"] for each in found] == pytest.approx([losses[:8].mean().item(), losses[8:].mean().item()])
+    norms = [each["step/gradient_norm"] for each in found]
+    assert (2 * norms[0] + norms[1]) / 3 == pytest.approx(metrics["train/gradient_norm"], rel=1e-5)
+    assert [each["step/learning_rate"] for each in found] == [0.5e-12, 0.25e-12], "of the last step"
+    assert all(each["step/images_per_second"] > 0 <= each["step/waiting_for_data"] <= 1 for each in found)
 
 
 def test_evaluation_is_exact_with_ragged_batches_and_leaves_the_network_unchanged() -> None:

@@ -22,6 +22,10 @@ NETWORKS: dict[str, ModelSettings] = {
         widths=(3, 4), skip=True, nonlinearity="sigmoid", projection="real", statistics="synchronized"
     ),
     "resnet": ResNetSettings(family="resnet", depth=20, stem="cifar", width_multiplier=0.25, statistics="synchronized"),
+    "recomputed": ScatteringSettings(widths=(3, 4), first_factorized_block=1, statistics="synchronized"),
+    "recomputed-resnet": ResNetSettings(
+        family="resnet", depth=20, stem="cifar", width_multiplier=0.25, statistics="synchronized"
+    ),
 }
 
 
@@ -29,11 +33,13 @@ def step(name: str, rank: int | None) -> dict[str, Tensor]:
     """Gradients and statistics after one training step, on all images or on those of one of the workers."""
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
-    network: nn.Module = build(NETWORKS[name], classes=3, image_size=SIZE, seed=1)
+    network = build(NETWORKS[name], classes=3, image_size=SIZE, seed=1)
+    if name.startswith("recomputed"):
+        network.recompute_blocks()
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (IMAGES, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 3, (IMAGES,), generator=generator)
-    trained = network
+    trained: nn.Module = network
     if rank is not None:
         trained = DistributedDataParallel(network, broadcast_buffers=False)
         images, labels = images.chunk(WORKERS)[rank], labels.chunk(WORKERS)[rank]

@@ -4,6 +4,7 @@ wavelets.py     the fixed filters, as numbers
 transform.py    filtering, as matrix products
 operators.py    ρ, the non-linearities
 statistics.py   means and variances of a batch
+recomputation.py  blocks that run again in the backward pass
 projection.py   the learned part of a block: standardize, project, normalize
 scattering.py   blocks, classifier, network
 resnet.py       residual networks, for comparison
@@ -60,6 +61,10 @@ class ImageNetwork(nn.Module):
         for part in self._frozen:
             part.eval()
         return self
+
+    def recompute_blocks(self) -> None:
+        """Makes each block keep only its input for the backward pass, and run again in it: less memory, more time."""
+        self.network.recompute = True
 
     def no_decay_names(self) -> set[str]:
         """Parameters that weight decay leaves alone: those of the classifier's normalization, biases, and ρ's."""

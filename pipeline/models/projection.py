@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.models.recomputation import runs_again
 from pipeline.models.statistics import EPSILON, MOMENTUM, all_reduce, joined_moments, moments, workers
 
 SMALLEST_NORM = 1e-12
@@ -72,6 +73,8 @@ class Projection(nn.Module):
             mean = torch.cat([self.running_mean[0], self.running_mean[1, part]])
             return _product(features, scaled, part, -mean)
         y, mean, variance = _StandardizedProduct.apply(features, self.weight, part, self.synchronized and workers() > 1)
+        if runs_again():
+            return y
         with torch.no_grad():
             kept = 1 - MOMENTUM
             self.running_mean.mul_(kept)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
+from pipeline.models import recomputation
 from pipeline.models.statistics import BatchNorm
 
 THRESHOLD = 0.1
@@ -147,6 +148,8 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.size = size
+        self.recompute = False
+        """Blocks run again in the backward pass, for which they keep only their input."""
         if depth == 20 and stem != "cifar":
             raise UserError(
                 "model.stem: ResNet-20 is defined for the CIFAR stem; use model.stem=cifar, or model.depth 18, 34 or 50"
@@ -184,7 +187,7 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.maxpool(self.rho1(self.bn1(self.conv1(images))))
         for block in self.blocks():
-            x = block(x)
+            x = recomputation.run(block, x, recompute=self.recompute and self.training)
         return self.fc(x.mean((2, 3)))
 
     def multiply_adds(self) -> int:

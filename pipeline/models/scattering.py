@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
+from pipeline.models import recomputation
 from pipeline.models.operators import OPERATORS, PARAMETERS, amplitude
 from pipeline.models.projection import Projection, normalize
 from pipeline.models.statistics import BatchNorm
@@ -239,6 +240,8 @@ class ScatteringNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.size, self.blocks = tuple(size), nn.ModuleList()
+        self.recompute = False
+        """Blocks run again in the backward pass, for which they keep only their input."""
         channels, parts, input_size = in_channels, 1, size
         for number, (width, octave) in enumerate(zip(widths, octaves, strict=True)):
             if min(size) < SMALLEST_SIDE:
@@ -263,7 +266,7 @@ class ScatteringNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.to_signal(images)
         for block in self.blocks:
-            x = block(x)
+            x = recomputation.run(block, x, recompute=self.recompute and self.training)
         return self.classifier(x)
 
     def features(self, images: Tensor) -> list[Tensor]:

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.models.recomputation import runs_again
+
 EPSILON = 1e-5
 """Added to variances."""
 MOMENTUM = 0.1
@@ -76,6 +78,10 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and self.synchronized and workers() > 1):
+            if self.training and runs_again():
+                # It moves copies: what it keeps for its derivative has to be of the same shape as in the first run.
+                copies = (self.running_mean.clone(), self.running_var.clone())  # type: ignore[union-attr]
+                return nn.functional.batch_norm(x, *copies, self.weight, self.bias, training=True, eps=self.eps)
             return super().forward(x)
         precise = x.to(torch.promote_types(x.dtype, torch.float32))
         own = precise.new_full((1,), x.numel() / x.shape[1])
@@ -83,14 +89,19 @@ class BatchNorm(nn.BatchNorm2d):
         count, mean = total[0].detach(), total[1:] / total[0].detach()
         centered = precise - mean[:, None, None]
         variance = _Sum.apply(centered.square().sum((0, 2, 3))) / count
-        with torch.no_grad():
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), MOMENTUM)  # type: ignore[union-attr]
-            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), MOMENTUM)  # type: ignore[union-attr]
-            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        if not runs_again():
+            self._move(mean.detach(), variance.detach() * count / (count - 1))
         inverse = torch.rsqrt(EPSILON + variance)
         scale = inverse if self.weight is None else inverse * self.weight
         y = centered * scale[:, None, None]
         return (y if self.bias is None else y + self.bias[:, None, None]).to(x.dtype)
+
+    @torch.no_grad()
+    def _move(self, mean: Tensor, variance: Tensor) -> None:
+        """Moves the running statistics towards those of a batch."""
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), MOMENTUM)  # type: ignore[union-attr]
+        self.running_var.lerp_(variance.to(self.running_var.dtype), MOMENTUM)  # type: ignore[union-attr]
+        self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
 
 
 class _Sum(torch.autograd.Function):

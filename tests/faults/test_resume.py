@@ -242,7 +242,7 @@ def test_too_little_memory_says_what_to_lower(file: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LITTLE_MEMORY, str(file), *big], capture_output=True, text=True, timeout=300
     )
-    assert re.match(r"memory is too small for a step \(.*\): set training\.images_at_once", done.stdout), done
+    assert re.match(r"memory is too small for a step \(.*\): set training\.recompute", done.stdout), done
 
 
 def test_a_batch_in_parts_learns_what_a_whole_one_does(settings: Callable[..., Settings]) -> None:

@@ -1,0 +1,49 @@
+"""Claims about the records of steps: one for each, whatever is interrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.history import STEPS, StepLog, read_steps
+
+
+def write(folder: Path, first: int, last: int, every: int = 2) -> None:
+    """What a worker does that takes these steps."""
+    log = StepLog(folder, every)
+    for step in range(first, last + 1):
+        if log.due(step):
+            log.add(step, {"step/loss": float(step)})
+
+
+def steps(folder: Path) -> list[int]:
+    return [record.step for record in read_steps(folder)]
+
+
+def test_there_is_a_record_for_so_many_steps(tmp_path: Path) -> None:
+    assert read_steps(tmp_path) == []
+    write(tmp_path, 1, 7)
+    assert steps(tmp_path) == [2, 4, 6]
+    assert [record.metrics for record in read_steps(tmp_path)] == [{"step/loss": float(step)} for step in (2, 4, 6)]
+    assert 1.6e9 < read_steps(tmp_path)[0].recorded_at <= read_steps(tmp_path)[-1].recorded_at
+
+
+def test_zero_records_none(tmp_path: Path) -> None:
+    write(tmp_path, 1, 7, every=0)
+    assert steps(tmp_path) == []
+
+
+def test_steps_that_are_taken_again_keep_their_record(tmp_path: Path) -> None:
+    write(tmp_path, 1, 7)
+    before = read_steps(tmp_path)
+    write(tmp_path, 4, 9)
+    assert steps(tmp_path) == [2, 4, 6, 8]
+    assert read_steps(tmp_path)[:3] == before
+
+
+def test_a_line_that_was_cut_off_is_written_anew(tmp_path: Path) -> None:
+    write(tmp_path, 1, 6)
+    whole = (tmp_path / STEPS).read_text()
+    (tmp_path / STEPS).write_text(whole[:-10])
+    assert steps(tmp_path) == [2, 4]
+    write(tmp_path, 5, 8)
+    assert steps(tmp_path) == [2, 4, 6, 8]
