@@ -1,7 +1,8 @@
-"""A run's curve for `docs/results`: ``python scripts/curve.py RUN_FOLDER OUTPUT`` writes OUTPUT.json and OUTPUT.png.
+"""Curves for `docs/results`: ``python scripts/curve.py docs/results/NAME RUN_FOLDER...`` writes NAME.json and NAME.png.
 
-The JSON holds the run's settings, on what it was computed, and every epoch's metrics and seconds, but no folder or host
-name, which mean nothing elsewhere. The picture shows accuracy and loss by epoch.
+The JSON holds, for each run, its settings, on what it was computed, every epoch's metrics, and what its final evaluation
+came to; but no folder or host name, which mean nothing elsewhere. The picture shows accuracy and loss by epoch, training
+dashed.
 """
 
 from __future__ import annotations
@@ -15,33 +16,49 @@ from typing import Any
 import matplotlib.pyplot as plt
 import yaml
 
-from pipeline import history
-from pipeline.history import EpochRecord
+from pipeline import history, layout, report, worker
 
 
-def describe(folder: Path, records: list[EpochRecord]) -> dict[str, Any]:
-    """What a reader needs to judge the run, as plain values."""
-    times = [record.finished_at for record in records]
-    run = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
+def describe(folder: Path) -> dict[str, Any]:
+    """What a reader needs to judge a run, as plain values."""
+    run = yaml.safe_load((folder / layout.IDENTITY).read_text(encoding="utf-8"))
     run["settings"]["data"]["path"] = Path(run["settings"]["data"]["path"]).name
     del run["settings"]["run"]
-    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    environment = json.loads((folder / worker.ENVIRONMENT_FILE).read_text(encoding="utf-8"))
     del environment["hardware.host"]
-    return {
+    records = history.read(folder)
+    described = {
+        "name": folder.name,
         "run": run,
         "environment": environment,
-        "seconds_between_first_and_last_epoch": round(times[-1] - times[0], 1),
+        "training_seconds": round(sum(record.metrics["train/seconds"] for record in records), 1),
         "epochs": [asdict(record) for record in records],
     }
+    final = folder / worker.REPORT / report.EVERYTHING
+    if final.is_file():
+        evaluation = json.loads(final.read_text(encoding="utf-8"))
+        described["evaluation"] = {
+            name: evaluation[name] for name in ("top1", "top5", "loss", "calibration_error", "images")
+        }
+    return described
 
 
-def draw(records: list[EpochRecord], path: Path) -> None:
-    """Accuracy and loss, one point an epoch."""
-    epochs = [record.epoch for record in records]
-    figure, (accuracy, loss) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axes, ending in ((accuracy, "top1"), (loss, "loss")):
-        for name in sorted(key for key in records[-1].metrics if key.endswith(ending)):
-            axes.plot(epochs, [record.metrics[name] for record in records], label=name, marker=".")
+def draw(runs: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy and loss, one point an epoch; a color for each run."""
+    figure, (accuracy, loss) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for color, run in enumerate(runs):
+        epochs = run["epochs"]
+        for axes, ending in ((accuracy, "top1"), (loss, "loss")):
+            for name in sorted(key for key in epochs[-1]["metrics"] if key.endswith(ending)):
+                axes.plot(
+                    [each["epoch"] for each in epochs],
+                    [each["metrics"][name] for each in epochs],
+                    label=name if len(runs) == 1 else f"{run['run']['settings']['model']['family']}: {name}",
+                    color=f"C{color}",
+                    linestyle="--" if name.startswith("train/") else "-",
+                    marker=".",
+                )
+    for axes in (accuracy, loss):
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
         axes.legend()
@@ -53,15 +70,15 @@ def draw(records: list[EpochRecord], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a run, with its history.json")
     parser.add_argument("output", type=Path, help="path without suffix, such as docs/results/imagenette_64")
-    arguments = parser.parse_args()
-    records = history.read(arguments.run)
-    if not records:
-        parser.error(f"{arguments.run} has no history.json with a finished epoch")
-    described = describe(arguments.run, records)
-    arguments.output.with_suffix(".json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-    draw(records, arguments.output.with_suffix(".png"))
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, with at least one finished epoch each")
+    chosen = parser.parse_args()
+    for folder in chosen.runs:
+        if not history.read(folder):
+            parser.error(f"{folder} has no {history.FILE} with a finished epoch")
+    runs = [describe(folder) for folder in chosen.runs]
+    chosen.output.with_suffix(".json").write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")
+    draw(runs, chosen.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from pathlib import Path
 
 import pytest
-import torch.distributed as dist
 
 from pipeline.control import Control, Wish
+from tests.ranks import in_ranks
 
 
 def test_one_process_gets_its_wishes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,9 +30,8 @@ def test_time_to_save_begins_anew_after_a_save() -> None:
     assert Control(lambda: False).after_step() == Wish.NOTHING
 
 
-def in_rank(rank: int, folder: Path, queue: multiprocessing.Queue) -> None:
-    """Twenty steps, of which the ranks do not take equally long; only the first rank has a wish."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+def twenty_steps(rank: int) -> list[int]:
+    """Steps after which there was something to do. Ranks do not take equally long; only the first one has a wish."""
     Control.ASK_SECONDS = 0.0
     steps = 0
     control = Control(lambda: rank == 1 or steps == 10)
@@ -43,19 +41,8 @@ def in_rank(rank: int, folder: Path, queue: multiprocessing.Queue) -> None:
         if control.after_step():
             seen.append(steps)
     control.close()
-    queue.put((rank, seen))
-    queue.close()
-    queue.join_thread()
-    dist.destroy_process_group()
+    return seen
 
 
 def test_ranks_act_on_the_first_ones_wish_after_the_same_step(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=in_rank, args=(rank, tmp_path, queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    seen = dict(queue.get(timeout=60) for _ in processes)
-    for process in processes:
-        process.join()
-    assert seen == {0: [11], 1: [11]}
+    assert in_ranks(twenty_steps, tmp_path) == [[11], [11]]

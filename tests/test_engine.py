@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,6 +19,7 @@ from pipeline.engine import Compute, Step, evaluate, share_buffers, train_epoch
 from pipeline.meters import Watch
 from pipeline.optim import build_optimizer, build_schedule
 from pipeline.settings import OptimizerSettings, ScatteringSettings
+from tests.ranks import in_ranks
 
 CPU = Compute(torch.device("cpu"))
 CLASSES = 3
@@ -172,9 +171,8 @@ def test_training_stops_at_a_loss_that_is_not_finite() -> None:
         train(linear(), [part(pixels, labels, 0, 4), part(pixels, labels, 4, 8)] * 2, rate=1e38)
 
 
-def in_rank(rank: int, folder: Path, queue: multiprocessing.Queue) -> None:
-    """Trains and evaluates as one of two ranks, with different numbers of images (and of batches in the evaluation)."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+def train_and_evaluate(rank: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Metrics and state of one of two ranks, with different numbers of images (and of batches in the evaluation)."""
     pixels, labels = samples(11)
     model = linear()
     trained = DistributedDataParallel(model, broadcast_buffers=False)
@@ -187,21 +185,11 @@ def in_rank(rank: int, folder: Path, queue: multiprocessing.Queue) -> None:
     share_buffers(model)
     own = [part(pixels, labels, 0, 4), part(pixels, labels, 4, 8)] if rank == 0 else [part(pixels, labels, 8, 11)]
     metrics |= evaluate(model, own, compute=CPU)
-    queue.put((rank, metrics, {name: value.numpy() for name, value in model.state_dict().items()}))
-    queue.close()
-    queue.join_thread()
-    dist.destroy_process_group()
+    return metrics, model.state_dict()
 
 
 def test_two_ranks_compute_what_one_does_and_count_each_image_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=in_rank, args=(rank, tmp_path, queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    results = {rank: (metrics, state) for rank, metrics, state in (queue.get(timeout=60) for _ in processes)}
-    for process in processes:
-        process.join()
+    results = in_ranks(train_and_evaluate, tmp_path)
     pixels, labels = samples(11)
     alone = linear()
     expected = train(alone, [part(pixels, labels, 0, 7), part(pixels, labels, 7, 11)], label_smoothing=0.1)
@@ -213,4 +201,4 @@ def test_two_ranks_compute_what_one_does_and_count_each_image_once(tmp_path: Pat
     for rank in range(2):
         state = results[rank][1]
         assert state["seen"] == 5, "buffers are those of rank 0"
-        torch.testing.assert_close(torch.from_numpy(state["layer.weight"]), alone.layer.weight.detach())
+        torch.testing.assert_close(state["layer.weight"], alone.layer.weight.detach())

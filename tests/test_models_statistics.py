@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.models import build
 from pipeline.models.statistics import BatchNorm, moments
 from pipeline.settings import ModelSettings, ResNetSettings, ScatteringSettings
+from tests.ranks import RANKS, in_ranks
 
-IMAGES, WORKERS, SIZE = 6, 2, 12
+IMAGES, SIZE = 6, 12
 NETWORKS: dict[str, ModelSettings] = {
     "collapse": ScatteringSettings(widths=(3, 4), first_factorized_block=1, statistics="synchronized"),
     "skip": ScatteringSettings(
@@ -42,32 +41,30 @@ def step(name: str, rank: int | None) -> dict[str, Tensor]:
     trained: nn.Module = network
     if rank is not None:
         trained = DistributedDataParallel(network, broadcast_buffers=False)
-        images, labels = images.chunk(WORKERS)[rank], labels.chunk(WORKERS)[rank]
+        images, labels = images.chunk(RANKS)[rank], labels.chunk(RANKS)[rank]
     nn.functional.cross_entropy(trained(images), labels).backward()
     gradients = {f"{name} gradient": value.grad for name, value in network.named_parameters()}
     return gradients | dict(network.state_dict())
 
 
-def work(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORKERS)
-    for name in NETWORKS:
-        torch.save(step(name, rank), Path(folder) / f"{name}-{rank}.pt")
-    dist.destroy_process_group()
+def step_of_each(rank: int) -> dict[str, dict[str, Tensor]]:
+    return {name: step(name, rank) for name in NETWORKS}
 
 
 @pytest.fixture(scope="module")
-def joined(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("workers")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=WORKERS)
-    return folder
+def joined(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    """For each worker: what a step of each network comes to."""
+    return in_ranks(step_of_each, tmp_path_factory.mktemp("workers"))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.usefixtures("double")
-def test_two_workers_with_synchronized_statistics_are_one_with_all_images(joined: Path, name: str) -> None:
+def test_two_workers_with_synchronized_statistics_are_one_with_all_images(
+    joined: list[dict[str, dict[str, Tensor]]], name: str
+) -> None:
     alone = step(name, rank=None)
-    for rank in range(WORKERS):
-        together = torch.load(joined / f"{name}-{rank}.pt", weights_only=True)
+    for steps in joined:
+        together = steps[name]
         assert together.keys() == alone.keys()
         for key, value in alone.items():
             # The network's own layers end in float32.

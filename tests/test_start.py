@@ -20,7 +20,8 @@ from pipeline.optim import build_optimizer
 from pipeline.session import LocalSession
 from pipeline.settings import ModelSettings, ResNetSettings, ScatteringSettings, Settings
 from tests.checkpoints import image_classes, save_checkpoint
-from tests.fine_tuning import MODEL, RANKS, settings_of, started, train_in_rank
+from tests.fine_tuning import MODEL, settings_of, started, train_in_rank
+from tests.ranks import in_ranks
 from tuning import search_folder, space
 from tuning.config import SearchSettings
 
@@ -202,8 +203,7 @@ def test_trials_of_a_search_start_with_the_same_weights_or_are_refused(
 
 
 def test_workers_share_what_they_learn_and_none_moves_what_is_frozen(saved: Path, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(train_in_rank, (str(tmp_path),), nprocs=RANKS)
-    one, other = (load_file(tmp_path / f"rank-{rank}.safetensors") for rank in range(RANKS))
+    one, other = in_ranks(train_in_rank, tmp_path, saved)
     before = load_file(saved / layout.MODEL)
     frozen = [name for name in before if "blocks.0." in name or "classifier.normalization" in name]
     assert len(frozen) == 3 + 5

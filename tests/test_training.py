@@ -12,14 +12,13 @@ from typing import Any
 import psutil
 import pytest
 import torch
-import yaml
 from mlflow import MlflowClient
 from torch._dynamo.utils import counters
 
 from data_prep.errors import UserError
 from pipeline import checkpoint, commands, config, launch, models, tracking
 from pipeline.settings import Settings
-from tests.runs import Command, assert_same_bits, final_weights, wait_for_epoch
+from tests.runs import Command, assert_same_bits, final_weights, wait_for_epoch, write_configuration
 
 EPOCHS = 3
 
@@ -191,16 +190,7 @@ def test_what_does_not_fit_is_refused_before_anything_starts(
 @pytest.fixture
 def on_ray(textures: Path, tmp_path: Path) -> Iterator[Callable[..., Command]]:
     """Starts commands that train with two workers; ends what is left of them."""
-    file = tmp_path / "run.yaml"
-    content = {
-        "data": {"path": str(textures), "image_size": 32, "flip": False},
-        "run": {"storage": str(tmp_path / "runs")},
-        "model": {"widths": [8, 8]},
-        "optimizer": {"learning_rate": 0.01},
-        "training": {"epochs": 12, "batch_size": 40},
-        "cluster": {"workers": 2},
-    }
-    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    file = write_configuration(tmp_path, textures, "data.image_size=32", "training.epochs=12", "cluster.workers=2")
     started: list[Command] = []
 
     def start(*overrides: str) -> Command:

@@ -1,14 +1,14 @@
 """Phase-collapse networks in plain PyTorch: settings → a network that maps pixels to logits.
 
-wavelets.py     the fixed filters, as numbers
-transform.py    filtering, as matrix products
-operators.py    ρ, the non-linearities
-statistics.py   means and variances of a batch
+wavelets.py       the fixed filters, as numbers
+transform.py      filtering, as matrix products
+operators.py      ρ, the non-linearities
+statistics.py     means and variances of a batch
 recomputation.py  blocks that run again in the backward pass
-projection.py   the learned part of a block: standardize, project, normalize
-scattering.py   blocks, classifier, network
-resnet.py       residual networks, for comparison
-trained.py      a checkpoint's network, to be used
+projection.py     the learned part of a block: standardize, project, normalize
+scattering.py     blocks, classifier, network
+resnet.py         residual networks, for comparison
+trained.py        a checkpoint's network, to be used
 """
 
 from __future__ import annotations

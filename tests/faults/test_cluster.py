@@ -17,14 +17,21 @@ from typing import Any
 
 import psutil
 import pytest
-import yaml
 from mlflow import MlflowClient
 
 from data_prep.errors import UserError
 from pipeline import config, launch, layout, progress, tracking
 from pipeline.layout import Point
 from tests.ray_cluster import RAY, ExternalCluster, external_cluster
-from tests.runs import Command, assert_same_bits, epochs_done, wait_for, wait_for_epoch, wait_for_point
+from tests.runs import (
+    Command,
+    assert_same_bits,
+    epochs_done,
+    wait_for,
+    wait_for_epoch,
+    wait_for_point,
+    write_configuration,
+)
 
 EPOCHS, STEPS = 6, 12
 
@@ -38,18 +45,8 @@ def cluster() -> Iterator[ExternalCluster]:
 @pytest.fixture(scope="module")
 def file(cluster: ExternalCluster, textures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The configuration of a run of four workers."""
-    folder = tmp_path_factory.mktemp("faults")
-    content = {
-        "data": {"path": str(textures), "image_size": 16, "flip": False},
-        "run": {"storage": str(folder / "runs")},
-        "model": {"widths": [4, 4]},
-        "optimizer": {"learning_rate": 0.01},
-        "training": {"epochs": EPOCHS, "batch_size": 20},
-        "cluster": {"workers": 4, "address": cluster.address},
-    }
-    path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    return path
+    changes = (f"training.epochs={EPOCHS}", "cluster.workers=4", f"cluster.address={cluster.address}")
+    return write_configuration(tmp_path_factory.mktemp("faults"), textures, *changes)
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from data_prep.errors import UserError
 from pipeline import config, launch, layout, progress, worker
@@ -21,7 +20,7 @@ from pipeline.data import Batch, ImageStream
 from pipeline.layout import Point
 from pipeline.settings import Settings
 from tests.disks import fill, small_disk
-from tests.runs import Command, assert_same_bits, epochs_done, wait_for, wait_for_point
+from tests.runs import Command, assert_same_bits, epochs_done, wait_for, wait_for_point, write_configuration
 
 EPOCHS = 3
 STEPS = 12
@@ -31,18 +30,8 @@ STEPS = 12
 def file(textures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The configuration of a run of three epochs of twelve steps."""
     folder = tmp_path_factory.mktemp("resume")
-    content = {
-        "data": {"path": str(textures), "image_size": 16, "flip": False},
-        "run": {"storage": str(folder / "runs")},
-        "model": {"widths": [4, 4]},
-        "optimizer": {"learning_rate": 0.01},
-        "training": {"epochs": EPOCHS, "batch_size": 20},
-        "cluster": {"workers": 0},
-        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
-    }
-    path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    return path
+    changes = (f"training.epochs={EPOCHS}", "cluster.workers=0", f"tracking.uri=sqlite:///{folder}/mlflow.db")
+    return write_configuration(folder, textures, *changes)
 
 
 @pytest.fixture
