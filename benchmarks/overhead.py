@@ -2,25 +2,29 @@
 
     python -m benchmarks.overhead configs/imagenette_64.yaml --data datasets/imagenette
 
-The bare loop is what one would write in a notebook: the same network, optimizer and batches, and nothing else. The run
-has a Ray Train worker, an MLflow store, checkpoints and the history. Both have one worker, equally many threads and the
-same allocator. An epoch's time is that of its training; the first one of each is not counted. Each round gives a
-ratio; the confidence interval is Student's over the rounds. The last line is JSON:
+The bare loop is what one would write in a notebook: the same network, optimizer and batches in a process of its own,
+and nothing else. The run has a Ray cluster with a Ray Train worker, an MLflow store, checkpoints and the history; the
+cluster is there for the run alone. Both have one worker, equally many threads and the same allocator. An epoch's time
+is that of its training; the first one of each is not counted. Each round gives a ratio; the confidence interval is
+Student's over the rounds. The last line is JSON:
 
     overhead_percent           by which a step of the run is slower than one of the bare loop
     confidence_interval        of it, 95 %
     whole_run_percent          the same for all from the end of the first epoch on, with evaluations and checkpoints
+    whole_run_interval         of it, 95 %
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +32,6 @@ import torch
 from scipy import stats
 
 from benchmarks.options import count
-from data_prep import cluster
 from pipeline import allocator, config, history, launch, models
 from pipeline.data import ImageStream
 from pipeline.optim import build_optimizer, build_schedule
@@ -45,6 +48,7 @@ class Times(NamedTuple):
 
 def bare(settings: Settings) -> Times:
     """Trains and evaluates in a plain loop in this process."""
+    allocator.keep_freed_memory()
     data, training = settings.data, settings.training
     torch.set_num_threads(settings.cluster.cpus_per_worker)
     images, validation = (
@@ -105,9 +109,8 @@ def main() -> int:
     chosen = parser.parse_args()
     if chosen.epochs < 2:
         parser.error("--epochs must be at least 2: the first one is not counted")
-    allocator.keep_freed_memory()
     ratios: dict[str, list[float]] = {"training": [], "whole": []}
-    with tempfile.TemporaryDirectory() as storage, cluster.connect(None, launch.TRAIN_ENVIRONMENT):
+    with tempfile.TemporaryDirectory() as storage:
         for number in range(chosen.rounds):
             changes = {
                 "data.path": chosen.data,
@@ -120,7 +123,9 @@ def main() -> int:
             settings = config.load(
                 chosen.config, [*(f"{name}={value}" for name, value in changes.items()), *chosen.overrides]
             )
-            run, loop = tracked(settings), bare(settings)
+            run = tracked(settings)
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+                loop = process.submit(bare, settings).result()
             for name in ratios:
                 ratios[name].append(getattr(run, name) / getattr(loop, name))
             print(

@@ -21,6 +21,15 @@ from typing import Any
 from data_prep.errors import UserError
 
 LOOPBACK = "127.0.0.1"
+QUIET = {
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",  # what each process uses, for the dashboard
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",  # off
+    "RAY_num_workers_soft_limit": "0",  # processes that wait for tasks
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away
+}
+"""Ray's background work that a cluster of one machine can do without: it would take CPU time from training."""
 
 _TOKEN = secrets.token_hex(32)
 
@@ -48,7 +57,7 @@ def connect(address: str | None, variables: Mapping[str, str] | None = None) -> 
     port = _free_port()
     environment = dict(variables or {})
     if not address:
-        environment["RAY_GCS_SERVER_PORT"] = str(port)
+        environment |= {**QUIET, "RAY_GCS_SERVER_PORT": str(port)}
         if "RAY_AUTH_MODE" not in os.environ:  # else the user has decided
             environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
     with _environment(environment):

@@ -102,6 +102,7 @@ def computing(gpu: bool, bfloat16: bool, threads: int | None) -> Iterator[dict[s
         raise UserError("--gpu: torch sees no GPU on this machine: leave it out")
     before, cores = torch.get_num_threads(), threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
+    allocator.keep_freed_memory()
     try:
         yield {
             "threads": cores,

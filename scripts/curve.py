@@ -1,8 +1,8 @@
 """Curves for `docs/results`: ``python scripts/curve.py docs/results/NAME RUN_FOLDER...`` writes NAME.json and NAME.png.
 
-The JSON holds, for each run, its settings, on what it was computed, every epoch's metrics, and what its final evaluation
-came to; but no folder or host name, which mean nothing elsewhere. The picture shows accuracy and loss by epoch, training
-dashed.
+The JSON holds, for each run, its settings, on what it was computed, every epoch's metrics, and what its final
+evaluation came to; but no folder or host name, which mean nothing elsewhere. The picture shows accuracy and loss by
+epoch, training dashed.
 """
 
 from __future__ import annotations
