@@ -16,6 +16,7 @@ from data_prep.crops import CenterCrop
 from data_prep.errors import UserError
 from data_prep.loader import Loader, OnDamage
 from data_prep.manifest import ImageClass, Manifest, SplitName
+from pipeline import allocator
 from pipeline.engine import Compute, Precision
 from pipeline.models import trained
 from pipeline.report import Observer, Report
