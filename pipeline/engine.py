@@ -131,14 +131,7 @@ def train_epoch(
         return meter.totals()
 
     def recent() -> dict[str, float]:
-        (loss, norm), pace = watch.recent(), meter.recent()
-        return {
-            "step/loss": loss,
-            "step/gradient_norm": norm,
-            "step/learning_rate": pace.learning_rate,
-            "step/images_per_second": pace.images_per_second,
-            "step/waiting_for_data": pace.waiting,
-        }
+        return {**watch.recent(), **meter.recent()}
 
     for batch in _timed(batches, meter.waited):
         optimizer.zero_grad()

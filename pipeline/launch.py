@@ -217,8 +217,8 @@ def _followed(folder: RunFolder, tracker: Tracker, starting_point: start.Start |
     if starting_point and not done:
         display.announce(str(starting_point))
 
-    def send() -> None:
-        tracker.follow(folder.history(), history.read_steps(folder.path))
+    def send(epochs: list[history.EpochRecord]) -> None:
+        tracker.follow(epochs, history.read_steps(folder.path))
 
     with Follower(folder.path, folder.history, send, display).following():
         yield

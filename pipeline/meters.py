@@ -54,18 +54,6 @@ class EpochSums:
         }
 
 
-@dataclass(frozen=True)
-class Recent:
-    """Means over the last few steps, on this rank."""
-
-    images_per_second: float
-    """Of all ranks together."""
-    waiting: float
-    """Share of the time in which there was no batch to work on."""
-    learning_rate: float
-    """Of the last step."""
-
-
 class Meter:
     """Adds up an epoch of training, on from what a checkpoint within it had."""
 
@@ -102,12 +90,19 @@ class Meter:
         self.steps += 1
         self.position, self._learning_rate = position, learning_rate
 
-    def recent(self) -> Recent:
-        """Of the steps since the last call, by the host's clock: asks neither the device nor other ranks."""
+    def recent(self) -> dict[str, float]:
+        """Of the steps since the last call, by the host's clock: asks neither the device nor other ranks.
+
+        Images/s are those of all ranks together, the learning rate that of the last step.
+        """
         started, position, waiting = self._asked
         self._asked = (time.perf_counter(), self.position, self._waiting)
         seconds = self._asked[0] - started
-        return Recent((self.position - position) / seconds, (self._waiting - waiting) / seconds, self._learning_rate)
+        return {
+            "step/images_per_second": (self.position - position) / seconds,
+            "step/waiting_for_data": (self._waiting - waiting) / seconds,
+            "step/learning_rate": self._learning_rate,
+        }
 
     def totals(self) -> EpochSums:
         """The sums over all ranks, each of which has to ask."""
@@ -159,11 +154,11 @@ class Watch:
         if len(self._pending) > self.lag:
             self._check()
 
-    def recent(self) -> tuple[float, float]:
+    def recent(self) -> dict[str, float]:
         """Mean loss of this rank's images, and mean norm of the gradient, in steps looked at since the last call."""
         steps, images, loss, norm = self._sums
         self._sums = [0.0] * 4
-        return loss / max(1.0, images), norm / max(1.0, steps)
+        return {"step/loss": loss / max(1.0, images), "step/gradient_norm": norm / max(1.0, steps)}
 
     def drain(self) -> None:
         """Looks at all that is left; raises UserError if one is not finite."""

@@ -139,14 +139,15 @@ class Follower:
 
     Args:
         records: reads the history.
-        pass_on: sends what is new to the tracker; called after each epoch, and every `SENDING` seconds.
+        pass_on: sends what is new to the tracker, given the history so far; called after each epoch, and every
+            `SENDING` seconds.
     """
 
     def __init__(
         self,
         folder: Path,
         records: Callable[[], list[EpochRecord]],
-        pass_on: Callable[[], object],
+        pass_on: Callable[[list[EpochRecord]], object],
         display: Display,
     ) -> None:
         self._file, self._events = folder / FILE, folder / EVENTS
@@ -188,7 +189,7 @@ class Follower:
                 self._display.epoch(record)
             self._shown = len(records)
             if news or ended or time.monotonic() >= send_at:
-                self._pass_on()
+                self._pass_on(records)
                 send_at = time.monotonic() + SENDING
 
 

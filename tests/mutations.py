@@ -633,8 +633,8 @@ MUTATIONS = (
     Mutation(
         "means over a few steps are over all steps so far",
         METERS,
-        "        self._sums = [0.0] * 4\n        return loss",
-        "        return loss",
+        "        self._sums = [0.0] * 4\n        return {",
+        "        return {",
         ("tests/test_engine.py::test_each_few_steps_have_their_own_means",),
     ),
     Mutation(
