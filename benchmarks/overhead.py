@@ -30,10 +30,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 import torch
@@ -46,13 +46,15 @@ from pipeline.optim import build_optimizer, build_schedule
 from pipeline.settings import Settings
 
 WORKER = "ray::RayTrainWorker"
+SETTLING = 2.0
+"""Seconds in which a cluster works off what it missed while it was stopped; they do not count."""
 
 
 def bare(settings: Settings, folder: Path) -> None:
     """Trains and evaluates in a plain loop; notes when each step and epoch ended, as a run does."""
     allocator.keep_freed_memory()
     data, training = settings.data, settings.training
-    torch.set_num_threads(settings.cluster.cpus_per_worker)
+    torch.set_num_threads(settings.cluster.threads)
     images, validation = (
         ImageStream(Path(data.path), data, subset, batch_size=training.batch_size, seed=training.seed)
         for subset in ("train", "validation")
@@ -84,14 +86,29 @@ def bare(settings: Settings, folder: Path) -> None:
         history.write_atomically(folder / "bare.json", json.dumps({"steps": steps, "epochs": epochs}))
 
 
-class Side(NamedTuple):
-    """One of the two that take turns."""
+@dataclass
+class Side:
+    """One of the two that take turns, with all processes that it starts."""
 
-    processes: Callable[[], list[psutil.Process]]
-    ended: Callable[[], list[float]]
+    name: str
+    pid: int
+    exit_status: Callable[[], int | None]
+    """None while it runs."""
+    steps: Callable[[], list[float]]
+    """When each of its steps ended."""
+    epochs: Callable[[], list[float]]
     """When each of its epochs ended."""
-    turns: list[tuple[float, float]]
-    """When it was not stopped, once both have finished an epoch."""
+    turns: list[tuple[float, float]] = field(default_factory=list)
+    """From when to when it was not stopped, after its first epoch."""
+    background: list[float] = field(default_factory=list)
+    """CPU seconds of all its processes but the worker, a second of each turn."""
+
+    def processes(self) -> list[psutil.Process]:
+        """The process that was started, and all that it started, and so on."""
+        try:
+            return [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
 
     def send(self, number: signal.Signals) -> None:
         """Stops it, or lets it go on."""
@@ -99,17 +116,33 @@ class Side(NamedTuple):
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 
-    def active(self, start: float, end: float) -> float:
-        """Seconds between two points in time in which it was not stopped."""
+    def warm_up(self) -> None:
+        """Lets it come to the end of its first epoch, and stops it there."""
+        while not self.epochs():
+            if self.exit_status() is not None:
+                raise SystemExit(f"the {self.name} ended before its first epoch did")
+            time.sleep(0.1)
+        self.send(signal.SIGSTOP)
+
+    def turn(self, seconds: float) -> None:
+        """Lets it work for so long."""
+        before, begun = cpu_seconds(self.processes()), time.time()
+        self.send(signal.SIGCONT)
+        time.sleep(seconds)
+        self.send(signal.SIGSTOP)
+        self.turns.append((begun, time.time()))
+        if self.exit_status() is None:
+            self.background.append((cpu_seconds(self.processes()) - before) / (time.time() - begun))
+
+    def seconds_of_steps(self) -> list[float | None]:
+        """Mean seconds of a step in each turn, see `seconds_of_a_step`."""
+        steps, epochs = self.steps(), self.epochs()
+        return [seconds_of_a_step(steps, epochs, turn) for turn in self.turns]
+
+    def whole(self) -> float:
+        """Seconds from the end of the first epoch to that of the last in which it was not stopped."""
+        start, end = self.epochs()[0], self.epochs()[-1]
         return sum(max(0.0, min(end, last) - max(start, first)) for first, last in self.turns)
-
-
-def family(pid: int) -> list[psutil.Process]:
-    """A process and all that it started, and so on."""
-    try:
-        return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
 
 
 def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
@@ -123,12 +156,12 @@ def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
 
 
 def seconds_of_a_step(steps: Sequence[float], epochs: Sequence[float], turn: tuple[float, float]) -> float | None:
-    """Mean time from step to step of the same epoch and turn; None if there are too few.
+    """Mean time from step to step of the same epoch and turn, a while after its start; None if there are too few.
 
     Args:
         steps, epochs: when each of them ended.
     """
-    inside = [each for each in steps if turn[0] < each < turn[1]]
+    inside = [each for each in steps if turn[0] + SETTLING < each < turn[1]]
     spans = [(a, b) for a, b in itertools.pairwise(inside) if not any(a < end < b for end in epochs)]
     return statistics.fmean(b - a for a, b in spans) if len(spans) > 3 else None
 
@@ -147,7 +180,7 @@ def main() -> int:
     parser.add_argument("config", type=Path, help="configuration of a run")
     parser.add_argument("--data", type=Path, required=True, help="folder of a prepared data set")
     parser.add_argument("--epochs", type=count, default=4, help="of each; the first is not counted [%(default)s]")
-    parser.add_argument("--turn", type=float, default=12.0, help="seconds of a turn [%(default)s]")
+    parser.add_argument("--turn", type=float, default=15.0, help="seconds of a turn [%(default)s]")
     parser.add_argument("--threads", type=count, default=len(os.sched_getaffinity(0)), help="of torch [all cores]")
     parser.add_argument("overrides", nargs="*", help="more settings, as section.field=value")
     chosen = parser.parse_args()
@@ -159,7 +192,30 @@ def main() -> int:
 
 
 def compare(chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """Lets both train, in turn."""
+    """Lets both train, in turn, and says how they differ."""
+    with both(chosen, folder) as (run, loop):
+        while min(len(run.epochs()), len(loop.epochs())) < chosen.epochs:
+            for side in (run, loop):
+                side.turn(chosen.turn)
+            print(f"pair {len(run.turns)}: epochs {len(run.epochs())} and {len(loop.epochs())}", file=sys.stderr)
+        pairs = [(a, b) for a, b in zip(run.seconds_of_steps(), loop.seconds_of_steps(), strict=True) if a and b]
+        overhead, interval = percent([a / b for a, b in pairs])
+        return {
+            "overhead_percent": overhead,
+            "confidence_interval": interval,
+            "whole_run_percent": round(100 * (run.whole() / loop.whole() - 1), 2),
+            "background_percent": round(100 * statistics.median(run.background) / len(os.sched_getaffinity(0)), 2),
+            "seconds_of_a_step": round(statistics.median(b for _, b in pairs), 4),
+            "pairs": len(pairs),
+            "epochs": chosen.epochs,
+            "threads": chosen.threads,
+            "cores": len(os.sched_getaffinity(0)),
+        }
+
+
+@contextmanager
+def both(chosen: argparse.Namespace, folder: Path) -> Iterator[tuple[Side, Side]]:
+    """The run and the bare loop, each stopped behind its first epoch; what is left of them ends with the body."""
     overrides = [
         f"data.path={chosen.data.absolute()}",
         f"run.storage={folder}",
@@ -171,58 +227,34 @@ def compare(chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
         *chosen.overrides,
     ]
     command = [sys.executable, "-m", "pipeline.cli", "train", str(chosen.config), *overrides]
-    started = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    loop = multiprocessing.get_context("spawn").Process(
-        target=bare, args=(config.load(chosen.config, overrides), folder)
-    )
-    run = Side(lambda: family(started.pid), lambda: [each.finished_at for each in history.read(folder / "run")], [])
-    other = Side(lambda: family(loop.pid or 0), lambda: noted(folder)["epochs"], [])
-    try:
-        _until(lambda: len(run.ended()) > 0, started.poll)
-        run.send(signal.SIGSTOP)
-        loop.start()
-        _until(lambda: len(other.ended()) > 0, lambda: loop.exitcode)
-        other.send(signal.SIGSTOP)
-        background, spent = 0.0, 0.0
-        while len(run.ended()) < chosen.epochs or len(other.ended()) < chosen.epochs:
-            for side in (run, other):
-                before, begun = cpu_seconds(run.processes()), time.time()
-                side.send(signal.SIGCONT)
-                time.sleep(chosen.turn)
-                side.send(signal.SIGSTOP)
-                side.turns.append((begun, time.time()))
-                if side is run and started.poll() is None and len(run.ended()) < chosen.epochs:
-                    background += cpu_seconds(run.processes()) - before
-                    spent += time.time() - begun
-            print(f"pair {len(run.turns)}: epochs {len(run.ended())} and {len(other.ended())}", file=sys.stderr)
-    finally:
-        for side in (run, other):
-            side.send(signal.SIGCONT)
-        started.send_signal(signal.SIGTERM)
-        started.wait()
-        if loop.pid:
-            loop.terminate()
-            loop.join()
-    steps = [each.recorded_at for each in history.read_steps(folder / "run")]
-    pairs = [
-        (
-            seconds_of_a_step(steps, run.ended(), ours),
-            seconds_of_a_step(noted(folder)["steps"], other.ended(), theirs),
+    settings = config.load(chosen.config, overrides)
+    with ExitStack() as ending:
+        started = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        run = Side(
+            "run",
+            started.pid,
+            started.poll,
+            lambda: [each.recorded_at for each in history.read_steps(folder / "run")],
+            lambda: [each.finished_at for each in history.read(folder / "run")],
         )
-        for ours, theirs in zip(run.turns, other.turns, strict=True)
-    ]
-    overhead, interval = percent([ours / theirs for ours, theirs in pairs if ours and theirs])
-    whole = [side.active(side.ended()[0], side.ended()[-1]) for side in (run, other)]
-    return {
-        "overhead_percent": overhead,
-        "confidence_interval": interval,
-        "whole_run_percent": round(100 * (whole[0] / whole[1] - 1), 2),
-        "background_percent": round(100 * background / spent / len(os.sched_getaffinity(0)), 2),
-        "seconds_of_a_step": round(statistics.median(theirs for _, theirs in pairs if theirs), 4),
-        "pairs": sum(bool(ours and theirs) for ours, theirs in pairs),
-        "epochs": chosen.epochs,
-        "threads": chosen.threads,
-    }
+        ending.callback(started.wait)
+        ending.callback(started.send_signal, signal.SIGTERM)
+        ending.callback(run.send, signal.SIGCONT)
+        run.warm_up()
+        process = multiprocessing.get_context("spawn").Process(target=bare, args=(settings, folder))
+        process.start()
+        ending.callback(process.join)
+        ending.callback(process.kill)
+        assert process.pid
+        loop = Side(
+            "bare loop",
+            process.pid,
+            lambda: process.exitcode,
+            lambda: noted(folder)["steps"],
+            lambda: noted(folder)["epochs"],
+        )
+        loop.warm_up()
+        yield run, loop
 
 
 def noted(folder: Path) -> dict[str, list[float]]:
@@ -230,13 +262,6 @@ def noted(folder: Path) -> dict[str, list[float]]:
     file = folder / "bare.json"
     found: dict[str, list[float]] = json.loads(file.read_text()) if file.exists() else {"steps": [], "epochs": []}
     return found
-
-
-def _until(condition: Callable[[], bool], ended: Callable[[], object]) -> None:
-    while not condition():
-        if ended() is not None:
-            raise SystemExit("a training ended before its first epoch did")
-        time.sleep(0.1)
 
 
 if __name__ == "__main__":

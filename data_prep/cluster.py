@@ -1,8 +1,7 @@
 """A Ray cluster to work in: one that is already up, or one of our own that ends with the command.
 
 Our own asks for a token, which lives and dies with it: Ray's processes listen on every interface, and would run
-anybody's code. Its dashboard listens on the loopback interface alone. It is there because Ray asks it, when a
-controller has died, whether the CPUs that were reserved may be freed.
+anybody's code. It has a dashboard only where the caller needs one, which then listens on the loopback interface alone.
 """
 
 from __future__ import annotations
@@ -35,7 +34,9 @@ _TOKEN = secrets.token_hex(32)
 
 
 @contextmanager
-def connect(address: str | None, variables: Mapping[str, str] | None = None) -> Iterator[None]:
+def connect(
+    address: str | None, variables: Mapping[str, str] | None = None, *, dashboard: bool = False
+) -> Iterator[bool]:
     """Joins a cluster or starts one, and leaves it (and ends ours) with the body.
 
     Inside a Ray process, or where the caller has connected already, that connection is used and left open.
@@ -44,6 +45,10 @@ def connect(address: str | None, variables: Mapping[str, str] | None = None) -> 
     Args:
         address: of a cluster that is up; by default that of RAY_ADDRESS, and without it one is started here.
         variables: for the environment, where they are not set.
+        dashboard: whether a cluster that is started here gets one; its processes take CPU time.
+
+    Yields:
+        Whether this is a job of its own, in which nobody else reserves anything.
 
     Raises:
         UserError: the cluster does not answer, or cannot be started.
@@ -51,7 +56,7 @@ def connect(address: str | None, variables: Mapping[str, str] | None = None) -> 
     import ray
 
     if ray.is_initialized():
-        yield
+        yield False
         return
     address = address or os.environ.get("RAY_ADDRESS")
     port = _free_port()
@@ -66,12 +71,12 @@ def connect(address: str | None, variables: Mapping[str, str] | None = None) -> 
         else:
             _init(
                 "a local Ray cluster cannot be started",
-                include_dashboard=True,
+                include_dashboard=dashboard,
                 dashboard_host=LOOPBACK,
                 runtime_env=_runtime(f"{LOOPBACK}:{port}"),
             )
         try:
-            yield
+            yield True
         finally:
             ray.shutdown()
 
@@ -79,12 +84,25 @@ def connect(address: str | None, variables: Mapping[str, str] | None = None) -> 
 def _init(what: str, **options: Any) -> None:
     import ray
 
-    with warnings.catch_warnings(), _signals_as_they_are():
+    with warnings.catch_warnings(), _signals_as_they_are(), _without_log_monitor():
         warnings.simplefilter("ignore")
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
         except Exception as error:  # Ray raises whatever its parts raise
             raise UserError(f"{what}: {_first_line(error)}") from None
+
+
+@contextmanager
+def _without_log_monitor() -> Iterator[None]:
+    """Ray looks ten times a second for what workers print and hands it to nobody here; no setting turns that off."""
+    from ray._private.node import Node
+
+    start = Node.start_log_monitor
+    Node.start_log_monitor = lambda self: None
+    try:
+        yield
+    finally:
+        Node.start_log_monitor = start
 
 
 @contextmanager

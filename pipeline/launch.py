@@ -78,8 +78,9 @@ def train(
     starting_point = check(settings, data)
     with run_folder.claim(settings, data, start.digest(settings)) as folder, ExitStack() as cluster_left_last:
         finished_before = folder.finished()
+        own_job = False
         if settings.cluster.workers and not finished_before:
-            cluster_left_last.enter_context(cluster_with_room(settings.cluster))
+            own_job = cluster_left_last.enter_context(cluster_with_room(settings.cluster))
         folder.begin()  # only now: a run that is refused is no run
         tracker = _open_tracked_run(folder, parent_run_id, tags or {}, settings)
         if not (finished_before and tracker.finished):
@@ -88,7 +89,7 @@ def train(
                 _followed(folder, tracker, starting_point, shown=progress and not finished_before),
             ):
                 if not finished_before:
-                    _run_workers(Job(settings, folder, profile), callbacks)
+                    _run_workers(Job(settings, folder, profile), callbacks, own_job)
         records = folder.history()
         return Outcome(folder.path, len(records), records[-1].metrics, tracker.run_id, finished_before)
 
@@ -143,17 +144,17 @@ def dry_run(settings: Settings) -> plan.Plan:
 
 
 @contextmanager
-def cluster_with_room(settings: ClusterSettings) -> Iterator[None]:
-    """Joins or starts the cluster, and leaves it with the body.
+def cluster_with_room(settings: ClusterSettings, *, dashboard: bool = False) -> Iterator[bool]:
+    """Joins or starts the cluster, and leaves it with the body, see `data_prep.cluster.connect`.
 
     Raises:
         UserError: there is none, or it is too small for the workers that `settings` ask for.
     """
     from pipeline import trainer  # imports Ray, which a run in this process does not need
 
-    with cluster.connect(settings.address, TRAIN_ENVIRONMENT):
+    with cluster.connect(settings.address, TRAIN_ENVIRONMENT, dashboard=dashboard) as own_job:
         trainer.check_capacity(settings)
-        yield
+        yield own_job
 
 
 def _absolute(settings: Settings) -> Settings:
@@ -224,13 +225,13 @@ def _followed(folder: RunFolder, tracker: Tracker, starting_point: start.Start |
         yield
 
 
-def _run_workers(job: Job, callbacks: Sequence[UserCallback]) -> None:
+def _run_workers(job: Job, callbacks: Sequence[UserCallback], own_job: bool) -> None:
     if job.settings.cluster.workers == 0:
         _run_here(job)
         return
     from pipeline import trainer
 
-    trainer.fit(job, callbacks)
+    trainer.fit(job, callbacks, own_job=own_job)
 
 
 def _run_here(job: Job) -> None:

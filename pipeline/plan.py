@@ -113,7 +113,7 @@ def _probe(settings: Settings, classes: int, at_once: int) -> tuple[float, bool]
     """Images/s of a worker's steps in this process, on random pixels, and whether it has what a worker has."""
     gpu = settings.cluster.gpu and torch.cuda.is_available()
     device, threads = torch.device("cuda" if gpu else "cpu"), torch.get_num_threads()
-    torch.set_num_threads(settings.cluster.cpus_per_worker)
+    torch.set_num_threads(settings.cluster.threads)
     allocator.keep_freed_memory()
     try:
         size = settings.data.image_size

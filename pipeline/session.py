@@ -104,7 +104,7 @@ class RaySession:
         self.device: torch.device = ray.train.torch.get_device() if job.settings.cluster.gpu else torch.device("cpu")
         if job.settings.cluster.numa:
             placement.settle(
-                job.settings.cluster.cpus_per_worker,
+                job.settings.cluster.threads,
                 context.get_local_rank(),
                 context.get_local_world_size(),
                 self.device,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -293,8 +294,9 @@ class ClusterSettings(Section):
     """Network interface of the messages between workers (NCCL, gloo), such as eth1; by default they choose."""
     resize_seconds: Annotated[float, Field(gt=0)] = 60.0
     """How often an elastic run looks whether the cluster has room for more workers."""
-    cpus_per_worker: Positive = 1
-    """CPUs that each worker reserves, and threads that torch computes with."""
+    cpus_per_worker: Positive | None = None
+    """CPUs that each worker reserves, and threads that torch computes with. By default 1, and without a cluster all
+    that this process may use."""
     numa: bool = True
     """On machines whose memory is in several parts (NUMA), keep each worker on the CPUs beside its GPU, or, without
     GPUs, on those of one part."""
@@ -305,6 +307,11 @@ class ClusterSettings(Section):
     with the command."""
     max_failures: Annotated[int, Field(ge=-1)] = 3
     """How often workers that die are replaced and training goes on from the last checkpoint; -1 is without limit."""
+
+    @property
+    def threads(self) -> int:
+        """What `cpus_per_worker` comes to in this process."""
+        return self.cpus_per_worker or (1 if self.workers else len(os.sched_getaffinity(0)))
 
 
 class TrackingSettings(Section):

@@ -23,6 +23,8 @@ from ray.train import (
     WorkerGroupError,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from data_prep.errors import UserError
 from pipeline import allocator, layout, progress, worker
@@ -34,10 +36,18 @@ ERROR_LOG = "error.log"
 ATTEMPTS = "ray"
 """Folder of what Ray Train itself writes down, inside the run's; nobody needs it afterwards."""
 ABORT_SECONDS = 30
+UNUSED = ("DatasetsCallback",)
+"""What Ray Train does beside a training and ours has no use for: each is a process that starts with the workers, and
+wakes up a hundred times a second. This one hands out Ray's own data sets."""
+OURS_TO_FREE = ("PlacementGroupCleanerCallback",)
+"""The same, for what we do ourselves in a job of our own: it frees what a controller that died had reserved."""
 
 
-def fit(job: Job, callbacks: Sequence[UserCallback] = ()) -> None:
+def fit(job: Job, callbacks: Sequence[UserCallback] = (), *, own_job: bool = False) -> None:
     """Trains a run on the Ray cluster that this process is connected to, from its newest checkpoint to its end.
+
+    Args:
+        own_job: nobody else reserves anything in this process's Ray job.
 
     Raises:
         UserError: a worker met an error that the user can mend, or workers failed more often than
@@ -49,7 +59,7 @@ def fit(job: Job, callbacks: Sequence[UserCallback] = ()) -> None:
     stop.unlink(missing_ok=True)
     failures = settings.cluster.max_failures
     while True:
-        trainer = _trainer(job, callbacks)
+        trainer = _trainer(job, callbacks, own_job)
         try:
             trainer.fit()
             return
@@ -67,6 +77,8 @@ def fit(job: Job, callbacks: Sequence[UserCallback] = ()) -> None:
                     "no further restart: give the same command again"
                 ) from None
             failures -= 1
+            if own_job:
+                free_reservations()
             Notes(folder.path).say("the controller of the training died: the run goes on from its newest checkpoint")
         except RayError as error:
             raise UserError(f"the Ray cluster failed: {_sentence(str(error))}") from None
@@ -75,9 +87,19 @@ def fit(job: Job, callbacks: Sequence[UserCallback] = ()) -> None:
             shutil.rmtree(folder.path / ATTEMPTS, ignore_errors=True)
 
 
-def _trainer(job: Job, callbacks: Sequence[UserCallback]) -> _Trainer:
+def free_reservations() -> list[str]:
+    """Takes back all placement groups of this process's Ray job, whoever made them; returns their hexadecimal ids."""
+    job: str = ray.get_runtime_context().get_job_id()
+    table = placement_group_table()
+    groups = [group for group, content in table.items() if group.endswith(job) and content["state"] != "REMOVED"]
+    for group in groups:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
+    return groups
+
+
+def _trainer(job: Job, callbacks: Sequence[UserCallback], own_job: bool) -> _Trainer:
     cluster, folder = job.settings.cluster, job.folder
-    return _Trainer(
+    trainer = _Trainer(
         worker.run_on_ray,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
@@ -96,12 +118,21 @@ def _trainer(job: Job, callbacks: Sequence[UserCallback]) -> _Trainer:
             callbacks=[_Restarts(folder.path), *callbacks],
         ),
     )
+    trainer.left_out = UNUSED + (OURS_TO_FREE if own_job else ())
+    return trainer
 
 
 class _Trainer(TorchTrainer):
-    """Leaves Ctrl-C to Python: what Ray's own handler raises, SystemExit, hides that the user asked for it."""
+    """Leaves Ctrl-C to Python: what Ray's own handler raises, SystemExit, hides that the user asked for it. And leaves
+    out some of what Ray Train adds to a training."""
 
+    left_out: tuple[str, ...] = ()
+    """Names of classes."""
     _controller: Any = None
+
+    def _create_default_callbacks(self) -> list[Any]:
+        there = super()._create_default_callbacks()
+        return [each for each in there if type(each).__name__ not in self.left_out]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self._controller = controller
@@ -178,7 +209,7 @@ class _Restarts(UserCallback):
 
 def _resources(cluster: ClusterSettings) -> dict[str, float]:
     """What each worker reserves."""
-    return {"CPU": cluster.cpus_per_worker, "GPU": 1} if cluster.gpu else {"CPU": cluster.cpus_per_worker}
+    return {"CPU": cluster.threads, "GPU": 1} if cluster.gpu else {"CPU": cluster.threads}
 
 
 def _interface(cluster: ClusterSettings) -> dict[str, str]:

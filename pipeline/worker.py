@@ -66,7 +66,7 @@ class _Work:
         settings = job.settings
         self._settings, self._session, self._run = settings, session, job.folder
         self._chief = session.rank == 0
-        torch.set_num_threads(settings.cluster.cpus_per_worker)
+        torch.set_num_threads(settings.cluster.threads)
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions as in matrix products
         if not (job.folder.path / layout.IDENTITY).is_file():
             raise UserError(
@@ -342,7 +342,7 @@ def run_on_ray(config: dict[str, Any]) -> None:
 
 
 def _stream(folder: Path, settings: Settings, subset: Subset, session: Session) -> ImageStream:
-    threads = settings.data.decode_threads or (settings.cluster.cpus_per_worker if settings.cluster.gpu else 1)
+    threads = settings.data.decode_threads or (settings.cluster.threads if settings.cluster.gpu else 1)
     return ImageStream(
         folder,
         settings.data.model_copy(update={"decode_threads": threads}),

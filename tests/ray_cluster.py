@@ -29,7 +29,6 @@ ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
 from ray.util.state import list_actors
 print(json.dumps({
     "cpus": ray.available_resources().get("CPU", 0.0),
-    "total": ray.cluster_resources().get("CPU", 0.0),
     "placement_groups": [id for id, one in ray.util.placement_group_table().items() if one["state"] != "REMOVED"],
     "actors": [one.class_name for one in list_actors(address=sys.argv[1], filters=[("state", "!=", "DEAD")])],
 }))
@@ -47,17 +46,25 @@ class ExternalCluster:
     folder: Path
     launchers: list[subprocess.Popen[bytes]]
     """One a node, the head first."""
+    _started: int = 0
+    """Nodes that were started, lost ones included."""
 
     def start(self, *arguments: str) -> None:
-        """Starts a node; returns before it is ready."""
+        """Starts a node; returns before it has joined, see `wait_for_nodes`."""
         common = [f"--num-cpus={self.cpus}", "--num-gpus=0", "--object-store-memory=150000000", "--disable-usage-stats"]
         common += ["--block", "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
         host = self.address.partition(":")[0]
         command = [RAY, "start", f"--node-ip-address={host}", *arguments, *common]
+        self._started += 1
         with self.log.open("ab") as output:
             self.launchers.append(
                 subprocess.Popen(command, env=self.environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
             )
+
+    def wait_for_nodes(self, started: int) -> None:
+        """Waits until so many nodes have joined since the cluster began. That a node is lost, the cluster notices when
+        it likes: what it counts at any moment tells nothing."""
+        _wait(lambda: self.log.read_text(errors="replace").count("Ray runtime started") == started, self.log)
 
     @property
     def log(self) -> Path:
@@ -66,9 +73,8 @@ class ExternalCluster:
 
     def add_node(self) -> None:
         """Starts a node beside the head and waits until it has joined."""
-        before = self.state()["total"]
         self.start(f"--address={self.address}")
-        _wait(lambda: self.state()["total"] >= before + self.cpus, self.log)
+        self.wait_for_nodes(self._started)
 
     def lose_node(self) -> None:
         """Kills the last node that was started, with everything on it, as when its power fails."""
@@ -115,14 +121,12 @@ def external_cluster(nodes: int = 2, cpus: int = 1) -> Iterator[ExternalCluster]
     head += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
     host = socket.gethostbyname(socket.gethostname())
     cluster = ExternalCluster(f"{host}:{port}", environment, cpus, Path(folder), [])
-    log = cluster.log
     try:
         cluster.start(*head)
-        _wait(lambda: _listens(host, port), log)
+        _wait(lambda: _listens(host, port), cluster.log)
         for _ in range(nodes - 1):
             cluster.start(f"--address={cluster.address}")
-        _wait(lambda: log.read_text(errors="replace").count("Ray runtime started") == nodes, log)
-        _wait(lambda: cluster.state()["cpus"] == nodes * cpus, log)
+        cluster.wait_for_nodes(nodes)
         yield cluster
     finally:
         for process in cluster.processes():

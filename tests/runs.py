@@ -80,6 +80,12 @@ class Command:
         _, alive = psutil.wait_procs(family, timeout=60)
         assert alive == []
 
+    def close(self) -> None:
+        """Ends it, if it has not ended, and reads what it said to the end."""
+        if self.process.poll() is None:
+            self.kill()
+        self.process.communicate()
+
 
 def wait_for(condition: Callable[[], bool], what: str, command: Command | None = None, seconds: float = 200) -> None:
     """Waits until something is so; the test fails if it does not come, or the command ends first."""

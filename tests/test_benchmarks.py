@@ -13,7 +13,7 @@ from benchmarks.fft_network import FourierNetwork
 from benchmarks.geometries import GEOMETRIES, Geometry
 from benchmarks.model_scaling import slope
 from benchmarks.model_step import learned_multiply_adds
-from benchmarks.overhead import Side, percent, seconds_of_a_step
+from benchmarks.overhead import SETTLING, Side, percent, seconds_of_a_step
 from benchmarks.precision import compare
 from benchmarks.yardstick import MULTIPLY_ADDS
 from tests import parity
@@ -99,11 +99,14 @@ def test_scaling_compares_workers_that_communicate_with_others() -> None:
 
 
 def test_a_steps_time_is_that_within_a_turn_and_an_epoch() -> None:
-    steps = [0.0, 1, 2, 3, 7, 8, 9, 20, 21]
-    assert seconds_of_a_step(steps, [5.0], (0.5, 10.0)) == pytest.approx(1.0)
-    assert seconds_of_a_step(steps, [5.0], (19.0, 30.0)) is None, "too few"
-    side = Side(list, list, [(0.0, 5.0), (10.0, 15.0)])
-    assert side.active(1.0, 12.0) == 6.0
+    steps = [0.0, 0.3, 1, 2, 3, 7, 8, 9, 20, 21]
+    assert seconds_of_a_step(steps, [5.0], (0.5 - SETTLING, 10.0)) == pytest.approx(1.0)
+    assert seconds_of_a_step(steps, [5.0], (19.0 - SETTLING, 30.0)) is None, "too few"
+
+
+def test_a_whole_run_is_counted_where_it_was_not_stopped() -> None:
+    side = Side("run", 0, lambda: 0, list, lambda: [1.0, 8.0, 12.0], [(0.0, 5.0), (10.0, 15.0)])
+    assert side.whole() == 6.0
 
 
 def test_overhead_is_a_mean_with_its_confidence_interval() -> None:

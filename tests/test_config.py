@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from data_prep.errors import UserError
 from pipeline import config
 from pipeline.config import flatten, resolve, sections
-from pipeline.settings import ScatteringSettings, Settings
+from pipeline.settings import ClusterSettings, ScatteringSettings, Settings
 from tuning import config as search_config
 
 
@@ -166,3 +167,9 @@ def test_a_search_is_of_scattering_networks(tmp_path: Path) -> None:
 
 def test_widths_are_multiplied_and_rounded() -> None:
     assert ScatteringSettings(widths=(3, 4, 1), width_multiplier=0.4).channels == (1, 2, 1)
+
+
+def test_a_worker_has_one_thread_and_training_without_a_cluster_all_there_are() -> None:
+    assert ClusterSettings().threads == 1
+    assert ClusterSettings(workers=0).threads == len(os.sched_getaffinity(0))
+    assert ClusterSettings(workers=0, cpus_per_worker=7).threads == 7

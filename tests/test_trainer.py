@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2.api import data_parallel_trainer
 
 from data_prep.errors import UserError
 from pipeline import trainer
@@ -25,6 +26,11 @@ def test_a_user_error_is_not_tried_again_and_other_errors_are_and_told(tmp_path:
     assert not (tmp_path / EVENTS).exists()
     restarts.after_exception(None, {1: RuntimeError("gloo")})
     assert "worker 1 failed (RuntimeError: gloo): the run goes on" in (tmp_path / EVENTS).read_text()
+
+
+def test_what_is_left_out_of_ray_train_goes_by_these_names() -> None:
+    for name in (*trainer.UNUSED, *trainer.OURS_TO_FREE):
+        assert hasattr(data_parallel_trainer, name)
 
 
 def test_a_dead_worker_is_one_sentence_and_a_file_with_the_whole_story(tmp_path: Path) -> None:

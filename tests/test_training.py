@@ -199,8 +199,7 @@ def on_ray(textures: Path, tmp_path: Path) -> Iterator[Callable[..., Command]]:
 
     yield start
     for command in started:
-        if command.process.poll() is None:
-            command.kill()
+        command.close()
 
 
 def test_more_workers_than_the_cluster_has_are_refused(on_ray: Callable[..., Command], tmp_path: Path) -> None:
@@ -216,6 +215,10 @@ def test_a_second_start_is_refused_and_ctrl_c_ends_run_and_cluster(
     command = on_ray("run.name=interrupted", "training.epochs=500")
     wait_for_epoch(tmp_path / "runs" / "interrupted", 1, command)
     family = command.family()
+    titles = " ".join(" ".join(process.cmdline()) for process in family)
+    assert "ray::TrainController" in titles
+    for idle in ("log_monitor", "DatasetManager", "PlacementGroupCleaner"):
+        assert idle not in titles, "it would take CPU time from training"
     second = on_ray("run.name=interrupted", "training.epochs=500").end()
     assert second[:2] == (2, "")
     assert re.fullmatch(

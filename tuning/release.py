@@ -14,12 +14,11 @@ import time
 import ray
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
-from ray.util import placement_group_table, remove_placement_group
-from ray.util.placement_group import PlacementGroup
 from ray.util.state import list_actors, list_jobs
 from ray.util.state.exception import RayStateApiException
 
 from data_prep.errors import UserError
+from pipeline import trainer
 
 COORDINATOR = "AutoscalingCoordinator"
 """Name and namespace of the process through which Ray Train tells the autoscaler what it needs; it outlives jobs."""
@@ -48,9 +47,7 @@ def release(timeout_s: float = 60.0) -> list[str]:
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        groups = _placement_groups()
-        for group in groups:
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
+        groups = trainer.free_reservations()
         try:
             processes = _processes()
             if processes == [COORDINATOR] and _is_only_job():
@@ -62,13 +59,6 @@ def release(timeout_s: float = 60.0) -> list[str]:
         if not held or time.monotonic() > deadline:
             return held
         time.sleep(0.5)
-
-
-def _placement_groups() -> list[str]:
-    """Hexadecimal ids of this job's reservations: they end with the job's own id."""
-    job: str = ray.get_runtime_context().get_job_id()
-    table = placement_group_table()
-    return [group for group, content in table.items() if group.endswith(job) and content["state"] != "REMOVED"]
 
 
 def _processes() -> list[str]:

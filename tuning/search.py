@@ -78,7 +78,7 @@ def search(settings: SearchSettings, say: Say = print) -> Report:
             launch.check(run, data)
         waiting = [name for name in runs if folder.record(name).status == "pending"]
         if waiting:
-            cluster_left_last.enter_context(launch.cluster_with_room(settings.train.cluster))
+            cluster_left_last.enter_context(launch.cluster_with_room(settings.train.cluster, dashboard=True))
             release.check_state_service()
         folder.begin()  # only now: a search that is refused is no search
         tracker = _open_tracked_run(settings, folder, store)

@@ -60,8 +60,7 @@ def start(file: Path, cluster: ExternalCluster) -> Iterator[Callable[..., Comman
 
     yield start
     for command in started:
-        if command.process.poll() is None:
-            command.kill()
+        command.close()
 
 
 def workers(cluster: ExternalCluster) -> list[psutil.Process]:
