@@ -1,4 +1,5 @@
 """Curves for `docs/results`: ``python scripts/curve.py docs/results/NAME RUN_FOLDER...`` writes NAME.json and NAME.png.
+A NAME.json that was written before may stand for the folders of its runs.
 
 The JSON holds, for each run, its settings, on what it was computed, every epoch's metrics, and what its final
 evaluation came to; but no folder or host name, which mean nothing elsewhere. The picture shows accuracy and loss by
@@ -43,6 +44,20 @@ def describe(folder: Path) -> dict[str, Any]:
     return described
 
 
+def read(path: Path) -> list[dict[str, Any]]:
+    """Descriptions of the run in a folder, or of all in a file of this program.
+
+    Raises:
+        ValueError: there is no finished epoch.
+    """
+    if path.is_file():
+        earlier: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        return earlier
+    if not history.read(path):
+        raise ValueError(f"{path} has no {history.FILE} with a finished epoch")
+    return [describe(path)]
+
+
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
     """Accuracy and loss, one point an epoch; a color for each run."""
     figure, (accuracy, loss) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
@@ -71,12 +86,12 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="path without suffix, such as docs/results/imagenette_64")
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, with at least one finished epoch each")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, with a finished epoch each, or NAME.json")
     chosen = parser.parse_args()
-    for folder in chosen.runs:
-        if not history.read(folder):
-            parser.error(f"{folder} has no {history.FILE} with a finished epoch")
-    runs = [describe(folder) for folder in chosen.runs]
+    try:
+        runs = [run for path in chosen.runs for run in read(path)]
+    except ValueError as error:
+        parser.error(str(error))
     chosen.output.with_suffix(".json").write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")
     draw(runs, chosen.output.with_suffix(".png"))
 
