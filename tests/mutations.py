@@ -37,6 +37,7 @@ CONVOLVED = "tests/test_models_transform.py::test_each_filter_is_convolved_with_
 DERIVATIVES = "tests/test_models_projection.py::test_derivatives_are_those_of_the_formula"
 ORACLE = "tests/test_models_scattering.py::test_network_and_gradients_agree_with_the_oracle"
 WORKER, METERS = "pipeline/worker.py", "pipeline/meters.py"
+CLUSTER = "tests/faults/test_cluster.py::"
 RESUME = "tests/faults/test_resume.py::"
 TWO_RANKS = "tests/test_engine.py::test_two_ranks_compute_what_one_does_and_count_each_image_once"
 
@@ -419,6 +420,27 @@ MUTATIONS = (
         "tracker.log_file(final, tracking.MODEL_ARTIFACT)",
         "pass",
         ("tests/test_training.py::test_the_tracked_run_holds_all_that_the_run_was",),
+    ),
+    Mutation(
+        "without a cluster one core computes",
+        "pipeline/settings.py",
+        "len(os.sched_getaffinity(0))",
+        "1",
+        ("tests/test_config.py::test_a_worker_has_one_thread_and_training_without_a_cluster_all_there_are",),
+    ),
+    Mutation(
+        "idle actors of Ray Train run beside a training",
+        "pipeline/trainer.py",
+        "type(each).__name__ not in self.left_out",
+        "True",
+        ("tests/test_training.py::test_a_second_start_is_refused_and_ctrl_c_ends_run_and_cluster",),
+    ),
+    Mutation(
+        "what a dead controller had reserved stays reserved",
+        "pipeline/trainer.py",
+        "                free_reservations()\n",
+        "                pass\n",
+        (CLUSTER + "test_four_workers_one_of_which_and_whose_controller_are_killed_come_to_the_same_bits",),
     ),
     Mutation(
         "an unknown setting is accepted",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from torch import nn
 
 from data_prep import manifest
 from data_prep.errors import UserError
-from pipeline import config, launch, layout
+from pipeline import config, launch, layout, models
 from pipeline.commands import train
 from pipeline.plan import Plan
 
@@ -44,6 +46,7 @@ def test_the_numbers_are_those_of_the_run(file: Path, tmp_path: Path) -> None:
     stored = layout.stored_checkpoints(run)[-1]
     assert planned.training_images + planned.evaluation_images == 240
     assert (planned.images_per_worker, planned.images_at_once, planned.sizes) == (50, 20, [32, 48])
+    assert planned.pixel_share == (32**2 + 48**2) / 2 / 48**2
     weights = sum(path.stat().st_size for path in stored.iterdir())
     assert planned.checkpoint_bytes == pytest.approx(weights, rel=0.2)
     state = torch.load(stored / "training.pt", weights_only=True)
@@ -60,13 +63,28 @@ def test_workers_share_the_batch_and_add_up_their_speed(file: Path, textures: Pa
     assert one.images_per_second > 0
 
 
+@pytest.mark.parametrize(("threads", "at_once"), [(1, 2), (10_000, 1)])
+def test_as_many_workers_are_timed_at_once_as_there_is_room_for(
+    file: Path, monkeypatch: pytest.MonkeyPatch, threads: int, at_once: int
+) -> None:
+    networks: list[nn.Module] = []
+    build = models.build
+    monkeypatch.setattr(models, "build", lambda *arguments: networks.append(build(*arguments)) or networks[-1])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
+    settings = config.load(file, ["cluster.workers=2", f"cluster.cpus_per_worker={threads}"])
+    assert launch.dry_run(settings).images_per_second > 0
+    assert sum(next(network.parameters()).device.type == "cpu" for network in networks) == at_once
+
+
 def test_the_command_prints_the_plan_and_starts_nothing(file: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(train, [str(file), "--dry-run"])
     assert done.exit_code == 0, done.output
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
         *("workers", "steps", "network", "memory", "checkpoints", "speed"),
     ]
-    assert "32 → 48 pixels" in done.stdout and re.search(r"about [\d,]+ images/s \(measured here\)", done.stdout)
+    assert "32 → 48 pixels" in done.stdout and re.search(
+        r"about [\d,]+ images/s of 48 pixels \(measured here\)", done.stdout
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.yaml"]
 
 
