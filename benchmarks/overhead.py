@@ -186,6 +186,7 @@ def main() -> int:
     chosen = parser.parse_args()
     if chosen.epochs < 2:
         parser.error("--epochs must be at least 2: the first one is not counted")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that nothing is left behind
     with tempfile.TemporaryDirectory() as name:
         print(json.dumps(compare(chosen, Path(name))))
     return 0
