@@ -29,6 +29,7 @@ ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
 from ray.util.state import list_actors
 print(json.dumps({
     "cpus": ray.available_resources().get("CPU", 0.0),
+    "total": ray.cluster_resources().get("CPU", 0.0),
     "placement_groups": [id for id, one in ray.util.placement_group_table().items() if one["state"] != "REMOVED"],
     "actors": [one.class_name for one in list_actors(address=sys.argv[1], filters=[("state", "!=", "DEAD")])],
 }))
@@ -61,10 +62,10 @@ class ExternalCluster:
                 subprocess.Popen(command, env=self.environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
             )
 
-    def wait_for_nodes(self, started: int) -> None:
-        """Waits until so many nodes have joined since the cluster began. That a node is lost, the cluster notices when
-        it likes: what it counts at any moment tells nothing."""
-        _wait(lambda: self.log.read_text(errors="replace").count("Ray runtime started") == started, self.log)
+    def wait_for_nodes(self) -> None:
+        """Waits until all nodes that were started have joined. That one is lost, the cluster notices when it likes:
+        what it counts at any moment tells nothing."""
+        _wait(lambda: self.log.read_text(errors="replace").count("Ray runtime started") == self._started, self.log)
 
     @property
     def log(self) -> Path:
@@ -74,7 +75,7 @@ class ExternalCluster:
     def add_node(self) -> None:
         """Starts a node beside the head and waits until it has joined."""
         self.start(f"--address={self.address}")
-        self.wait_for_nodes(self._started)
+        self.wait_for_nodes()
 
     def lose_node(self) -> None:
         """Kills the last node that was started, with everything on it, as when its power fails."""
@@ -99,8 +100,8 @@ class ExternalCluster:
 
     def working_processes(self) -> list[str]:
         """Titles of the cluster's processes that do somebody's work."""
-        titles = [title for process in self.processes() if (title := _title(process)).startswith("ray::")]
-        return [title for title in titles if not title.startswith(OWN_TITLES)]
+        titles = [each for each in map(title, self.processes()) if each.startswith("ray::")]
+        return [each for each in titles if not each.startswith(OWN_TITLES)]
 
     def processes(self) -> list[psutil.Process]:
         """All processes of the cluster: those that were started for it, and what they started."""
@@ -126,7 +127,7 @@ def external_cluster(nodes: int = 2, cpus: int = 1) -> Iterator[ExternalCluster]
         _wait(lambda: _listens(host, port), cluster.log)
         for _ in range(nodes - 1):
             cluster.start(f"--address={cluster.address}")
-        cluster.wait_for_nodes(nodes)
+        cluster.wait_for_nodes()
         yield cluster
     finally:
         for process in cluster.processes():
@@ -144,7 +145,8 @@ def _family(launcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
         return []
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process) -> str:
+    """Its command line; nothing, if it has ended."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:

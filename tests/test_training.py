@@ -18,6 +18,7 @@ from torch._dynamo.utils import counters
 from data_prep.errors import UserError
 from pipeline import checkpoint, commands, config, launch, models, tracking
 from pipeline.settings import Settings
+from tests.ray_cluster import title
 from tests.runs import Command, assert_same_bits, final_weights, wait_for_epoch, write_configuration
 
 EPOCHS = 3
@@ -215,7 +216,7 @@ def test_a_second_start_is_refused_and_ctrl_c_ends_run_and_cluster(
     command = on_ray("run.name=interrupted", "training.epochs=500")
     wait_for_epoch(tmp_path / "runs" / "interrupted", 1, command)
     family = command.family()
-    titles = " ".join(" ".join(process.cmdline()) for process in family)
+    titles = " ".join(map(title, family))
     assert "ray::TrainController" in titles
     for idle in ("log_monitor", "DatasetManager", "PlacementGroupCleaner"):
         assert idle not in titles, "it would take CPU time from training"

@@ -141,7 +141,7 @@ def table(searched: Searched) -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize("session", ["interrupted", "completed"])
 def test_a_search_leaves_the_cluster_as_it_found_it(searched: Searched, session: str) -> None:
     seen = getattr(searched, session)
-    assert seen["state"] == {"cpus": 2.0, "placement_groups": [], "actors": []}
+    assert seen["state"] == {"cpus": 2.0, "total": 2.0, "placement_groups": [], "actors": []}
     assert seen["processes"] == []
     assert "RUNNING" not in statuses(seen).values()
 

@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 from data_prep.errors import UserError
 from pipeline import config, launch, layout, progress, tracking
 from pipeline.layout import Point
-from tests.ray_cluster import RAY, ExternalCluster, external_cluster
+from tests.ray_cluster import RAY, ExternalCluster, external_cluster, title
 from tests.runs import (
     Command,
     assert_same_bits,
@@ -64,18 +64,11 @@ def start(file: Path, cluster: ExternalCluster) -> Iterator[Callable[..., Comman
 
 
 def workers(cluster: ExternalCluster) -> list[psutil.Process]:
-    return [one for one in cluster.processes() if "RayTrainWorker" in _line(one)]
+    return [one for one in cluster.processes() if "RayTrainWorker" in title(one)]
 
 
 def controllers(cluster: ExternalCluster) -> list[psutil.Process]:
-    return [one for one in cluster.processes() if "TrainController" in _line(one)]
-
-
-def _line(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+    return [one for one in cluster.processes() if "TrainController" in title(one)]
 
 
 def events(run: Path) -> str:
