@@ -145,7 +145,7 @@ def dry_run(settings: Settings) -> plan.Plan:
 
 @contextmanager
 def cluster_with_room(settings: ClusterSettings, *, dashboard: bool = False) -> Iterator[bool]:
-    """Joins or starts the cluster, and leaves it with the body, see `data_prep.cluster.connect`.
+    """Joins or starts the cluster, and leaves it with the body; yields what `data_prep.cluster.connect` does.
 
     Raises:
         UserError: there is none, or it is too small for the workers that `settings` ask for.
