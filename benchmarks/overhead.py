@@ -1,27 +1,32 @@
 """What Ray Train, checkpoints and tracking cost: the same steps in a bare loop and as a run, in turn.
 
-    python -m benchmarks.overhead configs/imagenette_64.yaml --data datasets/imagenette
+    python -m benchmarks.overhead configs/imagenette_64.yaml --data datasets/imagenette training.batch_size=16
 
 The bare loop is what one would write in a notebook: the same network, optimizer and batches in a process of its own,
 and nothing else. The run is `phasecollapse train` with a Ray cluster, one Ray Train worker, an MLflow store,
-checkpoints and the history. Both have equally many threads and the same allocator, and go through the same epochs.
+checkpoints and the history. Both have equally many threads, on the same cores, and the same allocator.
 
-Once both have finished their first epoch, they take turns of some seconds: the other one, with all processes of its
-cluster, is stopped meanwhile, so that the bare loop has a machine without Ray, and what the machine's neighbours do
-hits both alike. A turn's seconds a step are those from step to step within it. Each pair of turns gives a ratio; the
-confidence interval is Student's over the pairs. The last line is JSON:
+Once both have finished their first epoch, they take turns of a few steps: whoever has taken his is stopped behind it.
+Short turns alone help, as what the machine's neighbours do changes from second to second. Each pair of turns gives a
+ratio; the mean is that of its logarithm, and the confidence interval is Student's over the pairs.
+
+With fewer threads than cores, those that compute have cores of their own, and the other cores are left to all else: to
+the processes that a cluster runs beside its worker, which then work on in the bare loop's turns, and to other threads
+of worker and bare loop. Where all cores compute, the whole cluster is stopped in the bare loop's turns, and works off
+what it missed in the first steps of the next one, which do not count. The last line is JSON:
 
     overhead_percent           by which a step of the run is slower than one of the bare loop
     confidence_interval        of it, 95 %
     whole_run_percent          the same for all from the end of the first epoch on, with evaluations and checkpoints
-    background_percent         CPU time of all processes of the run but its worker, of the time of all cores
+    background_percent         CPU time that a run takes besides, of one core's time: that of its other processes, and
+                               of those threads of its worker that do not compute, less such threads of the bare loop
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -46,12 +51,14 @@ from pipeline.optim import build_optimizer, build_schedule
 from pipeline.settings import Settings
 
 WORKER = "ray::RayTrainWorker"
-SETTLING = 2.0
-"""Seconds in which a cluster works off what it missed while it was stopped; they do not count."""
+SETTLING = 3
+"""Steps in which a cluster works off what it missed while it was stopped."""
+STEPS, EPOCHS = "steps", "epochs"
+"""What the bare loop writes: a line for each."""
 
 
 def bare(settings: Settings, folder: Path) -> None:
-    """Trains and evaluates in a plain loop; notes when each step and epoch ended, as a run does."""
+    """Trains and evaluates in a plain loop until it is killed; notes that a step or epoch has ended."""
     allocator.keep_freed_memory()
     data, training = settings.data, settings.training
     torch.set_num_threads(settings.cluster.threads)
@@ -62,130 +69,157 @@ def bare(settings: Settings, folder: Path) -> None:
     network = models.build(settings.model, len(images.classes), data.image_size, training.seed)
     optimizer = build_optimizer(network, settings.optimizer)
     schedule = build_schedule(optimizer, settings.optimizer, training.epochs, images.steps())
-    steps: list[float] = []
-    epochs: list[float] = []
-    for epoch in range(1, training.epochs + 1):
-        network.train()
-        for batch in images.epoch(epoch):
-            with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bfloat16"):
-                logits = network(batch.images)
-            loss = torch.nn.functional.cross_entropy(
-                logits.float(), batch.labels, label_smoothing=training.label_smoothing
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            steps.append(time.time())
-        network.eval()
-        right = 0
-        with torch.inference_mode():
-            for batch in validation.epoch(epoch):
-                right += int((network(batch.images).argmax(1) == batch.labels).sum())
-        epochs.append(time.time())
-        history.write_atomically(folder / "bare.json", json.dumps({"steps": steps, "epochs": epochs}))
+    with (folder / STEPS).open("wb", buffering=0) as steps, (folder / EPOCHS).open("w", buffering=1) as epochs:
+        for epoch in range(1, training.epochs + 1):
+            network.train()
+            for batch in images.epoch(epoch):
+                with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bfloat16"):
+                    logits = network(batch.images)
+                loss = torch.nn.functional.cross_entropy(
+                    logits.float(), batch.labels, label_smoothing=training.label_smoothing
+                )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                steps.write(b"\n")
+            network.eval()
+            right = 0
+            with torch.inference_mode():
+                for batch in validation.epoch(epoch):
+                    right += int((network(batch.images).argmax(1) == batch.labels).sum())
+            epochs.write(f"{time.time()}\n")
+
+
+class Lines:
+    """Counts the lines of a file that grows."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._read, self._lines = file, 0, 0
+
+    def count(self) -> int:
+        """How many there are by now."""
+        if self._file.exists() and self._file.stat().st_size > self._read:
+            with self._file.open("rb") as file:
+                file.seek(self._read)
+                new = file.read()
+            self._read += len(new)
+            self._lines += new.count(b"\n")
+        return self._lines
 
 
 @dataclass
 class Side:
-    """One of the two that take turns, with all processes that it starts."""
+    """One of the two that take turns, with all processes that it started."""
 
     name: str
-    pid: int
-    exit_status: Callable[[], int | None]
-    """None while it runs."""
-    steps: Callable[[], list[float]]
-    """When each of its steps ended."""
+    ended: Callable[[], bool]
+    steps: Lines
     epochs: Callable[[], list[float]]
     """When each of its epochs ended."""
+    epoch_steps: int
+    training: list[psutil.Process]
+    """Processes that compute."""
+    others: list[psutil.Process]
+    alone: bool = False
+    """Whether the others have cores of their own, and are never stopped."""
+    computing: list[int] = field(default_factory=list)
+    """Its threads that compute."""
     turns: list[tuple[float, float]] = field(default_factory=list)
     """From when to when it was not stopped, after its first epoch."""
-    background: list[float] = field(default_factory=list)
-    """CPU seconds of all its processes but the worker, a second of each turn."""
-
-    def processes(self) -> list[psutil.Process]:
-        """The process that was started, and all that it started, and so on."""
-        try:
-            return [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
 
     def send(self, number: signal.Signals) -> None:
         """Stops it, or lets it go on."""
-        for process in self.processes():
+        for process in self.training + ([] if self.alone else self.others):
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 
-    def warm_up(self) -> None:
-        """Lets it come to the end of its first epoch, and stops it there."""
-        while not self.epochs():
-            if self.exit_status() is not None:
-                raise SystemExit(f"the {self.name} ended before its first epoch did")
-            time.sleep(0.1)
-        self.send(signal.SIGSTOP)
+    def pin(self, threads: int, own: set[int], others: set[int]) -> None:
+        """Gives the threads that compute, which are the busiest, cores of their own, and all others the other cores.
 
-    def turn(self, seconds: float) -> None:
-        """Lets it work for so long."""
-        before, begun = cpu_seconds(self.processes()), time.time()
+        Threads that come later, with an epoch's batches, are where the thread is that starts them.
+        """
+        (process,) = self.training
+        by_time = sorted(process.threads(), key=lambda thread: -thread.user_time - thread.system_time)
+        self.computing = [thread.id for thread in by_time[:threads]]
+        for thread in by_time:
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(thread.id, own if thread.id in self.computing else others)
+        for each in self.others:
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                for thread in each.threads():
+                    os.sched_setaffinity(thread.id, others)
+
+    def spent(self) -> tuple[float, float]:
+        """CPU seconds so far: of its threads that do not compute, and of its other processes."""
+        (process,) = self.training
+        computing = sum(one.user_time + one.system_time for one in process.threads() if one.id in self.computing)
+        return cpu_seconds(self.training) - computing, cpu_seconds(self.others)
+
+    def wait(self, step: int) -> float:
+        """Waits until so many steps are done; when that was."""
+        while self.steps.count() < step:
+            if self.ended():
+                raise SystemExit(f"the {self.name} ended")
+            time.sleep(0.001)
+        return time.time()
+
+    def turn(self, steps: int) -> float | None:
+        """Lets it take so many steps, and says how many seconds one took; None if there was more between them."""
+        before = self.steps.count()
+        settling = 0 if self.alone else SETTLING
+        begun = time.time()
         self.send(signal.SIGCONT)
-        time.sleep(seconds)
+        settled = self.wait(before + settling) if settling else begun
+        end = self.wait(before + settling + steps)
         self.send(signal.SIGSTOP)
-        self.turns.append((begun, time.time()))
-        if self.exit_status() is None:
-            self.background.append((cpu_seconds(self.processes()) - before) / (time.time() - begun))
+        self.turns.append((begun, end))
+        return (end - settled) / steps if self.within_an_epoch(before, settling + steps) else None
 
-    def seconds_of_steps(self) -> list[float | None]:
-        """Mean seconds of a step in each turn, see `seconds_of_a_step`."""
-        steps, epochs = self.steps(), self.epochs()
-        return [seconds_of_a_step(steps, epochs, turn) for turn in self.turns]
+    def within_an_epoch(self, before: int, steps: int) -> bool:
+        """Whether nothing is evaluated after `before` steps, nor after any of the next but the last."""
+        return (before + steps - 1) // self.epoch_steps == (before - 1) // self.epoch_steps
 
-    def whole(self) -> float:
-        """Seconds from the end of the first epoch to that of the last in which it was not stopped."""
-        start, end = self.epochs()[0], self.epochs()[-1]
+    def seconds(self) -> float:
+        """Of all its turns."""
+        return sum(end - begun for begun, end in self.turns)
+
+    def whole(self, epochs: int) -> float:
+        """Seconds from the end of the first epoch to that of a later one in which it was not stopped."""
+        start, end = self.epochs()[0], self.epochs()[epochs - 1]
         return sum(max(0.0, min(end, last) - max(start, first)) for first, last in self.turns)
 
 
 def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
-    """CPU time of processes, but for the worker's."""
+    """CPU time of processes so far."""
     total = 0.0
     for process in processes:
         with suppress(psutil.NoSuchProcess):
-            if not process.cmdline()[0].startswith(WORKER):
-                total += sum(process.cpu_times()[:2])
+            total += sum(process.cpu_times()[:2])
     return total
 
 
-def seconds_of_a_step(steps: Sequence[float], epochs: Sequence[float], turn: tuple[float, float]) -> float | None:
-    """Mean time from step to step of the same epoch and turn, a while after its start; None if there are too few.
-
-    Args:
-        steps, epochs: when each of them ended.
-    """
-    inside = [each for each in steps if turn[0] + SETTLING < each < turn[1]]
-    spans = [(a, b) for a, b in itertools.pairwise(inside) if not any(a < end < b for end in epochs)]
-    return statistics.fmean(b - a for a, b in spans) if len(spans) > 3 else None
-
-
 def percent(ratios: Sequence[float]) -> tuple[float, list[float]]:
-    """Mean of ratios as percent above one, and its 95 % confidence interval."""
-    mean = statistics.fmean(ratios)
-    half = 0.0
+    """Geometric mean of ratios as percent above one, which noise alone does not move, and its confidence interval."""
+    logarithms = [math.log(each) for each in ratios]
+    mean, half = statistics.fmean(logarithms), 0.0
     if len(ratios) > 1:
-        half = float(stats.t.ppf(0.975, len(ratios) - 1)) * statistics.stdev(ratios) / len(ratios) ** 0.5
-    return round(100 * (mean - 1), 2), [round(100 * (mean - half - 1), 2), round(100 * (mean + half - 1), 2)]
+        half = float(stats.t.ppf(0.975, len(ratios) - 1)) * statistics.stdev(logarithms) / len(ratios) ** 0.5
+    middle, low, high = (round(100 * math.expm1(each), 2) for each in (mean, mean - half, mean + half))
+    return middle, [low, high]
 
 
 def main() -> int:
+    cores = len(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="configuration of a run")
     parser.add_argument("--data", type=Path, required=True, help="folder of a prepared data set")
-    parser.add_argument("--epochs", type=count, default=4, help="of each; the first is not counted [%(default)s]")
-    parser.add_argument("--turn", type=float, default=15.0, help="seconds of a turn [%(default)s]")
-    parser.add_argument("--threads", type=count, default=len(os.sched_getaffinity(0)), help="of torch [all cores]")
+    parser.add_argument("--minutes", type=float, default=15.0, help="of turns [%(default)s]")
+    parser.add_argument("--steps", type=count, default=3, help="of a turn [%(default)s]")
+    parser.add_argument("--threads", type=count, default=max(1, cores - 1), help="of torch [%(default)s]")
     parser.add_argument("overrides", nargs="*", help="more settings, as section.field=value")
-    chosen = parser.parse_args()
-    if chosen.epochs < 2:
-        parser.error("--epochs must be at least 2: the first one is not counted")
+    chosen = parser.parse_intermixed_args()  # settings may stand behind options
+    chosen.cores = cores
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that nothing is left behind
     with tempfile.TemporaryDirectory() as name:
         print(json.dumps(compare(chosen, Path(name))))
@@ -195,22 +229,34 @@ def main() -> int:
 def compare(chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
     """Lets both train, in turn, and says how they differ."""
     with both(chosen, folder) as (run, loop):
-        while min(len(run.epochs()), len(loop.epochs())) < chosen.epochs:
-            for side in (run, loop):
-                side.turn(chosen.turn)
-            print(f"pair {len(run.turns)}: epochs {len(run.epochs())} and {len(loop.epochs())}", file=sys.stderr)
-        pairs = [(a, b) for a, b in zip(run.seconds_of_steps(), loop.seconds_of_steps(), strict=True) if a and b]
+        start, before = time.monotonic(), (run.spent(), loop.spent())
+        pairs: list[tuple[float, float]] = []
+        while time.monotonic() < start + 60 * chosen.minutes or len(run.epochs()) < 2 or len(loop.epochs()) < 2:
+            sides = (run, loop) if len(run.turns) % 2 else (loop, run)  # a machine that gets slower hits both alike
+            seconds = {side.name: side.turn(chosen.steps) for side in sides}
+            if (a := seconds[run.name]) and (b := seconds[loop.name]):
+                pairs.append((a, b))
+            if len(run.turns) % 20 == 0 and pairs:
+                so_far = percent([a / b for a, b in pairs])
+                print(f"{len(pairs)} pairs: {so_far[0]} % {so_far[1]}", file=sys.stderr)
+        (threads, processes), (same, _) = (
+            [now - then for now, then in zip(side.spent(), spent, strict=True)]
+            for side, spent in zip((run, loop), before, strict=True)
+        )
+        lasted = time.monotonic() - start if run.alone else run.seconds()
+        background = processes / lasted + threads / run.seconds() - same / loop.seconds()
         overhead, interval = percent([a / b for a, b in pairs])
+        epochs = min(len(run.epochs()), len(loop.epochs()))
         return {
             "overhead_percent": overhead,
             "confidence_interval": interval,
-            "whole_run_percent": round(100 * (run.whole() / loop.whole() - 1), 2),
-            "background_percent": round(100 * statistics.median(run.background) / len(os.sched_getaffinity(0)), 2),
+            "whole_run_percent": round(100 * (run.whole(epochs) / loop.whole(epochs) - 1), 2),
+            "background_percent": round(100 * background, 2),
             "seconds_of_a_step": round(statistics.median(b for _, b in pairs), 4),
             "pairs": len(pairs),
-            "epochs": chosen.epochs,
+            "epochs": epochs,
             "threads": chosen.threads,
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": chosen.cores,
         }
 
 
@@ -221,7 +267,7 @@ def both(chosen: argparse.Namespace, folder: Path) -> Iterator[tuple[Side, Side]
         f"data.path={chosen.data.absolute()}",
         f"run.storage={folder}",
         "run.name=run",
-        f"training.epochs={chosen.epochs}",
+        "training.epochs=1000",
         "cluster.workers=1",
         f"cluster.cpus_per_worker={chosen.threads}",
         "tracking.every_steps=1",  # more than a run has: it tells when each step ended
@@ -229,40 +275,68 @@ def both(chosen: argparse.Namespace, folder: Path) -> Iterator[tuple[Side, Side]
     ]
     command = [sys.executable, "-m", "pipeline.cli", "train", str(chosen.config), *overrides]
     settings = config.load(chosen.config, overrides)
+    data, training = settings.data, settings.training
+    steps = ImageStream(Path(data.path), data, "train", batch_size=training.batch_size, seed=training.seed).steps()
+    cores = sorted(os.sched_getaffinity(0))
+    own = set(cores[: chosen.threads])
+    others = set(cores[chosen.threads :])
     with ExitStack() as ending:
         started = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        run = Side(
-            "run",
-            started.pid,
-            started.poll,
-            lambda: [each.recorded_at for each in history.read_steps(folder / "run")],
-            lambda: [each.finished_at for each in history.read(folder / "run")],
-        )
         ending.callback(started.wait)
         ending.callback(started.send_signal, signal.SIGTERM)
+        wait_for_an_epoch(lambda: ended_at(folder / "run"), lambda: started.poll() is not None)
+        family = [psutil.Process(started.pid), *psutil.Process(started.pid).children(recursive=True)]
+        worker = [each for each in family if each.cmdline()[:1] == [WORKER]]
+        run = Side(
+            "run",
+            lambda: started.poll() is not None,
+            Lines(folder / "run" / history.STEPS),
+            lambda: ended_at(folder / "run"),
+            steps,
+            worker,
+            [each for each in family if each not in worker],
+            alone=bool(others),
+        )
         ending.callback(run.send, signal.SIGCONT)
-        run.warm_up()
+        run.send(signal.SIGSTOP)
         process = multiprocessing.get_context("spawn").Process(target=bare, args=(settings, folder))
         process.start()
         ending.callback(process.join)
         ending.callback(process.kill)
-        assert process.pid
+
+        def epochs() -> list[float]:
+            return list(map(float, (folder / EPOCHS).read_text().split())) if (folder / EPOCHS).exists() else []
+
+        wait_for_an_epoch(epochs, lambda: not process.is_alive())
         loop = Side(
             "bare loop",
-            process.pid,
-            lambda: process.exitcode,
-            lambda: noted(folder)["steps"],
-            lambda: noted(folder)["epochs"],
+            lambda: not process.is_alive(),
+            Lines(folder / STEPS),
+            epochs,
+            steps,
+            [psutil.Process(process.pid)],
+            [],
+            alone=bool(others),
         )
-        loop.warm_up()
+        loop.send(signal.SIGSTOP)
+        for side in (run, loop):
+            side.pin(chosen.threads, own, others or own)
+        os.sched_setaffinity(0, others or own)
+        ending.callback(os.sched_setaffinity, 0, set(cores))
         yield run, loop
 
 
-def noted(folder: Path) -> dict[str, list[float]]:
-    """When steps and epochs of the bare loop ended."""
-    file = folder / "bare.json"
-    found: dict[str, list[float]] = json.loads(file.read_text()) if file.exists() else {"steps": [], "epochs": []}
-    return found
+def ended_at(run: Path) -> list[float]:
+    """When each epoch of a run ended."""
+    return [each.finished_at for each in history.read(run)]
+
+
+def wait_for_an_epoch(epochs: Callable[[], list[float]], ended: Callable[[], bool]) -> None:
+    """Waits for the first epoch's end."""
+    while not epochs():
+        if ended():
+            raise SystemExit("a training ended before its first epoch did")
+        time.sleep(0.1)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from data_prep.errors import UserError
@@ -33,10 +34,20 @@ QUIET = {
 _TOKEN = secrets.token_hex(32)
 
 
+@dataclass(frozen=True)
+class Connection:
+    """What this process knows of the cluster that it is connected to."""
+
+    own_cluster: bool = False
+    """It was started here, and nothing makes it larger."""
+    own_job: bool = False
+    """Nobody else reserves anything in this process's Ray job."""
+
+
 @contextmanager
 def connect(
     address: str | None, variables: Mapping[str, str] | None = None, *, dashboard: bool = False
-) -> Iterator[bool]:
+) -> Iterator[Connection]:
     """Joins a cluster or starts one, and leaves it (and ends ours) with the body.
 
     Inside a Ray process, or where the caller has connected already, that connection is used and left open.
@@ -47,16 +58,13 @@ def connect(
         variables: for the environment, where they are not set.
         dashboard: whether a cluster that is started here gets one; its processes take CPU time.
 
-    Yields:
-        Whether this is a job of its own, in which nobody else reserves anything.
-
     Raises:
         UserError: the cluster does not answer, or cannot be started.
     """
     import ray
 
     if ray.is_initialized():
-        yield False
+        yield Connection()
         return
     address = address or os.environ.get("RAY_ADDRESS")
     port = _free_port()
@@ -76,7 +84,7 @@ def connect(
                 runtime_env=_runtime(f"{LOOPBACK}:{port}"),
             )
         try:
-            yield True
+            yield Connection(own_cluster=not address, own_job=True)
         finally:
             ray.shutdown()
 

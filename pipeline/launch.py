@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from data_prep import cluster, manifest
+from data_prep.cluster import Connection
 from data_prep.errors import UserError
 from data_prep.manifest import Manifest
 from pipeline import allocator, environment, history, models, plan, run_folder, start, tracking, worker
@@ -78,9 +79,9 @@ def train(
     starting_point = check(settings, data)
     with run_folder.claim(settings, data, start.digest(settings)) as folder, ExitStack() as cluster_left_last:
         finished_before = folder.finished()
-        own_job = False
+        connection = Connection()
         if settings.cluster.workers and not finished_before:
-            own_job = cluster_left_last.enter_context(cluster_with_room(settings.cluster))
+            connection = cluster_left_last.enter_context(cluster_with_room(settings.cluster))
         folder.begin()  # only now: a run that is refused is no run
         tracker = _open_tracked_run(folder, parent_run_id, tags or {}, settings)
         if not (finished_before and tracker.finished):
@@ -89,7 +90,7 @@ def train(
                 _followed(folder, tracker, starting_point, shown=progress and not finished_before),
             ):
                 if not finished_before:
-                    _run_workers(Job(settings, folder, profile), callbacks, own_job)
+                    _run_workers(Job(settings, folder, profile), callbacks, connection)
         records = folder.history()
         return Outcome(folder.path, len(records), records[-1].metrics, tracker.run_id, finished_before)
 
@@ -144,17 +145,17 @@ def dry_run(settings: Settings) -> plan.Plan:
 
 
 @contextmanager
-def cluster_with_room(settings: ClusterSettings, *, dashboard: bool = False) -> Iterator[bool]:
-    """Joins or starts the cluster, and leaves it with the body; yields what `data_prep.cluster.connect` does.
+def cluster_with_room(settings: ClusterSettings, *, dashboard: bool = False) -> Iterator[Connection]:
+    """Joins or starts the cluster, and leaves it with the body, as `data_prep.cluster.connect` does.
 
     Raises:
         UserError: there is none, or it is too small for the workers that `settings` ask for.
     """
     from pipeline import trainer  # imports Ray, which a run in this process does not need
 
-    with cluster.connect(settings.address, TRAIN_ENVIRONMENT, dashboard=dashboard) as own_job:
+    with cluster.connect(settings.address, TRAIN_ENVIRONMENT, dashboard=dashboard) as connection:
         trainer.check_capacity(settings)
-        yield own_job
+        yield connection
 
 
 def _absolute(settings: Settings) -> Settings:
@@ -225,13 +226,13 @@ def _followed(folder: RunFolder, tracker: Tracker, starting_point: start.Start |
         yield
 
 
-def _run_workers(job: Job, callbacks: Sequence[UserCallback], own_job: bool) -> None:
+def _run_workers(job: Job, callbacks: Sequence[UserCallback], connection: Connection) -> None:
     if job.settings.cluster.workers == 0:
         _run_here(job)
         return
     from pipeline import trainer
 
-    trainer.fit(job, callbacks, own_job=own_job)
+    trainer.fit(job, callbacks, connection)
 
 
 def _run_here(job: Job) -> None:

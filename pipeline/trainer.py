@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ from ray.train import (
     WorkerGroupError,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
+from data_prep.cluster import Connection
 from data_prep.errors import UserError
 from pipeline import allocator, layout, progress, worker
 from pipeline.progress import Notes
@@ -43,23 +45,20 @@ OURS_TO_FREE = ("PlacementGroupCleanerCallback",)
 """The same, for what we do ourselves in a job of our own: it frees what a controller that died had reserved."""
 
 
-def fit(job: Job, callbacks: Sequence[UserCallback] = (), *, own_job: bool = False) -> None:
+def fit(job: Job, callbacks: Sequence[UserCallback] = (), connection: Connection | None = None) -> None:
     """Trains a run on the Ray cluster that this process is connected to, from its newest checkpoint to its end.
-
-    Args:
-        own_job: nobody else reserves anything in this process's Ray job.
 
     Raises:
         UserError: a worker met an error that the user can mend, or workers failed more often than
             `cluster.max_failures` allows.
         KeyboardInterrupt: the user interrupted; the workers have saved, if there was time, and ended.
     """
-    settings, folder = job.settings, job.folder
+    settings, folder, connection = job.settings, job.folder, connection or Connection()
     stop = folder.path / layout.STOP
     stop.unlink(missing_ok=True)
     failures = settings.cluster.max_failures
     while True:
-        trainer = _trainer(job, callbacks, own_job)
+        trainer = _trainer(job, callbacks, connection)
         try:
             trainer.fit()
             return
@@ -77,7 +76,7 @@ def fit(job: Job, callbacks: Sequence[UserCallback] = (), *, own_job: bool = Fal
                     "no further restart: give the same command again"
                 ) from None
             failures -= 1
-            if own_job:
+            if connection.own_job:
                 free_reservations()
             Notes(folder.path).say("the controller of the training died: the run goes on from its newest checkpoint")
         except RayError as error:
@@ -97,9 +96,10 @@ def free_reservations() -> list[str]:
     return groups
 
 
-def _trainer(job: Job, callbacks: Sequence[UserCallback], own_job: bool) -> _Trainer:
+def _trainer(job: Job, callbacks: Sequence[UserCallback], connection: Connection) -> _Trainer:
     cluster, folder = job.settings.cluster, job.folder
-    trainer = _Trainer(
+    return _Trainer(
+        connection,
         worker.run_on_ray,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
@@ -118,21 +118,26 @@ def _trainer(job: Job, callbacks: Sequence[UserCallback], own_job: bool) -> _Tra
             callbacks=[_Restarts(folder.path), *callbacks],
         ),
     )
-    trainer.left_out = UNUSED + (OURS_TO_FREE if own_job else ())
-    return trainer
 
 
 class _Trainer(TorchTrainer):
     """Leaves Ctrl-C to Python: what Ray's own handler raises, SystemExit, hides that the user asked for it. And leaves
     out some of what Ray Train adds to a training."""
 
-    left_out: tuple[str, ...] = ()
-    """Names of classes."""
-    _controller: Any = None
+    def __init__(self, connection: Connection, function: Callable[[dict[str, Any]], None], **options: Any) -> None:
+        super().__init__(function, **options)
+        self._connection = connection
+        self._controller: Any = None
 
     def _create_default_callbacks(self) -> list[Any]:
+        left_out = UNUSED + (OURS_TO_FREE if self._connection.own_job else ())
         there = super()._create_default_callbacks()
-        return [each for each in there if type(each).__name__ not in self.left_out]
+        return [each for each in there if type(each).__name__ not in left_out]
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        if self._connection.own_cluster and not self.scaling_config.elasticity_enabled:
+            options["scaling_policy"] = _AsManyAsAsked(self.scaling_config)
+        return super()._initialize_and_run_controller(**options)
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self._controller = controller
@@ -142,6 +147,16 @@ class _Trainer(TorchTrainer):
         if self._controller is not None:
             with suppress(RayError):  # the controller says that it died
                 ray.get(self._controller.abort.remote(), timeout=ABORT_SECONDS)
+
+
+class _AsManyAsAsked(FixedScalingPolicy):
+    """Asks no autoscaler for nodes, which would take an actor of its own: a cluster of this program's has none."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Does not register what the workers need."""
+
+    def _maybe_send_resource_request(self) -> None:
+        """Does not ask again, either."""
 
 
 def _wait_until_saved(run: Path, seconds: float) -> None:

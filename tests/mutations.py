@@ -431,8 +431,15 @@ MUTATIONS = (
     Mutation(
         "idle actors of Ray Train run beside a training",
         "pipeline/trainer.py",
-        "type(each).__name__ not in self.left_out",
+        "type(each).__name__ not in left_out",
         "True",
+        ("tests/test_training.py::test_a_second_start_is_refused_and_ctrl_c_ends_run_and_cluster",),
+    ),
+    Mutation(
+        "a cluster without an autoscaler is asked for nodes, through an actor of its own",
+        "pipeline/trainer.py",
+        "if self._connection.own_cluster and",
+        "if False and",
         ("tests/test_training.py::test_a_second_start_is_refused_and_ctrl_c_ends_run_and_cluster",),
     ),
     Mutation(

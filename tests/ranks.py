@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from data_prep import manifest
+from pipeline import run_folder, start, worker
+from pipeline.session import Job
+from pipeline.settings import Settings
 
 RANKS = 2
 
@@ -28,3 +34,41 @@ def _in_rank(rank: int, ranks: int, folder: Path, work: Callable[..., Any], argu
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
     torch.save(work(rank, *arguments), folder / f"result-{rank}.pt")
     dist.destroy_process_group()
+
+
+class Rank:
+    """One of several workers without a cluster, who is never told to stop."""
+
+    look_seconds: float | None = None
+    device = torch.device("cpu")
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.world_size = rank, dist.get_world_size()
+
+    @contextmanager
+    def stoppable(self) -> Iterator[Callable[[], bool]]:
+        yield lambda: False
+
+    def preempted(self) -> bool:
+        return False
+
+    def report(self, metrics: dict[str, float]) -> None:
+        pass
+
+
+def train_in_ranks(settings: Settings, folder: Path) -> Path:
+    """Trains a run by as many processes as it has workers, without a cluster and a store; its folder.
+
+    Args:
+        settings: with absolute paths.
+        folder: for files by which they meet.
+    """
+    data = manifest.load(Path(settings.data.path))
+    with run_folder.claim(settings, data, start.digest(settings)) as run:
+        run.begin()
+        assert all(in_ranks(_train, folder, Job(settings, run), ranks=settings.cluster.workers))
+    return run.path
+
+
+def _train(rank: int, job: Job) -> bool:
+    return worker.train(job, Rank(rank))

@@ -40,8 +40,9 @@ class ImageNetwork(nn.Module):
     def __init__(self, network: ScatteringNetwork | ResNet) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("mean", 255 * torch.tensor(PIXEL_MEAN))
-        self.register_buffer("deviation", 255 * torch.tensor(PIXEL_DEVIATION))
+        # On the CPU even where the network is on no device: to multiply there, torch imports for two seconds.
+        self.register_buffer("mean", 255 * torch.tensor(PIXEL_MEAN, device="cpu"))
+        self.register_buffer("deviation", 255 * torch.tensor(PIXEL_DEVIATION, device="cpu"))
         self._frozen: list[nn.Module] = []
 
     def forward(self, pixels: Tensor) -> Tensor:
