@@ -17,13 +17,10 @@ setup: .venv/.installed ## make .venv and install everything; again at once
 demo: setup ## the whole path on generated textures, on the CPU: prepare, train, compare, search
 	@$(BIN)/python scripts/demo.py
 
-# First, so that nobody waits for it at the end.
-LONGEST := tests/test_tuning_search.py
-
 test: setup ## all tests: clusters that fail, alone on the machine; then the others, in two processes
 	@test -n "$$PHASECOLLAPSE_SHARED" || echo "PHASECOLLAPSE_SHARED is not set: tests on golden files and photographs are skipped"
 	@$(BIN)/python -m pytest tests/faults
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/faults $(LONGEST) tests
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/faults
 
 lint: setup ## formatting, lint, types, import layers
 	@$(BIN)/ruff format --check .
