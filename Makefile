@@ -17,10 +17,13 @@ setup: .venv/.installed ## make .venv and install everything; again at once
 demo: setup ## the whole path on generated textures, on the CPU: prepare, train, compare, search
 	@$(BIN)/python scripts/demo.py
 
-test: setup ## all tests: clusters that fail, alone on the machine; then the others, in two processes
+# Their clusters' workers, which Ray makes give way to everybody else, would starve beside other tests.
+ALONE := tests/faults tests/test_tuning_search.py
+
+test: setup ## all tests: clusters that fail and a search, alone on the machine; then the others, in two processes
 	@test -n "$$PHASECOLLAPSE_SHARED" || echo "PHASECOLLAPSE_SHARED is not set: tests on golden files and photographs are skipped"
-	@$(BIN)/python -m pytest tests/faults
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/faults
+	@$(BIN)/python -m pytest $(ALONE)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore %)
 
 lint: setup ## formatting, lint, types, import layers
 	@$(BIN)/ruff format --check .

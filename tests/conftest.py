@@ -22,11 +22,6 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The module that takes longest comes first: of two processes, none waits for it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_tuning_search.py")
-
-
 @pytest.fixture
 def double() -> Iterator[None]:
     """Networks that a test makes, and their inputs, are double precision."""

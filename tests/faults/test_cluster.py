@@ -133,18 +133,11 @@ def test_elastic_training_saves_before_a_node_goes_and_uses_the_next_one(
     assert {record["metrics"]["train/skipped_images"] for record in records(run)} == {0.0}
 
 
-def run_alone(start: Callable[..., Command], run: Path, *options: str) -> Path:
-    """Trains a run that nothing happens to."""
-    status, _, complaint = start(f"run.name={run.name}", *options).end()
-    assert (status, complaint) == (0, "")
-    return run
-
-
 def test_two_workers_one_of_which_and_whose_driver_are_killed_come_to_the_same_bits(
-    start: Callable[..., Command], cluster: ExternalCluster, file: Path
+    start: Callable[..., Command], cluster: ExternalCluster, file: Path, tmp_path: Path
 ) -> None:
     chance, options = random.Random(2), ("cluster.workers=2", "checkpoint.every_steps=1")
-    alone = run_alone(start, file.parent / "runs" / "alone-2", *options)
+    alone = train_in_ranks(config.load(file, ["run.name=alone-2", *options]), tmp_path)
     hurt = alone.with_name("hurt-2")
     command = start("run.name=hurt-2", *options)
     wait_for_point(hurt, Point(0, chance.randrange(1, STEPS)), command)
@@ -153,8 +146,8 @@ def test_two_workers_one_of_which_and_whose_driver_are_killed_come_to_the_same_b
     wait_for_point(hurt, Point(3, chance.randrange(1, STEPS)), command)
     command.kill()
     assert epochs_done(hurt) < EPOCHS
-    run_alone(start, hurt, *options)
-
+    status, _, complaint = start("run.name=hurt-2", *options).end()
+    assert (status, complaint) == (0, "")
     assert_same_bits(alone, hurt)
     assert [record["epoch"] for record in records(hurt)] == list(range(1, EPOCHS + 1))
     assert re.search(r"worker \d failed \(.*\): the run goes on from its newest checkpoint", events(hurt))
