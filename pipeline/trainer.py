@@ -45,7 +45,7 @@ OURS_TO_FREE = ("PlacementGroupCleanerCallback",)
 """The same, for what we do ourselves in a job of our own: it frees what a controller that died had reserved."""
 
 
-def fit(job: Job, callbacks: Sequence[UserCallback] = (), connection: Connection | None = None) -> None:
+def fit(job: Job, callbacks: Sequence[UserCallback], connection: Connection) -> None:
     """Trains a run on the Ray cluster that this process is connected to, from its newest checkpoint to its end.
 
     Raises:
@@ -53,7 +53,7 @@ def fit(job: Job, callbacks: Sequence[UserCallback] = (), connection: Connection
             `cluster.max_failures` allows.
         KeyboardInterrupt: the user interrupted; the workers have saved, if there was time, and ended.
     """
-    settings, folder, connection = job.settings, job.folder, connection or Connection()
+    settings, folder = job.settings, job.folder
     stop = folder.path / layout.STOP
     stop.unlink(missing_ok=True)
     failures = settings.cluster.max_failures

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch.distributed as dist
 
 from data_prep import manifest
 from pipeline import run_folder, start, worker
-from pipeline.session import Job
+from pipeline.session import Job, LocalSession
 from pipeline.settings import Settings
 
 RANKS = 2
@@ -36,24 +35,12 @@ def _in_rank(rank: int, ranks: int, folder: Path, work: Callable[..., Any], argu
     dist.destroy_process_group()
 
 
-class Rank:
-    """One of several workers without a cluster, who is never told to stop."""
+class Rank(LocalSession):
+    """One of several workers without a cluster."""
 
-    look_seconds: float | None = None
-    device = torch.device("cpu")
-
-    def __init__(self, rank: int) -> None:
+    def __init__(self, job: Job, rank: int) -> None:
+        super().__init__(job)
         self.rank, self.world_size = rank, dist.get_world_size()
-
-    @contextmanager
-    def stoppable(self) -> Iterator[Callable[[], bool]]:
-        yield lambda: False
-
-    def preempted(self) -> bool:
-        return False
-
-    def report(self, metrics: dict[str, float]) -> None:
-        pass
 
 
 def train_in_ranks(settings: Settings, folder: Path) -> Path:
@@ -71,4 +58,4 @@ def train_in_ranks(settings: Settings, folder: Path) -> Path:
 
 
 def _train(rank: int, job: Job) -> bool:
-    return worker.train(job, Rank(rank))
+    return worker.train(job, Rank(job, rank))

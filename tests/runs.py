@@ -68,9 +68,6 @@ class Command:
     def family(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def workers(self) -> list[psutil.Process]:
-        return [child for child in self.family() if "RayTrainWorker" in " ".join(child.cmdline())]
-
     def kill(self) -> None:
         """SIGKILL for the command alone; its cluster has to notice."""
         # Ray's agents compute nothing, and look for their cluster for a minute.
