@@ -17,13 +17,12 @@ setup: .venv/.installed ## make .venv and install everything; again at once
 demo: setup ## the whole path on generated textures, on the CPU: prepare, train, compare, search
 	@$(BIN)/python scripts/demo.py
 
-# Their clusters' workers, which Ray makes give way to everybody else, would starve beside other tests.
-ALONE := tests/faults tests/test_tuning_search.py
+TEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: setup ## all tests: clusters that fail and a search, alone on the machine; then the others, in two processes
+test: setup ## all tests, in two processes: first clusters that fail, then the others
 	@test -n "$$PHASECOLLAPSE_SHARED" || echo "PHASECOLLAPSE_SHARED is not set: tests on golden files and photographs are skipped"
-	@$(BIN)/python -m pytest $(ALONE)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore %)
+	@$(TEST) tests/faults
+	@$(TEST) --ignore tests/faults
 
 lint: setup ## formatting, lint, types, import layers
 	@$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from data_prep.errors import UserError
+from pipeline.imports import quick_imports
 
 if TYPE_CHECKING:
     from pipeline.launch import Outcome
@@ -54,7 +55,8 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool, profile: bool
     from pipeline import config as settings_tree
 
     settings = settings_tree.load(config, overrides)
-    from pipeline import environment, launch
+    with quick_imports():
+        from pipeline import environment, launch
 
     if warning := environment.warning(settings.training.precision, settings.cluster.gpu):
         click.echo(f"warning: {warning}", err=True)
@@ -102,8 +104,9 @@ def describe(config: Path, overrides: tuple[str, ...], classes: int | None, as_j
     settings = settings_tree.load(config, overrides)
     from rich.console import Console
 
-    from pipeline.describe import describe as described
-    from pipeline.describe import show
+    with quick_imports():
+        from pipeline.describe import describe as described
+        from pipeline.describe import show
 
     description = described(settings, classes)
     if as_json:

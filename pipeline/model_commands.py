@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from pipeline.imports import quick_imports
+
 STORAGE = "Folder of the runs, for models:/ and runs:/ [runs]."
 URI = "Store of models:/ and runs:/, if it is not the one inside --storage."
 
@@ -49,8 +51,9 @@ def evaluate(
       phasecollapse evaluate runs/imagenette-64 datasets/imagenette
       phasecollapse evaluate runs/imagenette-64/checkpoints/epoch-00010 datasets/imagenette --flip --output results
     """
-    from data_prep import manifest, progress
-    from pipeline import evaluation, report, tracking
+    with quick_imports():
+        from data_prep import manifest, progress
+        from pipeline import evaluation, report, tracking
 
     described = manifest.load(data)
     with tracking.checkpoint_of(source, storage, uri) as checkpoint:
@@ -92,7 +95,8 @@ def predict(
       phasecollapse predict runs/imagenette-64 photo.jpg
       phasecollapse predict runs/imagenette-64 holiday/ --top 1 --json > holiday.jsonl
     """
-    from pipeline import prediction, tracking
+    with quick_imports():
+        from pipeline import prediction, tracking
 
     files = prediction.find(images)
     with tracking.checkpoint_of(source, storage, uri) as checkpoint:
@@ -122,7 +126,8 @@ def export(source: Path, kind: str, output: Path | None, force: bool) -> None:
       phasecollapse export runs/textures
       phasecollapse export runs/textures/checkpoints/epoch-00003 --format torch-export --output textures.pt2
     """
-    from pipeline import export as exporting
+    with quick_imports():
+        from pipeline import export as exporting
 
     written = exporting.export(source, kind, output, replace=force)
     click.echo(exporting.summary(written))

@@ -15,11 +15,18 @@ from data_prep.parallel import Threads
 from data_prep.request import Request
 from data_prep.sources.textures import Textures
 from data_prep.write import prepare
+from tests.ray_cluster import EAGER
 
 
 def pytest_configure() -> None:
-    """Lets tests interrupt what they start: a shell's background job ignores SIGINT, and so would its children."""
+    """What tests start can be interrupted, though a shell's background job ignores SIGINT and so would its children."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.update(EAGER)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The module that takes longest comes first: of two processes, none waits for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_tuning_search.py")
 
 
 @pytest.fixture

@@ -447,7 +447,21 @@ MUTATIONS = (
         "pipeline/trainer.py",
         "                free_reservations()\n",
         "                pass\n",
-        (CLUSTER + "test_four_workers_one_of_which_and_whose_controller_are_killed_come_to_the_same_bits",),
+        (CLUSTER + "test_four_workers_whose_controller_is_killed_come_to_the_same_bits",),
+    ),
+    Mutation(
+        "what is imported stays subject to garbage collection",
+        "pipeline/imports.py",
+        "        gc.freeze()\n",
+        "",
+        ("tests/test_imports.py::test_the_collector_leaves_alone_what_is_imported",),
+    ),
+    Mutation(
+        "a network that has only shapes is drawn",
+        "pipeline/models/projection.py",
+        'type == "meta"',
+        'type == "nothing"',
+        ("tests/test_project.py::test_a_network_is_counted_without_loading_a_compiler",),
     ),
     Mutation(
         "an unknown setting is accepted",

@@ -24,7 +24,11 @@ def in_ranks(work: Callable[..., Any], folder: Path, *arguments: Any, ranks: int
         work: of a module, so that the processes find it.
         folder: for files by which they meet; one for each call.
     """
-    torch.multiprocessing.spawn(_in_rank, (ranks, folder, work, arguments), nprocs=ranks)
+    # The server has imported torch once, for all that it forks.
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["pipeline.worker", "torch._dynamo"])
+    torch.multiprocessing.start_processes(
+        _in_rank, (ranks, folder, work, arguments), nprocs=ranks, start_method="forkserver"
+    )
     return [torch.load(folder / f"result-{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 

@@ -22,6 +22,8 @@ import psutil
 RAY = str(Path(sys.executable).with_name("ray"))
 OWN_TITLES = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::IDLE")
 """Processes that belong to a cluster at rest."""
+EAGER = {"RAY_worker_niceness": "0"}
+"""Variables by which Ray's workers do not give way to everybody else, and starve beside another process's tests."""
 
 PROBE = """
 import json, ray, sys

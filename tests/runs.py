@@ -92,7 +92,7 @@ def wait_for(condition: Callable[[], bool], what: str, command: Command | None =
             return
         if command and command.process.poll() is not None:
             pytest.fail(f"{what} did not come, the command ended: {command.end()}")
-        time.sleep(0.02)
+        time.sleep(0.05)
     pytest.fail(f"{what} did not come in {seconds} s")
 
 

@@ -109,6 +109,19 @@ finally:
     assert done.stdout.splitlines()[-1] == "loaded:"
 
 
+def test_a_network_is_counted_without_loading_a_compiler() -> None:
+    code = """
+import sys
+from pipeline import models
+from pipeline.settings import ScatteringSettings
+print(models.multiply_adds(ScatteringSettings(widths=(3, 4)), 3, 16), {"torch._dynamo", "sympy"} & set(sys.modules))
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    network = models.build(ScatteringSettings(widths=(3, 4)), 3, 16)
+    assert done.stdout == f"{network.multiply_adds()} set()\n"
+
+
 def test_every_package_contributes_its_commands() -> None:
     assert [
         *("describe", "evaluate", "export", "inspect", "merge", "predict", "prepare", "stage", "train", "tune", "ui"),

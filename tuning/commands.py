@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from pipeline.commands import explains_settings
+from pipeline.imports import quick_imports
 
 
 @click.command(short_help="Search over depth and width of the network; run again to resume.")
@@ -30,11 +31,12 @@ def tune(config: Path, overrides: tuple[str, ...]) -> None:
     from tuning import config as settings_tree
 
     settings = settings_tree.load(config, overrides)
-    from rich.console import Console
+    with quick_imports():
+        from rich.console import Console
 
-    from pipeline import environment
-    from tuning import frontier
-    from tuning.search import search
+        from pipeline import environment
+        from tuning import frontier
+        from tuning.search import search
 
     if warning := environment.warning(settings.train.training.precision, settings.train.cluster.gpu):
         click.echo(f"warning: {warning}", err=True)

@@ -21,6 +21,8 @@ SMALLEST_NORM = 1e-12
 
 def orthonormal(out_channels: int, in_channels: int, complex_entries: bool = True) -> Tensor:
     """A random matrix with orthonormal rows, W Wᴴ = 1 (columns where out > in): (2, out, in) reals, or (1, out, in)."""
+    if torch.get_default_device().type == "meta":  # has shapes alone; to find them, torch would import for a second
+        return torch.empty(1 + complex_entries, out_channels, in_channels)
     tall, narrow = max(out_channels, in_channels), min(out_channels, in_channels)
     dtype = torch.complex128 if complex_entries else torch.float64
     q, _ = torch.linalg.qr(torch.randn(tall, narrow, dtype=dtype))
