@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -158,11 +157,11 @@ def _refuse(options: Mapping[str, object], message: str) -> None:
 @contextmanager
 def _workers(cluster: str | None, count: int | None) -> Iterator[tuple[Workers, int, _Progress]]:
     """Who writes shards, with how many threads each, and the progress they report to."""
-    from data_prep.parallel import RayTasks, Threads
+    from data_prep.parallel import RayTasks, Threads, cores
 
     progress = _Progress()
     if cluster is None:
-        threads = count or len(os.sched_getaffinity(0))
+        threads = count or cores()
         shards = max(2, threads // THREADS_A_SHARD)  # while one is being finished, another keeps the processors busy
         yield Threads(shards, progress.advance), min(threads, THREADS_A_SHARD), progress
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,11 @@ RETRIES = 3
 """Times that a Ray task is started again whose process or node died."""
 POLL_SECONDS = 0.5
 """How often a Ray task's progress is asked for."""
+
+
+def cores() -> int:
+    """How many CPUs this process may use; where the system does not tell, as macOS, how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Workers(Protocol):

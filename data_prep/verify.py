@@ -5,7 +5,6 @@ All that is wrong is listed, not only the first; :mod:`data_prep.checking` does 
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from data_prep.checking import Advance, SplitCheck
 from data_prep.disk import hash_file
 from data_prep.manifest import File, Manifest
 from data_prep.merge import NOTE
+from data_prep.parallel import cores
 from data_prep.problems import Report
 
 
@@ -34,7 +34,7 @@ def verify(
     report = Report(manifest.read(folder))
     _check_manifest(report)
     _look_for_strangers(folder, report)
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or cores()
     with ThreadPoolExecutor(threads) as pool:
         if hashes_only:
             files = [file for split in report.manifest.splits.values() for file in split.files]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from data_prep.parallel import cores
+
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """What Linux calls instructions that multiply bfloat16, on x86 and ARM."""
 PACKAGES = ("phasecollapse", "torch", "ray", "mlflow", "ffcv", "numpy")
@@ -25,7 +27,7 @@ def describe() -> dict[str, str]:
         "hardware.host": platform.node(),
         "hardware.system": platform.platform(),
         "hardware.cpu": _cpu_model(),
-        "hardware.cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "hardware.cores": str(cores()),
         "hardware.memory_gib": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f}",
         "hardware.gpus": ", ".join(gpus) or "none",
     }

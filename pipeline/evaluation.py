@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from data_prep.crops import CenterCrop
 from data_prep.errors import UserError
 from data_prep.loader import Loader, OnDamage
 from data_prep.manifest import ImageClass, Manifest, SplitName
+from data_prep.parallel import cores
 from pipeline import allocator
 from pipeline.engine import Compute, Precision
 from pipeline.models import trained
@@ -101,12 +101,12 @@ def computing(gpu: bool, bfloat16: bool, threads: int | None) -> Iterator[dict[s
     """
     if gpu and not torch.cuda.is_available():
         raise UserError("--gpu: torch sees no GPU on this machine: leave it out")
-    before, cores = torch.get_num_threads(), threads or len(os.sched_getaffinity(0))
-    torch.set_num_threads(cores)
+    before, threads = torch.get_num_threads(), threads or cores()
+    torch.set_num_threads(threads)
     allocator.keep_freed_memory()
     try:
         yield {
-            "threads": cores,
+            "threads": threads,
             "device": "cuda" if gpu else "cpu",
             "precision": "bfloat16" if bfloat16 else "float32",
         }

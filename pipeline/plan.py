@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from torch import nn
 from data_prep.disk import in_words
 from data_prep.loader import batch_bounds
 from data_prep.manifest import Manifest
+from data_prep.parallel import cores
 from data_prep.progress import duration
 from pipeline import allocator, models, optim
 from pipeline.data import numbers
@@ -125,7 +125,7 @@ def _probe(settings: Settings, classes: int, at_once: int) -> tuple[float, bool]
     cluster = settings.cluster
     gpu = cluster.gpu and torch.cuda.is_available()
     workers = max(1, cluster.workers)
-    here = 1 if gpu else max(1, min(workers, len(os.sched_getaffinity(0)) // cluster.threads))
+    here = 1 if gpu else max(1, min(workers, cores() // cluster.threads))
     images, threads = min(at_once, PROBE_IMAGES), torch.get_num_threads()
     torch.set_num_threads(cluster.threads)
     allocator.keep_freed_memory()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from data_prep.parallel import cores
 
 
 class Section(BaseModel):
@@ -311,7 +312,7 @@ class ClusterSettings(Section):
     @property
     def threads(self) -> int:
         """What `cpus_per_worker` comes to in this process."""
-        return self.cpus_per_worker or (1 if self.workers else len(os.sched_getaffinity(0)))
+        return self.cpus_per_worker or (1 if self.workers else cores())
 
 
 class TrackingSettings(Section):

@@ -424,7 +424,7 @@ MUTATIONS = (
     Mutation(
         "without a cluster one core computes",
         "pipeline/settings.py",
-        "len(os.sched_getaffinity(0))",
+        "cores()",
         "1",
         ("tests/test_config.py::test_a_worker_has_one_thread_and_training_without_a_cluster_all_there_are",),
     ),

@@ -173,3 +173,8 @@ def test_a_worker_has_one_thread_and_training_without_a_cluster_all_there_are() 
     assert ClusterSettings().threads == 1
     assert ClusterSettings(workers=0).threads == len(os.sched_getaffinity(0))
     assert ClusterSettings(workers=0, cpus_per_worker=7).threads == 7
+
+
+def test_where_a_process_cannot_be_bound_to_cores_it_has_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert ClusterSettings(workers=0).threads == os.cpu_count()
