@@ -38,6 +38,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -110,18 +111,17 @@ class Lines:
 
 @dataclass
 class Side:
-    """One of the two that take turns, with all processes that it started."""
+    """One of the two that take turns, with all its processes."""
 
     name: str
-    ended: Callable[[], bool]
+    process: psutil.Process
+    """That computes."""
+    others: list[psutil.Process]
     steps: Lines
     epochs: Callable[[], list[float]]
     """When each of its epochs ended."""
     epoch_steps: int
-    training: list[psutil.Process]
-    """Processes that compute."""
-    others: list[psutil.Process]
-    alone: bool = False
+    alone: bool
     """Whether the others have cores of their own, and are never stopped."""
     computing: list[int] = field(default_factory=list)
     """Its threads that compute."""
@@ -130,7 +130,7 @@ class Side:
 
     def send(self, number: signal.Signals) -> None:
         """Stops it, or lets it go on."""
-        for process in self.training + ([] if self.alone else self.others):
+        for process in [self.process, *([] if self.alone else self.others)]:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 
@@ -139,8 +139,7 @@ class Side:
 
         Threads that come later, with an epoch's batches, are where the thread is that starts them.
         """
-        (process,) = self.training
-        by_time = sorted(process.threads(), key=lambda thread: -thread.user_time - thread.system_time)
+        by_time = sorted(self.process.threads(), key=lambda thread: -thread.user_time - thread.system_time)
         self.computing = [thread.id for thread in by_time[:threads]]
         for thread in by_time:
             with suppress(ProcessLookupError):
@@ -152,15 +151,14 @@ class Side:
 
     def spent(self) -> tuple[float, float]:
         """CPU seconds so far: of its threads that do not compute, and of its other processes."""
-        (process,) = self.training
-        computing = sum(one.user_time + one.system_time for one in process.threads() if one.id in self.computing)
-        return cpu_seconds(self.training) - computing, cpu_seconds(self.others)
+        threads = self.process.threads()
+        computing = sum(one.user_time + one.system_time for one in threads if one.id in self.computing)
+        return cpu_seconds([self.process]) - computing, cpu_seconds(self.others)
 
     def wait(self, step: int) -> float:
         """Waits until so many steps are done; when that was."""
         while self.steps.count() < step:
-            if self.ended():
-                raise SystemExit(f"the {self.name} ended")
+            check_at_work(self.process, self.name)
             time.sleep(0.001)
         return time.time()
 
@@ -278,49 +276,30 @@ def both(chosen: argparse.Namespace, folder: Path) -> Iterator[tuple[Side, Side]
     data, training = settings.data, settings.training
     steps = ImageStream(Path(data.path), data, "train", batch_size=training.batch_size, seed=training.seed).steps()
     cores = sorted(os.sched_getaffinity(0))
-    own = set(cores[: chosen.threads])
-    others = set(cores[chosen.threads :])
+    own, others = set(cores[: chosen.threads]), set(cores[chosen.threads :])
+    side = partial(Side, alone=bool(others), epoch_steps=steps)
     with ExitStack() as ending:
         started = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         ending.callback(started.wait)
         ending.callback(started.send_signal, signal.SIGTERM)
-        wait_for_an_epoch(lambda: ended_at(folder / "run"), lambda: started.poll() is not None)
+        wait_for_an_epoch(lambda: ended_at(folder / "run"), psutil.Process(started.pid), "run")
         family = [psutil.Process(started.pid), *psutil.Process(started.pid).children(recursive=True)]
-        worker = [each for each in family if each.cmdline()[:1] == [WORKER]]
-        run = Side(
-            "run",
-            lambda: started.poll() is not None,
-            Lines(folder / "run" / history.STEPS),
-            lambda: ended_at(folder / "run"),
-            steps,
-            worker,
-            [each for each in family if each not in worker],
-            alone=bool(others),
-        )
+        (worker,) = [each for each in family if each.cmdline()[:1] == [WORKER]]
+        family.remove(worker)
+        run = side("run", worker, family, Lines(folder / "run" / history.STEPS), lambda: ended_at(folder / "run"))
         ending.callback(run.send, signal.SIGCONT)
         run.send(signal.SIGSTOP)
+
         process = multiprocessing.get_context("spawn").Process(target=bare, args=(settings, folder))
         process.start()
         ending.callback(process.join)
         ending.callback(process.kill)
-
-        def epochs() -> list[float]:
-            return list(map(float, (folder / EPOCHS).read_text().split())) if (folder / EPOCHS).exists() else []
-
-        wait_for_an_epoch(epochs, lambda: not process.is_alive())
-        loop = Side(
-            "bare loop",
-            lambda: not process.is_alive(),
-            Lines(folder / STEPS),
-            epochs,
-            steps,
-            [psutil.Process(process.pid)],
-            [],
-            alone=bool(others),
-        )
+        loop = side("bare loop", psutil.Process(process.pid), [], Lines(folder / STEPS), lambda: noted(folder / EPOCHS))
+        wait_for_an_epoch(loop.epochs, loop.process, loop.name)
         loop.send(signal.SIGSTOP)
-        for side in (run, loop):
-            side.pin(chosen.threads, own, others or own)
+
+        for each in (run, loop):
+            each.pin(chosen.threads, own, others or own)
         os.sched_setaffinity(0, others or own)
         ending.callback(os.sched_setaffinity, 0, set(cores))
         yield run, loop
@@ -331,12 +310,24 @@ def ended_at(run: Path) -> list[float]:
     return [each.finished_at for each in history.read(run)]
 
 
-def wait_for_an_epoch(epochs: Callable[[], list[float]], ended: Callable[[], bool]) -> None:
-    """Waits for the first epoch's end."""
-    while not epochs():
-        if ended():
-            raise SystemExit("a training ended before its first epoch did")
+def noted(file: Path) -> list[float]:
+    """When each epoch of the bare loop ended."""
+    return [float(line) for line in file.read_text().split()] if file.exists() else []
+
+
+def wait_for_an_epoch(ends: Callable[[], list[float]], process: psutil.Process, name: str) -> None:
+    """Waits until the first epoch has ended."""
+    while not ends():
+        check_at_work(process, name)
         time.sleep(0.1)
+
+
+def check_at_work(process: psutil.Process, name: str) -> None:
+    """Ends the measurement if the process that it is about has ended."""
+    with suppress(psutil.NoSuchProcess):
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return
+    raise SystemExit(f"the {name} ended")
 
 
 if __name__ == "__main__":

@@ -450,6 +450,13 @@ MUTATIONS = (
         (CLUSTER + "test_four_workers_whose_controller_is_killed_come_to_the_same_bits",),
     ),
     Mutation(
+        "the main thread reads what MLflow's server says",
+        "pipeline/pages.py",
+        "        while self.process.poll() is None:\n            time.sleep(LOOK_SECONDS)\n",
+        "        self._read()\n",
+        ("tests/test_tracking.py::test_ctrl_c_is_heard_while_a_server_talks",),
+    ),
+    Mutation(
         "what is imported stays subject to garbage collection",
         "pipeline/imports.py",
         "        gc.freeze()\n",

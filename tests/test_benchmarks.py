@@ -7,8 +7,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -102,9 +104,12 @@ def test_scaling_compares_workers_that_communicate_with_others() -> None:
 
 
 @pytest.fixture
-def side(tmp_path: Path) -> Side:
-    """One of two that take turns, with epochs of ten steps."""
-    return Side("run", lambda: True, Lines(tmp_path / "steps"), lambda: [1.0, 8.0, 12.0], 10, [], [], alone=True)
+def side(tmp_path: Path) -> Iterator[Side]:
+    """One of two that take turns, with epochs of ten steps, whose process sleeps."""
+    with subprocess.Popen(["sleep", "60"]) as one:
+        steps = Lines(tmp_path / "steps")
+        yield Side("run", psutil.Process(one.pid), [], steps, lambda: [1.0, 8.0, 12.0], epoch_steps=10, alone=True)
+        one.kill()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +139,6 @@ def test_a_turn_is_so_many_steps(side: Side, tmp_path: Path) -> None:
             with (tmp_path / "steps").open("a") as file:
                 file.write("\n")
 
-    side.ended = lambda: False
     assert side.steps.count() == 11
     taken = threading.Thread(target=take_steps)
     taken.start()
@@ -142,8 +146,9 @@ def test_a_turn_is_so_many_steps(side: Side, tmp_path: Path) -> None:
     taken.join()
     assert seconds is not None and seconds >= 0.2
     assert side.steps.count() == 15
+    assert side.process.status() == psutil.STATUS_STOPPED
+    side.process.kill()
     with pytest.raises(SystemExit, match="the run ended"):
-        side.ended = lambda: True
         side.turn(1)
 
 

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +24,7 @@ from mlflow.entities import Run
 from data_prep.errors import UserError
 from pipeline import tracking
 from pipeline.history import EpochRecord
+from pipeline.pages import Server
 from pipeline.settings import DataSettings, RunSettings, Settings, TrackingSettings
 from pipeline.tracking import Store, Tracker
 
@@ -121,6 +123,7 @@ def test_long_histories_are_sent_whole(store: Store) -> None:
 
 FIRST_USE = """
 import sys
+import threading
 from pathlib import Path
 from pipeline import tracking
 print(tracking.open_run(tracking.default_store(Path(sys.argv[1])), "new", identity=sys.argv[2], name="n",
@@ -213,6 +216,36 @@ def test_a_server_that_goes_away_stops_nothing_and_gets_what_it_missed(
         assert again == address
         assert tracker.follow(RECORDS)
     assert points(store, tracker.run_id) == EXPECTED
+
+
+TALK = """
+import time
+for line in range(3000):
+    print(f"line {line}", flush=True)
+    time.sleep(0.001)
+"""
+
+
+def talkative() -> Server:
+    command = [sys.executable, "-c", TALK]
+    return Server(subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True))
+
+
+@pytest.mark.parametrize("moment", [0.5, 0.7, 0.9, 1.1])
+def test_ctrl_c_is_heard_while_a_server_talks(moment: float) -> None:
+    server = talkative()
+    threading.Timer(moment, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        server.watch()
+    assert server.process.poll() is None, "it was heard at the end only"
+    server.end()
+    assert server.process.returncode == -signal.SIGTERM
+
+
+def test_the_last_line_of_a_server_that_ended_is_kept() -> None:
+    server = talkative()
+    server.watch()
+    assert server.last_line() == "line 2999"
 
 
 def test_pages_of_a_store_that_is_not_there_are_refused(tmp_path: Path) -> None:
