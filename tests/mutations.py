@@ -450,6 +450,20 @@ MUTATIONS = (
         (CLUSTER + "test_four_workers_whose_controller_is_killed_come_to_the_same_bits",),
     ),
     Mutation(
+        "a worker begins where it does not see the run's folder",
+        WORKER,
+        "if not (job.folder.path / layout.IDENTITY).is_file():",
+        "if False:",
+        ("tests/test_worker.py::test_a_node_that_does_not_see_the_runs_folder_is_named",),
+    ),
+    Mutation(
+        "a worker trains on whatever its node holds",
+        WORKER,
+        "!= job.folder.identity.data_digest:",
+        "== 0:",
+        ("tests/test_worker.py::test_a_node_with_another_data_set_is_named",),
+    ),
+    Mutation(
         "the main thread reads what MLflow's server says",
         "pipeline/pages.py",
         "        while self.process.poll() is None:\n            time.sleep(LOOK_SECONDS)\n",
