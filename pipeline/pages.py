@@ -76,9 +76,8 @@ class Server:
         for how in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, how)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(END_SECONDS)
             self._reader.join(END_SECONDS)
+        self.process.wait()
 
 
 @contextlib.contextmanager

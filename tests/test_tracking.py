@@ -123,7 +123,6 @@ def test_long_histories_are_sent_whole(store: Store) -> None:
 
 FIRST_USE = """
 import sys
-import threading
 from pathlib import Path
 from pipeline import tracking
 print(tracking.open_run(tracking.default_store(Path(sys.argv[1])), "new", identity=sys.argv[2], name="n",
