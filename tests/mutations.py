@@ -447,7 +447,7 @@ MUTATIONS = (
         "pipeline/trainer.py",
         "                free_reservations()\n",
         "                pass\n",
-        (CLUSTER + "test_four_workers_whose_controller_is_killed_come_to_the_same_bits",),
+        (CLUSTER + "test_four_workers_one_of_which_and_whose_controller_are_killed_come_to_the_same_bits",),
     ),
     Mutation(
         "a worker begins where it does not see the run's folder",

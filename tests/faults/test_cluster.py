@@ -158,7 +158,7 @@ def test_two_workers_one_of_which_and_whose_driver_are_killed_come_to_the_same_b
         launch.train(config.load(file, ["run.name=hurt-2", "training.seed=1", *options]))
 
 
-def test_four_workers_whose_controller_is_killed_come_to_the_same_bits(
+def test_four_workers_one_of_which_and_whose_controller_are_killed_come_to_the_same_bits(
     start: Callable[..., Command], cluster: ExternalCluster, file: Path, tmp_path: Path
 ) -> None:
     chance = random.Random(4)
@@ -167,7 +167,10 @@ def test_four_workers_whose_controller_is_killed_come_to_the_same_bits(
     alone = train_in_ranks(config.load(file, ["run.name=alone-4"]), tmp_path)
     cluster.add_node()
     hurt = alone.with_name("hurt-4")
-    wait_for_point(hurt, Point(2, chance.randrange(1, STEPS)), command)
+    wait_for_point(hurt, Point(0, chance.randrange(1, STEPS)), command)
+    chance.choice(workers(cluster)).send_signal(signal.SIGKILL)
+    assert epochs_done(hurt) < 2, "the worker died too late to show anything"
+    wait_for_point(hurt, Point(3, chance.randrange(1, STEPS)), command)
     (controller,) = [one for one in cluster.processes() if "TrainController" in title(one)]
     controller.send_signal(signal.SIGKILL)
     assert epochs_done(hurt) < EPOCHS, "it died too late to show anything"
