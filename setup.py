@@ -1,4 +1,4 @@
-"""The one compiled module, data_prep._pixels; everything else about the package stands in pyproject.toml."""
+"""The one compiled module, data_prep.codec._pixels; everything else about the package stands in pyproject.toml."""
 
 import shlex
 import subprocess
@@ -25,9 +25,9 @@ def flags_of_libjpeg() -> dict[str, list[str]]:
 setup(
     ext_modules=[
         Extension(
-            "data_prep._pixels",
-            ["data_prep/_pixels.c", "data_prep/_codes.c"],
-            depends=["data_prep/_codes.h"],
+            "data_prep.codec._pixels",
+            ["data_prep/codec/_pixels.c", "data_prep/codec/_codes.c"],
+            depends=["data_prep/codec/_codes.h"],
             # No fused multiply-adds: pixels are the same on every processor.
             extra_compile_args=["-std=gnu11", "-O3", "-ffp-contract=off", "-Wall", "-Wextra"],
             **flags_of_libjpeg(),

@@ -36,12 +36,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.options import count
-from data_prep import images
-from data_prep.beton import RAW, Sample, write_shard
-from data_prep.crops import RandomCrop
-from data_prep.decoding import decode
-from data_prep.loader import Loader
-from data_prep.manifest import File, ImageClass, Manifest, Part, Source, Split
+from data_prep.codec import convert
+from data_prep.codec.decode import decode
+from data_prep.format.beton import RAW, Sample, write_shard
+from data_prep.format.manifest import File, ImageClass, Manifest, Part, Source, Split
+from data_prep.loading.loader import Loader
+from data_prep.loading.transforms import RandomCrop
 
 BATCH = 256
 SCALE, RATIO = (0.08, 1.0), (0.75, 4 / 3)
@@ -84,11 +84,11 @@ def main() -> int:
     return 0
 
 
-def read_photographs(parser: argparse.ArgumentParser, folder: Path) -> list[tuple[images.StoredImage, int]]:
+def read_photographs(parser: argparse.ArgumentParser, folder: Path) -> list[tuple[convert.StoredImage, int]]:
     """The images below `folder` as stored JPEG files of at most JPEG_SIDE pixels, with their classes."""
     classes = sorted(each for each in folder.glob("*") if each.is_dir())
     found = [
-        (images.to_stored(path.read_bytes(), JPEG_SIDE), label)
+        (convert.to_stored(path.read_bytes(), JPEG_SIDE), label)
         for label, each in enumerate(classes)
         for path in sorted(each.iterdir())
     ]
@@ -98,7 +98,7 @@ def read_photographs(parser: argparse.ArgumentParser, folder: Path) -> list[tupl
 
 
 def make_epochs(
-    folder: Path, photographs: list[tuple[images.StoredImage, int]], repeats: int, threads: int
+    folder: Path, photographs: list[tuple[convert.StoredImage, int]], repeats: int, threads: int
 ) -> dict[str, Callable[[int], int]]:
     """For each loader, a function that goes through an epoch, given its number, and returns how many images it saw."""
     jpeg = [Sample(image.content, 0, image.height, image.width, label) for image, label in photographs]
@@ -135,7 +135,7 @@ def measure(epochs: dict[str, Callable[[int], int]], rounds: int) -> dict[str, l
     return times
 
 
-def to_raw(image: images.StoredImage, label: int) -> Sample:
+def to_raw(image: convert.StoredImage, label: int) -> Sample:
     """The pixels of an image, shrunk to RAW_SIDE."""
     from PIL import Image
 
@@ -232,7 +232,7 @@ def torchvision_loader(classes: Path, repeats: int, size: int, workers: int) -> 
 
 
 def webdataset_loader(
-    folder: Path, photographs: list[tuple[images.StoredImage, int]], repeats: int, size: int, workers: int
+    folder: Path, photographs: list[tuple[convert.StoredImage, int]], repeats: int, size: int, workers: int
 ) -> Callable[[int], int]:
     """WebDataset's shards, decoded by Pillow, in as many processes."""
     import torch
@@ -266,8 +266,9 @@ def webdataset_loader(
 def first_batch(folder: Path) -> float:
     """Seconds from `import data_prep` to the first batch, in a process that has torch loaded."""
     script = (
-        "import sys, time, torch; start = time.perf_counter(); import data_prep; from data_prep.loader import Loader;"
-        "from data_prep.crops import RandomCrop;"
+        "import sys, time, torch; start = time.perf_counter(); import data_prep;"
+        "from data_prep.loading.loader import Loader;"
+        "from data_prep.loading.transforms import RandomCrop;"
         "loader = Loader(sys.argv[1], batch_size=256, size=224, cropping=RandomCrop(), shuffle='full', threads=2);"
         "next(loader.epoch(0)); print(time.perf_counter() - start)"
     )

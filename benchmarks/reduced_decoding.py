@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.options import count
-from data_prep.crops import CenterCrop
-from data_prep.loader import Loader
+from data_prep.loading.loader import Loader
+from data_prep.loading.transforms import CenterCrop
 from pipeline.models import trained
 
 

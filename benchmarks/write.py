@@ -34,13 +34,13 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.options import count
-from data_prep import manifest
-from data_prep.beton import Shard
-from data_prep.images import ORIENTATION
-from data_prep.parallel import Threads
-from data_prep.request import Request
+from data_prep.codec.convert import ORIENTATION
+from data_prep.common.parallel import Threads
+from data_prep.format import manifest
+from data_prep.format.beton import Shard
+from data_prep.prepare.dataset_writer import prepare
+from data_prep.prepare.spec import Request
 from data_prep.sources.folders import ClassFolders
-from data_prep.write import prepare
 
 MAX_SIDE = 512
 SHARD_SAMPLES = 1000

@@ -30,8 +30,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
-from data_prep.errors import UserError
-from data_prep.manifest import ImageClass
+from data_prep.common.errors import UserError
+from data_prep.format.manifest import ImageClass
 from pipeline import config, history, models
 from pipeline.layout import CLASSES, MODEL, SETTINGS, Point
 from pipeline.meters import EpochSums

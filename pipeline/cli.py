@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points, version
 
 import click
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 
 GROUP = "phasecollapse.commands"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline.imports import quick_imports
 
 if TYPE_CHECKING:

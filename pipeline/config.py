@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline.settings import Section, Settings
 
 END_OF_DOCUMENT = "...\n"

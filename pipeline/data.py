@@ -1,7 +1,7 @@
 """What a run's settings say about data, put into practice: the images of a subset, as a stream of batches.
 
-Decoding, order and augmentation are :mod:`data_prep.loader`'s; here settings are checked against the data set, and
-pixels become tensors.
+Decoding, order and augmentation are :mod:`data_prep.loading.loader`'s; here settings are checked against the data set,
+and pixels become tensors.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep import manifest
-from data_prep.crops import CenterCrop, RandomCrop
-from data_prep.errors import UserError
-from data_prep.loader import Blocks, Cropping, Loader
-from data_prep.manifest import ImageClass, Manifest
-from data_prep.randomness import Purpose, uniform
+from data_prep.common.counter_rng import Purpose, uniform
+from data_prep.common.errors import UserError
+from data_prep.format import manifest
+from data_prep.format.manifest import ImageClass, Manifest
+from data_prep.loading.loader import Blocks, Cropping, Loader
+from data_prep.loading.transforms import CenterCrop, RandomCrop
 from pipeline.settings import DataSettings
 
 Subset = Literal["train", "validation", "holdout"]

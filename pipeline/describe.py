@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_prep import manifest
-from data_prep.disk import in_words
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
+from data_prep.common.files import in_words
+from data_prep.format import manifest
 from pipeline.inspection import Layer, inspect
 from pipeline.settings import Settings
 

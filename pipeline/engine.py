@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline.meters import EpochSums, Meter, Watch, sum_over_ranks, world_size
 
 Precision = Literal["float32", "bfloat16"]

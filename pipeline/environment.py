@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from data_prep.parallel import cores
+from data_prep.common.parallel import cores
 
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """What Linux calls instructions that multiply bfloat16, on x86 and ARM."""

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from data_prep import manifest
-from data_prep.crops import CenterCrop
-from data_prep.errors import UserError
-from data_prep.loader import Loader, OnDamage
-from data_prep.manifest import ImageClass, Manifest, SplitName
-from data_prep.parallel import cores
+from data_prep.common.errors import UserError
+from data_prep.common.parallel import cores
+from data_prep.format import manifest
+from data_prep.format.manifest import ImageClass, Manifest, SplitName
+from data_prep.loading.loader import Loader, OnDamage
+from data_prep.loading.transforms import CenterCrop
 from pipeline import allocator
 from pipeline.engine import Compute, Precision
 from pipeline.models import trained

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from data_prep import cluster, manifest
-from data_prep.cluster import Connection
-from data_prep.errors import UserError
-from data_prep.manifest import Manifest
+from data_prep.common import ray_cluster
+from data_prep.common.errors import UserError
+from data_prep.common.ray_cluster import Connection
+from data_prep.format import manifest
+from data_prep.format.manifest import Manifest
 from pipeline import allocator, environment, history, models, plan, run_folder, start, tracking, worker
 from pipeline.config import flatten, to_yaml
 from pipeline.progress import Display, Follower
@@ -153,7 +154,7 @@ def cluster_with_room(settings: ClusterSettings, *, dashboard: bool = False) -> 
     """
     from pipeline import trainer  # imports Ray, which a run in this process does not need
 
-    with cluster.connect(settings.address, TRAIN_ENVIRONMENT, dashboard=dashboard) as connection:
+    with ray_cluster.connect(settings.address, TRAIN_ENVIRONMENT, dashboard=dashboard) as connection:
         trainer.check_capacity(settings)
         yield connection
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 
 Found = tuple[str, float, list[int]]
 """What is not finite, its value, and the images of a rank."""

@@ -52,7 +52,8 @@ def evaluate(
       phasecollapse evaluate runs/imagenette-64/checkpoints/epoch-00010 datasets/imagenette --flip --output results
     """
     with quick_imports():
-        from data_prep import manifest, progress
+        from data_prep.common import progress
+        from data_prep.format import manifest
         from pipeline import evaluation, report, tracking
 
     described = manifest.load(data)

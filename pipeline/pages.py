@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline import tracking
 
 STARTUP_SECONDS, END_SECONDS, LOOK_SECONDS = 120, 10, 0.2

@@ -11,11 +11,11 @@ from threading import Barrier
 import torch
 from torch import nn
 
-from data_prep.disk import in_words
-from data_prep.loader import batch_bounds
-from data_prep.manifest import Manifest
-from data_prep.parallel import cores
-from data_prep.progress import duration
+from data_prep.common.files import in_words
+from data_prep.common.parallel import cores
+from data_prep.common.progress import duration
+from data_prep.format.manifest import Manifest
+from data_prep.loading.loader import batch_bounds
 from pipeline import allocator, models, optim
 from pipeline.data import numbers
 from pipeline.describe import describe

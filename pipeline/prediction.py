@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_prep import images
-from data_prep.crops import CenterCrop
-from data_prep.decoding import JOB, DecodeError, fill
-from data_prep.errors import UserError
-from data_prep.request import MAX_SIDE
+from data_prep.codec import convert
+from data_prep.codec.decode import JOB, DecodeError, fill
+from data_prep.common.errors import UserError
+from data_prep.loading.transforms import CenterCrop
+from data_prep.prepare.spec import MAX_SIDE
 from pipeline.models import Trained, trained
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
@@ -106,7 +106,7 @@ def _read(files: Sequence[Path], network: Trained) -> tuple[np.ndarray, list[str
     problems: list[str | None] = []
     for row, file in enumerate(files):
         try:
-            _fill(pixels[row : row + 1], images.to_stored(file.read_bytes(), MAX_SIDE["jpeg"]), settings.center_crop)
+            _fill(pixels[row : row + 1], convert.to_stored(file.read_bytes(), MAX_SIDE["jpeg"]), settings.center_crop)
             problems.append(None)
         except DecodeError as error:
             problems.append(str(error))
@@ -115,7 +115,7 @@ def _read(files: Sequence[Path], network: Trained) -> tuple[np.ndarray, list[str
     return pixels, problems
 
 
-def _fill(out: np.ndarray, stored: images.StoredImage, fraction: float) -> None:
+def _fill(out: np.ndarray, stored: convert.StoredImage, fraction: float) -> None:
     content = np.frombuffer(stored.content, np.uint8)
     crops = CenterCrop(fraction).crops(np.array([stored.height]), np.array([stored.width]), 0, 0, np.zeros(1, np.int64))
     jobs = np.zeros(1, JOB)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from data_prep.progress import duration
+from data_prep.common.progress import duration
 from pipeline.history import EpochRecord, write_atomically
 
 logger = logging.getLogger(__name__)

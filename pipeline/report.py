@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data_prep.errors import UserError
-from data_prep.manifest import ImageClass
+from data_prep.common.errors import UserError
+from data_prep.format.manifest import ImageClass
 
 BINS = 15
 """Intervals of confidence in the expected calibration error."""

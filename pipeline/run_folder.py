@@ -25,8 +25,8 @@ import yaml
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from data_prep.errors import UserError
-from data_prep.manifest import Manifest
+from data_prep.common.errors import UserError
+from data_prep.format.manifest import Manifest
 from pipeline import history, layout, uploads
 from pipeline.config import differences, flatten, to_yaml
 from pipeline.layout import IDENTITY

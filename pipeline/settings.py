@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from data_prep.parallel import cores
+from data_prep.common.parallel import cores
 
 
 class Section(BaseModel):

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data_prep.errors import UserError
-from data_prep.manifest import ImageClass
+from data_prep.common.errors import UserError
+from data_prep.format.manifest import ImageClass
 from pipeline import config, layout, models, run_folder
 from pipeline.models import ImageNetwork, trained
 from pipeline.models.wavelets import octaves_of_blocks

@@ -27,7 +27,7 @@ from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline import history
 from pipeline.settings import Settings
 

@@ -27,8 +27,8 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
-from data_prep.cluster import Connection
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
+from data_prep.common.ray_cluster import Connection
 from pipeline import allocator, layout, progress, worker
 from pipeline.progress import Notes
 from pipeline.session import Job

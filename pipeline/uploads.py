@@ -15,8 +15,8 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from data_prep import storage
-from data_prep.errors import UserError
+from data_prep.common import storage
+from data_prep.common.errors import UserError
 from pipeline import layout
 from pipeline.checkpoints import DESCRIPTION, PARTIAL, damage
 

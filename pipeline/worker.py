@@ -20,9 +20,9 @@ from torch import nn, profiler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from data_prep import manifest
-from data_prep.errors import UserError
-from data_prep.stage import stage
+from data_prep.common.errors import UserError
+from data_prep.format import manifest
+from data_prep.maintain.stage import stage
 from pipeline import checkpoint, engine, environment, history, layout, models, report, start, uploads
 from pipeline.checkpoints import Checkpoints
 from pipeline.control import Control, Wish

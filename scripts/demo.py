@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline import config, history
 
 if TYPE_CHECKING:

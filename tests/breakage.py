@@ -66,8 +66,8 @@ def copy_checkout(target: Path) -> None:
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
-    for module in (ROOT / "data_prep").glob("_pixels.*.so"):  # built, and therefore ignored
-        shutil.copy2(module, target / "data_prep" / module.name)
+    for module in (ROOT / "data_prep" / "codec").glob("_pixels.*.so"):  # built, and therefore ignored
+        shutil.copy2(module, target / "data_prep" / "codec" / module.name)
     author = ["-c", "user.name=breakage", "-c", "user.email=breakage@localhost", "-c", "commit.gpgsign=false"]
     for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-q", "-m", "copy"]):  # runs note their commit
         subprocess.run(["git", *command], cwd=target, check=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from data_prep.manifest import ImageClass
+from data_prep.format.manifest import ImageClass
 from pipeline import checkpoint, models
 from pipeline.optim import build_optimizer, build_schedule
 from pipeline.settings import DataSettings, ModelSettings, Settings

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep.parallel import Threads
-from data_prep.request import Request
+from data_prep.common.parallel import Threads
+from data_prep.prepare.dataset_writer import prepare
+from data_prep.prepare.spec import Request
 from data_prep.sources.textures import Textures
-from data_prep.write import prepare
 from tests.ray_cluster import EAGER
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep import beton, manifest
-from data_prep.beton import JPEG, RAW, Sample
-from data_prep.manifest import File, ImageClass, Manifest, Part, Source, Split, SplitName
+from data_prep.format import beton, manifest
+from data_prep.format.beton import JPEG, RAW, Sample
+from data_prep.format.manifest import File, ImageClass, Manifest, Part, Source, Split, SplitName
 
 CLASSES = 3
 SIZES: Mapping[SplitName, Sequence[int]] = {"train": (9, 6, 7), "validation": (4, 5)}

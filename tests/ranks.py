@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_prep import manifest
+from data_prep.format import manifest
 from pipeline import run_folder, start, worker
 from pipeline.session import Job, LocalSession
 from pipeline.settings import Settings

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_prep.errors import UserError
-from data_prep.manifest import ImageClass
+from data_prep.common.errors import UserError
+from data_prep.format.manifest import ImageClass
 from pipeline import checkpoint, history, models
 from pipeline.optim import build_optimizer, build_schedule
 from pipeline.settings import DataSettings, OptimizerSettings, ScatteringSettings, Settings

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline import cli, commands
 from pipeline.config import sections
 from pipeline.launch import Outcome

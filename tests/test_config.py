@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline import config
 from pipeline.config import flatten, resolve, sections
 from pipeline.settings import ClusterSettings, ScatteringSettings, Settings

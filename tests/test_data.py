@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.beton import Shard
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
+from data_prep.format.beton import Shard
 from pipeline.data import Batch, ImageStream, Subset
 from pipeline.settings import DataSettings
 

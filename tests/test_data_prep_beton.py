@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import beton, decoding
-from data_prep.errors import UserError
+from data_prep.codec import decode
+from data_prep.common.errors import UserError
+from data_prep.format import beton
 
 
 def make_samples(count: int, height: int = 40, width: int = 56) -> list[beton.Sample]:
@@ -71,7 +72,7 @@ np.save(sys.argv[2], results["mapped"])
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.beton"), str(tmp_path / "a.npy")], check=True)
     expected = np.empty((7, 40, 56, 3), np.uint8)
     for sample, pixels in zip(samples, expected, strict=True):
-        decoding.decode(sample.content, 40, 56, pixels)
+        decode.decode(sample.content, 40, 56, pixels)
     assert np.array_equal(np.load(tmp_path / "a.npy"), expected)
 
 
@@ -140,12 +141,12 @@ def test_decoding_agrees_with_pillow_and_imports_no_ffcv() -> None:
 import io, json, sys
 import numpy as np
 from PIL import Image
-from data_prep import decoding
+from data_prep.codec import decode
 smooth = np.linspace(0, 255, 48 * 64 * 3).reshape(48, 64, 3).astype(np.uint8)
 buffer = io.BytesIO()
 Image.fromarray(smooth).save(buffer, "JPEG", quality=95)
 out = np.empty((48, 64, 3), np.uint8)
-decoding.decode(buffer.getvalue(), 48, 64, out)
+decode.decode(buffer.getvalue(), 48, 64, out)
 reference = np.asarray(Image.open(buffer)).astype(int)
 print(json.dumps([int(np.abs(out - reference).max()), "ffcv" in sys.modules, "torch" in sys.modules]))
 """
@@ -158,14 +159,14 @@ print(json.dumps([int(np.abs(out - reference).max()), "ffcv" in sys.modules, "to
 def test_damaged_jpegs_raise_and_are_never_half_served() -> None:
     [sample] = make_samples(1)
     out = np.empty((40, 56, 3), np.uint8)
-    decoding.decode(sample.content, 40, 56, out)
+    decode.decode(sample.content, 40, 56, out)
     cut = sample.content[: len(sample.content) // 2]
     for damaged in (b"", b"hello", sample.content[:30], cut, sample.content[:-200] + b"\xff\xd0" * 100):
-        with pytest.raises(decoding.DecodeError):
-            decoding.decode(damaged, 40, 56, out)
-    with pytest.raises(decoding.DecodeError, match="40×56 pixels instead of 80×112"):
-        decoding.decode(sample.content, 80, 112, np.empty((80, 112, 3), np.uint8))
+        with pytest.raises(decode.DecodeError):
+            decode.decode(damaged, 40, 56, out)
+    with pytest.raises(decode.DecodeError, match="40×56 pixels instead of 80×112"):
+        decode.decode(sample.content, 80, 112, np.empty((80, 112, 3), np.uint8))
     buffer = io.BytesIO()
     Image.new("CMYK", (56, 40)).save(buffer, "JPEG")
-    with pytest.raises(decoding.DecodeError):
-        decoding.decode(buffer.getvalue(), 40, 56, out)
+    with pytest.raises(decode.DecodeError):
+        decode.decode(buffer.getvalue(), 40, 56, out)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from data_prep.crops import CenterCrop, RandomCrop
+from data_prep.loading.transforms import CenterCrop, RandomCrop
 
 ALL_LARGE = np.full((1, 40), 0.999)
 

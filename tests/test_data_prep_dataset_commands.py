@@ -9,8 +9,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from data_prep import dataset_commands, manifest
-from data_prep.errors import UserError
+from data_prep.cli import dataset
+from data_prep.common.errors import UserError
+from data_prep.format import manifest
 from tests.datasets import content, write_dataset
 
 
@@ -22,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
 
 def run(command: str, *arguments: object) -> tuple[str, Exception | None]:
     """Calls a command as the phasecollapse program does: what it prints, and the sentence that it ends with."""
-    result = CliRunner().invoke(getattr(dataset_commands, command), [str(argument) for argument in arguments])
+    result = CliRunner().invoke(getattr(dataset, command), [str(argument) for argument in arguments])
     error = result.exception
     if error is not None and not isinstance(error, UserError):
         raise error
@@ -73,7 +74,7 @@ def test_inspect_says_where_its_sheet_is_and_a_sheet_is_no_stranger_to_verify(fo
     assert run("verify", folder)[1] is None
     golf = tmp_path / "one.png"
     run("inspect", folder, "--sheet", golf, "--class", "noise 1", "--split", "train", "--columns", 3, "--rows", 1)
-    with Image.open(golf) as small, Image.open(folder / dataset_commands.SHEET) as large:
+    with Image.open(golf) as small, Image.open(folder / dataset.SHEET) as large:
         assert small.height < large.height and small.width < large.width
     assert "contact sheet" not in run("inspect", folder, "--no-sheet")[0]
 

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from data_prep import decoding
-from data_prep.beton import JPEG, RAW
-from data_prep.decoding import JOB, DecodeError, Kind, check, decode, fill, read_header, whole
+from data_prep.codec.decode import JOB, DecodeError, Kind, check, decode, fill, read_header, whole
+from data_prep.format.beton import JPEG, RAW
 
 Picture = tuple[np.ndarray, int, int]
 
@@ -315,4 +314,4 @@ def test_headers_are_read_without_decoding() -> None:
 
 
 def test_the_layout_of_a_job_is_that_of_the_compiled_module() -> None:
-    assert decoding.JOB.itemsize == 48
+    assert JOB.itemsize == 48

@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from data_prep import manifest, sheet
-from data_prep.beton import RAW, Shard
-from data_prep.errors import UserError
-from data_prep.manifest import LeftOut
-from data_prep.merge import merge
-from data_prep.sheet import CELL, MARGIN, draw
-from data_prep.summary import render, summarize
+from data_prep.common.errors import UserError
+from data_prep.format import manifest
+from data_prep.format.beton import RAW, Shard
+from data_prep.format.manifest import LeftOut
+from data_prep.maintain import contact_sheet
+from data_prep.maintain.contact_sheet import CELL, MARGIN, draw
+from data_prep.maintain.merge import merge
+from data_prep.maintain.summary import render, summarize
 from tests.datasets import make_samples, save, write_dataset
 
 
@@ -87,12 +88,15 @@ def test_a_sheet_shows_the_pixels_of_the_samples_in_the_order_of_their_classes(f
     shards = [Shard(folder / f"validation-0000{i}.beton") for i in range(2)]
     samples = [shard.read(i) for shard in shards for i in range(shard.samples)]
     samples.sort(key=lambda sample: sample.label)  # all 9 of them
-    top = MARGIN + sheet.TITLE + sheet.HEADING
+    top = MARGIN + contact_sheet.TITLE + contact_sheet.HEADING
     for i, sample in enumerate(samples):
         row, column = divmod(i, 3)
-        y, x = top + row * (CELL + sheet.CAPTION + sheet.GAP), MARGIN + column * (CELL + sheet.GAP)
+        y, x = (
+            top + row * (CELL + contact_sheet.CAPTION + contact_sheet.GAP),
+            MARGIN + column * (CELL + contact_sheet.GAP),
+        )
         frame = page[y : y + CELL, x : x + CELL].astype(int)
-        expected = sheet._pixels(sample)
+        expected = contact_sheet._pixels(sample)
         factor = CELL // max(expected.size)
         height, width = factor * sample.height, factor * sample.width
         inside = frame[(CELL - height) // 2 :, (CELL - width) // 2 :][:height, :width]
@@ -114,7 +118,7 @@ def test_one_class_is_found_by_id_name_and_index_and_an_unknown_one_is_told(fold
         draw(folder, class_name=name, columns=4, rows=2).tobytes() for name in ("n00000002", "Noise 2", "2")
     )
     assert by_id == by_name == by_index
-    chosen = sheet._choose(folder, described.splits["train"], 100, (0,), described.classes[2])
+    chosen = contact_sheet._choose(folder, described.splits["train"], 100, (0,), described.classes[2])
     assert len(chosen) == 7 and {each.sample.label for each in chosen} == {2}
     with pytest.raises(UserError, match="no class 'dog': give an id, a name or an index, such as n00000000 or noise 0"):
         draw(folder, class_name="dog")

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_prep import listing
-from data_prep.disk import in_sentences
-from data_prep.errors import UserError
-from data_prep.listing import IMAGES, Found, Listing, Spool, map_table, pick, write_table
-from data_prep.manifest import ImageClass
-from data_prep.sources.selection import Selection
+from data_prep.common.errors import UserError
+from data_prep.common.files import in_sentences
+from data_prep.format.manifest import ImageClass
+from data_prep.prepare.selection import Selection
+from data_prep.sources import image_index
+from data_prep.sources.image_index import IMAGES, Found, Listing, Spool, map_table, pick, write_table
 from tests import disks
 
 CLASSES = ("a", "b", "z")
@@ -29,7 +29,7 @@ def found(number: int) -> tuple[str, Found]:
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "BATCH_ROWS", 4)
+    monkeypatch.setattr(image_index, "BATCH_ROWS", 4)
 
 
 def spooled(folder: Path, count: int = 50) -> pa.Table:
@@ -90,7 +90,7 @@ def test_a_selection_of_many_batches_is_that_of_one(tmp_path: Path, monkeypatch:
 
     chosen = []
     for rows in (3, 1000):
-        monkeypatch.setattr("data_prep.sources.selection.BATCH_ROWS", rows)
+        monkeypatch.setattr("data_prep.prepare.selection.BATCH_ROWS", rows)
         selection = Selection(Source(), ("z", "a"), per_class=7, seed=3)
         chosen.append(selection.list(tmp_path / str(rows), None))  # type: ignore[arg-type]
     assert chosen[0].splits["train"].to_pylist() == chosen[1].splits["train"].to_pylist()
@@ -106,7 +106,7 @@ def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "CACHE_KILOBYTES", 64)
+    monkeypatch.setattr(image_index, "CACHE_KILOBYTES", 64)
     full = pytest.raises(UserError, match=r"no space is left on the disk of .*set: ")
     with disks.small_disk(tmp_path / "disk", 1) as disk, full, in_sentences(tmp_path / "set"):
         spooled(disk, 30000)
@@ -116,16 +116,16 @@ SPOOL = """
 import sys
 from pathlib import Path
 import numpy as np
-from data_prep import listing
-listing.CACHE_KILOBYTES = 4096
+from data_prep.sources import image_index
+image_index.CACHE_KILOBYTES = 4096
 count = int(sys.argv[2])
-spool = listing.Spool(Path(sys.argv[1]), "train")
+spool = image_index.Spool(Path(sys.argv[1]), "train")
 for number in range(count):
     name = f"train/class {number % 1000:03d}/{number:09d}.jpg"
-    spool.add(f"class {number % 1000:03d}", listing.Found(name, "/data/images/" + name, 0, 100_000))
+    spool.add(f"class {number % 1000:03d}", image_index.Found(name, "/data/images/" + name, 0, 100_000))
 table = spool.table([f"class {label:03d}" for label in range(1000)])
 for first in range(0, count, 50_000):
-    listing.pick(table, np.arange(first, count, 1009))
+    image_index.pick(table, np.arange(first, count, 1009))
 [peak] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
 print(int(peak.split()[1]))
 """

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep import beton
-from data_prep.beton import JPEG, RAW, Shard
-from data_prep.crops import CenterCrop, RandomCrop
-from data_prep.decoding import decode
-from data_prep.errors import UserError
-from data_prep.loader import BATCHES_AHEAD, Batch, Blocks, Loader, batch_bounds
+from data_prep.codec.decode import decode
+from data_prep.common.errors import UserError
+from data_prep.format import beton
+from data_prep.format.beton import JPEG, RAW, Shard
+from data_prep.loading.loader import BATCHES_AHEAD, Batch, Blocks, Loader, batch_bounds
+from data_prep.loading.transforms import CenterCrop, RandomCrop
 from tests import datasets
 
 WHOLE: dict[str, Any] = {"cropping": CenterCrop(1.0)}
@@ -260,7 +260,7 @@ def test_leaving_an_epoch_early_ends_its_threads_and_frees_its_memory(folder: Pa
 
 def test_the_first_batch_needs_neither_ffcv_nor_a_compiler_nor_torch(folder: Path) -> None:
     script = (
-        "import sys; from data_prep.loader import Loader;"
+        "import sys; from data_prep.loading.loader import Loader;"
         "batch = next(Loader(sys.argv[1], batch_size=16, size=24).epoch(0)); assert len(batch.images) == 16;"
         "print([name for name in ('torch', 'ffcv', 'numba', 'ray', 'PIL', 'pyarrow', 'cv2') if name in sys.modules])"
     )

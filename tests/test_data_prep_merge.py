@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import beton, disk, manifest
-from data_prep.errors import UserError
-from data_prep.merge import merge, work
+from data_prep.common.errors import UserError
+from data_prep.common.files import hash_file
+from data_prep.format import beton, manifest
+from data_prep.maintain.merge import merge, work
 from tests.datasets import content, save, write_dataset
 from tests.disks import fill, small_disk
 
@@ -42,7 +43,7 @@ def test_merging_in_place_keeps_samples_parts_and_digest(tmp_path: Path) -> None
     assert [split.parts for split in after.splits.values()] == [split.parts for split in before.splits.values()]
     assert sum(read) == expected
     for split in after.splits.values():
-        assert disk.hash_file(folder / split.files[0].file) == split.files[0].sha256
+        assert hash_file(folder / split.files[0].file) == split.files[0].sha256
     again = merge(folder)
     assert again.already_there and again.manifest == after and work(folder) == 0
 

@@ -7,8 +7,8 @@ import resource
 import numpy as np
 import pytest
 
-from data_prep.order import BlockShuffle, FullShuffle, Order, Sequential, permute
-from data_prep.randomness import Purpose, key, mix, uniform
+from data_prep.common.counter_rng import Purpose, key, mix, uniform
+from data_prep.loading.shuffle import BlockShuffle, FullShuffle, Order, Sequential, permute
 
 
 def shuffles(samples: int, seed: int = 0, epoch: int = 0) -> dict[str, Order]:

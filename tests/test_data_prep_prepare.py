@@ -16,17 +16,19 @@ from click.testing import CliRunner
 from filelock import FileLock
 from PIL import Image
 
-from data_prep import commands, manifest, request
-from data_prep.beton import JPEG, Shard
-from data_prep.decoding import DecodeError, decode, read_header
-from data_prep.errors import UserError
-from data_prep.images import to_stored
-from data_prep.listing import Listing
-from data_prep.parallel import Threads
-from data_prep.request import Request
+from data_prep.cli import prepare as command
+from data_prep.codec.convert import to_stored
+from data_prep.codec.decode import DecodeError, decode, read_header
+from data_prep.common.errors import UserError
+from data_prep.common.parallel import Threads
+from data_prep.format import manifest
+from data_prep.format.beton import JPEG, Shard
+from data_prep.prepare import spec
+from data_prep.prepare.dataset_writer import prepare
+from data_prep.prepare.spec import Request
 from data_prep.sources.folders import ClassFolders
+from data_prep.sources.image_index import Listing
 from data_prep.sources.textures import Textures
-from data_prep.write import prepare
 
 
 def encode(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
@@ -65,7 +67,7 @@ def photos(tmp_path: Path) -> Path:
 
 def run(*arguments: object) -> str:
     """Calls the command, as the phasecollapse program does; returns what it prints."""
-    result = CliRunner().invoke(commands.prepare, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(command.prepare, [str(argument) for argument in arguments])
     if result.exception:
         raise result.exception
     return result.output
@@ -271,9 +273,9 @@ PREPARE = """
 import os, signal, sys
 from pathlib import Path
 from data_prep.sources.textures import Textures
-from data_prep.parallel import Threads
-from data_prep.request import Request
-from data_prep.write import prepare
+from data_prep.common.parallel import Threads
+from data_prep.prepare.spec import Request
+from data_prep.prepare.dataset_writer import prepare
 done = []
 def advance(images):
     done.append(images)
@@ -441,12 +443,11 @@ def test_help_states_the_defaults_and_answers_at_once() -> None:
     text = " ".join(run("--help").split())
     per_class = Textures(0).options
     for number in (
-        request.SHARD_SAMPLES,
+        spec.SHARD_SAMPLES,
         per_class["train_per_class"],
         per_class["validation_per_class"],
     ):
         assert f"[default: {number}]" in text
-    program = (
-        "import sys, data_prep.commands; print([m for m in ('numpy', 'pydantic', 'PIL', 'rich') if m in sys.modules])"
-    )
+    slow = "('numpy', 'pydantic', 'PIL', 'rich')"
+    program = f"import sys, data_prep.cli.prepare; print([m for m in {slow} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"

@@ -18,14 +18,15 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from data_prep import classes, storage
-from data_prep.errors import UserError
-from data_prep.listing import Listing
-from data_prep.manifest import SPLITS
-from data_prep.parallel import Threads
-from data_prep.sources import open_source
+from data_prep.common import storage
+from data_prep.common.errors import UserError
+from data_prep.common.parallel import Threads
+from data_prep.format import class_names
+from data_prep.format.manifest import SPLITS
+from data_prep.prepare.selection import Selection
 from data_prep.sources.folders import ClassFolders
-from data_prep.sources.selection import Selection
+from data_prep.sources.image_index import Listing
+from data_prep.sources.registry import open_source
 from tests import datasets
 from tests.object_storage import Storage, object_storage
 
@@ -100,10 +101,10 @@ def test_classes_are_numbered_by_id_and_have_imagenets_names(photos: Path, tmp_p
 
 
 def test_imagenets_table_is_complete_and_in_order() -> None:
-    table = classes.imagenet()
+    table = class_names.imagenet()
     assert len(table) == 1000 and list(table) == sorted(table)
     assert (min(table), max(table)) == ("n01440764", "n15075141")
-    assert classes.read_names("imagenet") is table
+    assert class_names.read_names("imagenet") is table
 
 
 def test_object_storage_holds_what_the_folder_holds(photos: Path, tmp_path: Path, server: Storage) -> None:
@@ -264,7 +265,7 @@ def test_webdataset_shards_hold_the_same_images_and_classes(
 ) -> None:
     order = ["n01440764", "n02102040", "n03888257"]
     names = tmp_path / "names.txt"
-    names.write_text("".join(f"{identity} {classes.imagenet()[identity]}\n" for identity in order))
+    names.write_text("".join(f"{identity} {class_names.imagenet()[identity]}\n" for identity in order))
     shards = webdataset_shards(tmp_path / "shards", photos_by_class, order, suffix)
     (tmp_path / "scratch").mkdir()
     listing = open_source(str(shards), names).list(tmp_path / "scratch", Threads(2))
@@ -286,9 +287,9 @@ def test_parquet_files_hold_the_same_images_and_are_unpacked_once(photos_by_clas
 
 
 def test_names_of_imagenets_thousand_classes_stand_for_their_ids() -> None:
-    names = [f"{name}, some synonym" for name in classes.imagenet().values()]
-    assert [each.id for each in classes.from_labels(7, None, names)] == list(classes.imagenet())
-    assert classes.from_labels(3, None, ["cat", "dog", "emu"])[1].id == "dog"
+    names = [f"{name}, some synonym" for name in class_names.imagenet().values()]
+    assert [each.id for each in class_names.from_labels(7, None, names)] == list(class_names.imagenet())
+    assert class_names.from_labels(3, None, ["cat", "dog", "emu"])[1].id == "dog"
 
 
 def cifar(folder: Path, count: int = 20) -> Path:

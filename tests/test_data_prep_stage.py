@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import manifest, origin
-from data_prep.errors import UserError
-from data_prep.merge import merge
-from data_prep.stage import stage
+from data_prep.common.errors import UserError
+from data_prep.format import manifest
+from data_prep.maintain import remote_reader
+from data_prep.maintain.merge import merge
+from data_prep.maintain.stage import stage
 from tests.datasets import content, write_dataset
 from tests.disks import fill, small_disk
 from tests.object_storage import object_storage
@@ -49,9 +50,9 @@ def flip(path: Path, place: int) -> None:
 PROGRAM = """
 import os, signal, sys, threading, time
 from pathlib import Path
-from data_prep import origin
-from data_prep.stage import stage
-origin.BLOCK = 2**18
+from data_prep.maintain import remote_reader
+from data_prep.maintain.stage import stage
+remote_reader.BLOCK = 2**18
 location, folder, kill_after, pause = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 copied, lock = 0, threading.Lock()
 def advance(count):
@@ -159,13 +160,13 @@ def test_what_was_copied_is_not_copied_again(folder: Path, tmp_path: Path, monke
     with start(folder, disk, bytes_of(folder) // 2) as process:
         process.wait()
     fetched: list[int] = []
-    blocks = origin.Origin.blocks
+    blocks = remote_reader.Origin.blocks
 
-    def watched(self: origin.Origin, name: str, begin: int, end: int) -> object:
+    def watched(self: remote_reader.Origin, name: str, begin: int, end: int) -> object:
         fetched.append(end - begin)
         return blocks(self, name, begin, end)
 
-    monkeypatch.setattr(origin.Origin, "blocks", watched)
+    monkeypatch.setattr(remote_reader.Origin, "blocks", watched)
     [partial] = disk.glob(".*.partial")
     present = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
     assert content(stage(str(folder), disk)) == content(folder)
@@ -246,7 +247,7 @@ def test_object_storage_that_fails_at_first_then_answers_is_staged(folder: Path,
 def test_a_read_that_fails_twice_is_repeated_and_a_third_failure_is_told(
     folder: Path, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
-    monkeypatch.setattr(origin, "PAUSES", (0, 0))
+    monkeypatch.setattr(remote_reader, "PAUSES", (0, 0))
     stale = [OSError(errno.ESTALE, "Stale file handle")] * failures  # what a network file system may say
 
     def request() -> str:
@@ -254,7 +255,7 @@ def test_a_read_that_fails_twice_is_repeated_and_a_third_failure_is_told(
             raise stale.pop()
         return "answer"
 
-    source = origin.Origin(str(folder))
+    source = remote_reader.Origin(str(folder))
     if failures == 2:
         assert source._repeat("a.beton", request) == "answer"
     else:
@@ -276,7 +277,7 @@ def test_object_storage_that_is_damaged_missing_or_away_is_told_without_its_key(
         with pytest.raises(UserError, match=r"s3://images/none/manifest\.json.* is missing: is this the address"):
             stage(storage.location("none"), tmp_path / "disk")
         location = storage.location("set")
-    monkeypatch.setattr(origin, "PAUSES", ())  # pyarrow's own attempts take seconds
+    monkeypatch.setattr(remote_reader, "PAUSES", ())  # pyarrow's own attempts take seconds
     with pytest.raises(UserError, match=r"manifest\.json.* cannot be read, tried 1 times .*mend that, or try") as told:
         stage(location, tmp_path / "disk")
     assert "secret" not in str(told.value) and "\n" not in str(told.value)

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import beton, manifest
-from data_prep import problems as problems_module
-from data_prep.beton import HEADER, METADATA, METADATA_START, Sample, Shard
-from data_prep.decoding import DecodeError, decode
-from data_prep.errors import UserError
-from data_prep.manifest import Manifest
-from data_prep.merge import merge
-from data_prep.verify import verify
+from data_prep.codec.decode import DecodeError, decode
+from data_prep.common.errors import UserError
+from data_prep.format import beton, manifest
+from data_prep.format.beton import HEADER, METADATA, METADATA_START, Sample, Shard
+from data_prep.format.manifest import Manifest
+from data_prep.maintain import verification_report as problems_module
+from data_prep.maintain.merge import merge
+from data_prep.maintain.verify import verify
 from tests.datasets import CLASSES, content, describe, make_samples, save, write_dataset
 
 SHARD = "train-00001.beton"

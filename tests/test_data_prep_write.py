@@ -16,17 +16,17 @@ import psutil
 import pytest
 from PIL import Image
 
-from data_prep import manifest
-from data_prep.beton import JPEG, RAW
-from data_prep.decoding import decode, read_header
-from data_prep.errors import UserError
-from data_prep.images import to_raw, to_stored
-from data_prep.parallel import Threads
-from data_prep.request import Request
+from data_prep.codec.convert import to_raw, to_stored
+from data_prep.codec.decode import decode, read_header
+from data_prep.common.errors import UserError
+from data_prep.common.parallel import Threads
+from data_prep.format import manifest
+from data_prep.format.beton import JPEG, RAW
+from data_prep.maintain.verify import verify
+from data_prep.prepare.dataset_writer import Estimate, prepare
+from data_prep.prepare.spec import Request
 from data_prep.sources.folders import ClassFolders
 from data_prep.sources.textures import Textures
-from data_prep.verify import verify
-from data_prep.write import Estimate, prepare
 from tests import datasets
 from tests.disks import fill, small_disk
 from tests.test_data_prep_decoding import averaged
@@ -179,7 +179,7 @@ def test_a_photograph_of_thirty_megapixels_is_shrunk_in_little_memory(tmp_path: 
     program = """
 import io, resource, sys
 from PIL import Image
-from data_prep.images import to_stored
+from data_prep.codec.convert import to_stored
 content = open(sys.argv[1], "rb").read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 stored = to_stored(content, 512)
@@ -207,9 +207,9 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
 import resource, sys
 from pathlib import Path
 from data_prep.sources.textures import Textures
-from data_prep.parallel import Threads
-from data_prep.request import Request
-from data_prep.write import prepare
+from data_prep.common.parallel import Threads
+from data_prep.prepare.spec import Request
+from data_prep.prepare.dataset_writer import prepare
 source = Textures(0, int(sys.argv[2]), 1)
 prepare(source, Path(sys.argv[1]), Request.of(source, shard_samples=100), Threads(1), threads=2)
 [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]

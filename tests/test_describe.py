@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline import cli
 from pipeline.config import resolve
 from pipeline.describe import Description, describe

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline import models
 from pipeline.engine import Compute, Step, evaluate, share_buffers, train_epoch
 from pipeline.meters import Watch

@@ -14,13 +14,13 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 from PIL import Image
 
-from data_prep import manifest
-from data_prep.errors import UserError
-from data_prep.loader import Loader
-from data_prep.parallel import Threads
-from data_prep.request import Request
+from data_prep.common.errors import UserError
+from data_prep.common.parallel import Threads
+from data_prep.format import manifest
+from data_prep.loading.loader import Loader
+from data_prep.prepare.dataset_writer import prepare
+from data_prep.prepare.spec import Request
 from data_prep.sources.folders import ClassFolders
-from data_prep.write import prepare
 from pipeline import evaluation, launch, models, prediction, report, tracking
 from pipeline.evaluation import Options
 from pipeline.launch import Outcome

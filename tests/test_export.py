@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline import export, layout, model_commands, models
 from pipeline.settings import ModelSettings, ResNetSettings, ScatteringSettings
 from tests.checkpoints import save_checkpoint

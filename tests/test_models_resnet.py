@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline.models import ImageNetwork, parameters
 from pipeline.models.resnet import NONLINEARITIES, Nonlinearity, ResNet
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline.models import projection
 from pipeline.models.operators import OPERATORS
 from pipeline.models.scattering import Block, BlockKind, ScatteringNetwork

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline import layout, models
 from pipeline.settings import ModelSettings, ResNetSettings, ScatteringSettings
 from tests.checkpoints import save_checkpoint

@@ -13,8 +13,8 @@ import yaml
 from click.testing import CliRunner
 from torch import nn
 
-from data_prep import manifest
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
+from data_prep.format import manifest
 from pipeline import config, launch, layout, models
 from pipeline.commands import train
 from pipeline.plan import Plan

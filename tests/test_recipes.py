@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import SGD, AdamW
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline import checkpoint, config, evaluation, launch, layout, models, worker
 from pipeline.data import ImageStream
 from pipeline.optim import build_optimizer, image_size

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from data_prep import manifest
-from data_prep.errors import UserError
-from data_prep.manifest import Manifest
+from data_prep.common.errors import UserError
+from data_prep.format import manifest
+from data_prep.format.manifest import Manifest
 from pipeline.config import flatten, override, resolve
 from pipeline.run_folder import EXECUTION_ONLY, claim, default_name
 from pipeline.settings import Settings
@@ -117,7 +117,7 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_alone(data: Mani
 HOLD = """
 import sys, time
 from pathlib import Path
-from data_prep import manifest
+from data_prep.format import manifest
 from pipeline.settings import DataSettings, RunSettings, Settings
 from pipeline.run_folder import claim
 settings = Settings(data=DataSettings(path="x"), run=RunSettings(name="mine", storage=sys.argv[1]))

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline import config, launch, layout, models, run_folder, start, tracking
 from pipeline.optim import build_optimizer
 from pipeline.session import LocalSession

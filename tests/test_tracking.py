@@ -21,7 +21,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline import tracking
 from pipeline.history import EpochRecord
 from pipeline.pages import Server

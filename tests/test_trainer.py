@@ -8,7 +8,7 @@ import pytest
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2.api import data_parallel_trainer
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline import trainer
 from pipeline.progress import EVENTS
 

@@ -15,7 +15,7 @@ import torch
 from mlflow import MlflowClient
 from torch._dynamo.utils import counters
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline import checkpoint, commands, config, launch, models, tracking
 from pipeline.settings import Settings
 from tests.ray_cluster import title

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from data_prep import manifest
-from data_prep.errors import UserError
-from data_prep.manifest import Manifest
+from data_prep.common.errors import UserError
+from data_prep.format import manifest
+from data_prep.format.manifest import Manifest
 from pipeline import history, run_folder
 from pipeline.config import resolve
 from pipeline.history import EpochRecord

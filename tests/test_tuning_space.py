@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline.config import resolve
 from pipeline.settings import Settings
 from tuning import config, space

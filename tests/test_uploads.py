@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline import config, launch, layout, progress, uploads
 from pipeline.session import LocalSession
 from pipeline.settings import Settings

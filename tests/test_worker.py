@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import manifest
-from data_prep.errors import UserError
-from data_prep.parallel import Threads
-from data_prep.request import Request
+from data_prep.common.errors import UserError
+from data_prep.common.parallel import Threads
+from data_prep.format import manifest
+from data_prep.prepare.dataset_writer import prepare
+from data_prep.prepare.spec import Request
 from data_prep.sources.textures import Textures
-from data_prep.write import prepare
 from pipeline import config, run_folder, worker
 from pipeline.session import Job, LocalSession
 from tests.runs import write_configuration

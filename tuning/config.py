@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline.config import load_yaml, override, resolve
 from pipeline.settings import Positive, ScatteringSettings, Section, Settings
 

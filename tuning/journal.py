@@ -10,7 +10,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from tuning.search_folder import Record, SearchFolder
 
 

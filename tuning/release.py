@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from ray.util.state import list_actors, list_jobs
 from ray.util.state.exception import RayStateApiException
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline import trainer
 
 COORDINATOR = "AutoscalingCoordinator"

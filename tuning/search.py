@@ -22,9 +22,9 @@ import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from data_prep import manifest
-from data_prep.errors import UserError
-from data_prep.manifest import Manifest
+from data_prep.common.errors import UserError
+from data_prep.format import manifest
+from data_prep.format.manifest import Manifest
 from pipeline import environment, history, launch, models, run_folder, start, tracking, trainer
 from pipeline.config import flatten, to_yaml
 from pipeline.settings import ClusterSettings, Settings

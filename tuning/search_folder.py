@@ -22,8 +22,8 @@ import yaml
 from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError
 
-from data_prep.errors import UserError
-from data_prep.manifest import Manifest
+from data_prep.common.errors import UserError
+from data_prep.format.manifest import Manifest
 from pipeline import run_folder
 from pipeline.config import differences, to_yaml
 from pipeline.history import write_atomically

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline.config import override, resolve
 from pipeline.settings import Settings
 from tuning.config import SearchSettings

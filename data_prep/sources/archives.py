@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from data_prep import storage
-from data_prep.errors import UserError
-from data_prep.listing import Found, Listing
-from data_prep.parallel import Workers
+from data_prep.common import storage
+from data_prep.common.errors import UserError
+from data_prep.common.parallel import Workers
 from data_prep.sources.folders import FOLDERS, arrange
+from data_prep.sources.image_index import Found, Listing
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 BLOCK = 2**20

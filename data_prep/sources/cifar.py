@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_prep.errors import UserError
-from data_prep.listing import Found, Listing
-from data_prep.manifest import SplitName
-from data_prep.parallel import Workers
+from data_prep.common.errors import UserError
+from data_prep.common.parallel import Workers
+from data_prep.format.manifest import SplitName
+from data_prep.sources.image_index import Found, Listing
 from data_prep.sources.labelled import Labelled, to_listing
 
 FOLDER = "cifar-10-batches-py"

@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data_prep import classes, storage
-from data_prep.errors import UserError
-from data_prep.listing import Found, Listing, Spool
-from data_prep.manifest import SPLITS, SplitName
-from data_prep.parallel import Workers
+from data_prep.common import storage
+from data_prep.common.errors import UserError
+from data_prep.common.parallel import Workers
+from data_prep.format import class_names
+from data_prep.format.manifest import SPLITS, SplitName
+from data_prep.sources.image_index import Found, Listing, Spool
 
 FOLDERS: dict[SplitName, tuple[str, ...]] = {
     "train": ("train",),
@@ -57,7 +58,7 @@ class ClassFolders:
             )
             return arrange(self.location, found, scratch, self._names)
         root = Path(self._root)
-        known = next((classes.read_names(root / name) for name in NAME_FILES if (root / name).is_file()), {})
+        known = next((class_names.read_names(root / name) for name in NAME_FILES if (root / name).is_file()), {})
         return arrange(self.location, _walk(root), scratch, self._names, known)
 
 
@@ -94,12 +95,12 @@ def arrange(
             raise UserError(f"{location} has no folder {wanted} with images: put one folder for each class into it")
         chosen[split_name] = spools[folder]
     ids = _class_ids(location, chosen)
-    given = classes.read_names(names) if names else {}
+    given = class_names.read_names(names) if names else {}
     missing = [identity for identity in ids if names and identity not in given]
     if missing:
         raise UserError(f"{names} has no line for {_some(missing)}: add a line 'id name' for every class")
     tables = {split: each.table(ids) for split, each in chosen.items()}
-    return Listing(classes.number(ids, given or known), tables)
+    return Listing(class_names.number(ids, given or known), tables)
 
 
 def _class_ids(location: str, splits: dict[SplitName, Spool]) -> list[str]:

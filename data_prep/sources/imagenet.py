@@ -15,12 +15,13 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from data_prep import classes, storage
-from data_prep.errors import UserError
-from data_prep.listing import Found, Listing, Spool
-from data_prep.manifest import SplitName
-from data_prep.parallel import Advance, Workers
+from data_prep.common import storage
+from data_prep.common.errors import UserError
+from data_prep.common.parallel import Advance, Workers
+from data_prep.format import class_names
+from data_prep.format.manifest import SplitName
 from data_prep.sources.archives import scan
+from data_prep.sources.image_index import Found, Listing, Spool
 
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
@@ -85,9 +86,9 @@ class ImageNetArchives:
         if extra:
             raise UserError(f"{self.location}/{TRAIN} lacks classes of the validation images, such as {extra[0]}")
         order = sorted(train.classes)
-        known = classes.read_names(self._names) if self._names else {}
+        known = class_names.read_names(self._names) if self._names else {}
         tables: dict[SplitName, pa.Table] = {"train": train.table(order), "validation": validation.table(order)}
-        return Listing(classes.number(order, known), tables)
+        return Listing(class_names.number(order, known), tables)
 
     def _identity(self, image: Found, ids: dict[int, str], truth: Sequence[int]) -> str:
         match = _VALIDATION_NAME.search(image.name)

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep import classes, storage
-from data_prep.errors import UserError
-from data_prep.listing import Found, Listing, Spool
-from data_prep.manifest import SPLITS, SplitName
+from data_prep.common import storage
+from data_prep.common.errors import UserError
+from data_prep.format.class_names import from_labels
+from data_prep.format.manifest import SPLITS, SplitName
+from data_prep.sources.image_index import Found, Listing, Spool
 
 _NAMES: dict[SplitName, re.Pattern[str]] = {
     "train": re.compile(r"(^|[^a-z])train([^a-z]|$)"),
@@ -70,6 +71,6 @@ def to_listing(
             spools[split].add(str(label), image)
         if not spools[split].classes:
             raise UserError(f"the {split} split of {location} has no images")
-    described = classes.from_labels(largest + 1, class_names, given)
+    described = from_labels(largest + 1, class_names, given)
     order = [str(each.index) for each in described]
     return Listing(described, {split: each.table(order) for split, each in spools.items()})

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep import storage
-from data_prep.errors import UserError
-from data_prep.listing import Found, Listing
-from data_prep.manifest import SPLITS, SplitName
-from data_prep.parallel import Advance, Workers
+from data_prep.common import storage
+from data_prep.common.errors import UserError
+from data_prep.common.parallel import Advance, Workers
+from data_prep.format.manifest import SPLITS, SplitName
+from data_prep.sources.image_index import Found, Listing
 from data_prep.sources.labelled import Labelled, files_of_splits, to_listing
 
 LABELS = ("label", "labels", "fine_label", "cls")

@@ -23,9 +23,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from data_prep.listing import IMAGES, Listing
-from data_prep.manifest import SPLITS, ImageClass, SplitName
-from data_prep.parallel import Workers
+from data_prep.common.parallel import Workers
+from data_prep.format.manifest import SPLITS, ImageClass, SplitName
+from data_prep.sources.image_index import IMAGES, Listing
 
 SIDE = 64
 """Height and width, in pixels."""

@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from data_prep import storage
-from data_prep.errors import UserError
-from data_prep.listing import Found, Listing
-from data_prep.manifest import SPLITS, SplitName
-from data_prep.parallel import Advance, Workers
+from data_prep.common import storage
+from data_prep.common.errors import UserError
+from data_prep.common.parallel import Advance, Workers
+from data_prep.format.manifest import SPLITS, SplitName
 from data_prep.sources.archives import scan
+from data_prep.sources.image_index import Found, Listing
 from data_prep.sources.labelled import Labelled, files_of_splits, to_listing
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "ppm", "bmp")

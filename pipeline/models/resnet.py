@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline.models import recomputation
 from pipeline.models.statistics import BatchNorm
 

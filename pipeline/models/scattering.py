@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline.models import recomputation
 from pipeline.models.operators import OPERATORS, PARAMETERS, amplitude
 from pipeline.models.projection import Projection, normalize

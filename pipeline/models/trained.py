@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data_prep.errors import UserError
-from data_prep.manifest import ImageClass
+from data_prep.common.errors import UserError
+from data_prep.format.manifest import ImageClass
 from pipeline import config, layout, models
 from pipeline.settings import Settings
 

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline import config, launch, layout, progress, tracking
 from pipeline.layout import Point
 from tests.ranks import train_in_ranks

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline import config, launch, layout, progress, worker
 from pipeline.checkpoints import DAMAGED
 from pipeline.data import Batch, ImageStream
@@ -215,7 +215,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(settings: Callable[
 LITTLE_MEMORY = """
 import resource, sys
 from pathlib import Path
-from data_prep.errors import UserError
+from data_prep.common.errors import UserError
 from pipeline import config, launch, worker
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20,) * 2)

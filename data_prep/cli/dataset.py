@@ -1,0 +1,251 @@
+"""The commands for data sets that are prepared: `merge`, `verify`, `stage` and `inspect`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from data_prep.common.errors import UserError
+
+if TYPE_CHECKING:
+    from data_prep.format.manifest import Manifest, SplitName
+    from data_prep.maintain.verification_report import Report
+
+SHEET = "contact-sheet.png"
+"""In the data set's folder, by default."""
+SHOWN = 20
+"""Problems that `verify` prints; --json lists more."""
+
+Dataset = click.Path(path_type=Path)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+@click.command()
+@click.argument("dataset", type=Dataset)
+@click.argument("output", type=Dataset, required=False)
+def merge(dataset: Path, output: Path | None) -> None:
+    """Join the files of DATASET into one FFCV file a split, which any FFCV loader opens.
+
+    With OUTPUT the merged data set is a new folder. Without it DATASET itself is merged: each file is hashed and copied
+    first and removed last, so that an interrupted command loses nothing, and the same command continues. Samples, their
+    order and the data set's digest stay as they are.
+
+    \b
+    Examples:
+      phasecollapse merge datasets/imagenet
+      phasecollapse merge datasets/imagenet /scratch/imagenet
+    """
+    from data_prep.maintain.merge import merge, work
+
+    with _bar(work(dataset), "bytes") as bar:
+        merged = merge(dataset, output, bar.advance)
+    state = "was already merged" if merged.already_there else "is merged"
+    click.echo(f"{merged.folder} {state}: {_describe(merged.manifest)}")
+
+
+@click.command()
+@click.argument("dataset", type=Dataset)
+@click.option("--hashes-only", is_flag=True, help="Compare files with their hashes, decode nothing.")
+@click.option("--threads", type=click.IntRange(min=1), help="Decoding threads  [default: one a processor]")
+@as_json
+def verify(dataset: Path, hashes_only: bool, threads: int | None, as_json: bool) -> None:
+    """Read DATASET again: do hashes, counts and labels agree with its manifest, and does every image decode?
+
+    All that is wrong is listed; the exit status is then 2.
+
+    \b
+    Examples:
+      phasecollapse verify datasets/imagenet
+      phasecollapse verify datasets/imagenet --hashes-only
+    """
+    from data_prep.format import manifest
+    from data_prep.maintain.verify import verify
+
+    described = manifest.read(dataset)
+    splits = described.splits.values()
+    if hashes_only:
+        total, unit = sum(file.bytes for split in splits for file in split.files), "bytes"
+    else:
+        total, unit = sum(file.samples for split in splits for file in split.files), "images"
+    with _bar(total, unit) as bar:
+        report = verify(dataset, hashes_only=hashes_only, threads=threads, advance=bar.advance)
+    if as_json:
+        click.echo(json.dumps(_report(dataset, report, hashes_only)))
+    else:
+        for problem in report.problems[:SHOWN]:
+            click.echo(str(problem))
+        if report.problem_count > SHOWN:
+            click.echo(
+                f"… and {report.problem_count - SHOWN} more, of which --json lists {len(report.problems)} in all"
+            )
+    if report.problem_count:
+        problems = "1 problem" if report.problem_count == 1 else f"{report.problem_count} problems"
+        raise UserError(f"{dataset} has {problems}: prepare it again, or copy it again from where it is whole")
+    if not as_json:
+        checked = "every file has its hash" if hashes_only else "every hash agrees and every image decodes"
+        click.echo(f"{dataset} is whole, {checked}: {_describe(described)}")
+
+
+@click.command()
+@click.argument("dataset")
+@click.argument("folder", type=Dataset)
+@click.option("--check", is_flag=True, help="Hash a copy that is already there, and mend it.")
+def stage(dataset: str, folder: Path, check: bool) -> None:
+    """Copy DATASET to this node's own disk, once: into FOLDER/NAME-DIGEST, which is printed.
+
+    DATASET is a folder, of this machine or of a network file system, or an address such as s3://bucket/imagenet or
+    gs://bucket/imagenet. Hashes are checked while copying. An interrupted command is continued by the same one; of
+    several at once one copies, and the others wait for it.
+
+    \b
+    Examples:
+      phasecollapse stage /nfs/datasets/imagenet /scratch
+      phasecollapse stage s3://bucket/imagenet /scratch
+    """
+    from data_prep.maintain.stage import stage
+
+    def say_that_it_waits(target: Path) -> None:
+        click.echo(f"another process is copying {target}: waiting for it", err=True)
+
+    with _bar(None, "bytes") as bar:
+        target = stage(dataset, folder, check=check, advance=bar.advance, copying=bar.expect, waiting=say_that_it_waits)
+    click.echo(target)
+
+
+@click.command()
+@click.argument("dataset", type=Dataset)
+@click.option("--sheet", type=click.Path(path_type=Path, dir_okay=False), help=f"PNG file  [default: DATASET/{SHEET}]")
+@click.option("--no-sheet", is_flag=True, help="Draw no contact sheet.")
+@click.option("--split", type=click.Choice(["train", "validation"]), help="Draw this split alone.")
+@click.option("--class", "class_name", metavar="CLASS", help="Draw this class alone: an id, a name or an index.")
+@click.option("--columns", type=click.IntRange(1, 100), default=8, show_default=True, help="Of each split's grid.")
+@click.option("--rows", type=click.IntRange(1, 100), default=4, show_default=True, help="Of each split's grid.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Chooses the images drawn.")
+@as_json
+def inspect(
+    dataset: Path,
+    sheet: Path | None,
+    no_sheet: bool,
+    split: SplitName | None,
+    class_name: str | None,
+    columns: int,
+    rows: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Show what DATASET holds, and draw a contact sheet: a grid of its images with their labels, to look at.
+
+    \b
+    Examples:
+      phasecollapse inspect datasets/imagenet
+      phasecollapse inspect datasets/imagenet --class "golf ball" --sheet golf.png
+    """
+    from data_prep.maintain.summary import render, summarize
+
+    if no_sheet and sheet:
+        raise UserError(f"--no-sheet and --sheet {sheet} exclude each other: leave one out")
+    summary = summarize(dataset)
+    drawn = None
+    if not no_sheet:
+        drawn = sheet or dataset / SHEET
+        _draw(dataset, drawn, [split] if split else None, class_name, columns, rows, seed)
+    if as_json:
+        click.echo(json.dumps(summary.model_dump(mode="json") | {"sheet": drawn and str(drawn)}))
+        return
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(render(summary))
+    if drawn:
+        click.echo(f"contact sheet: {drawn}")
+
+
+def _draw(
+    dataset: Path,
+    path: Path,
+    splits: list[SplitName] | None,
+    class_name: str | None,
+    columns: int,
+    rows: int,
+    seed: int,
+) -> None:
+    from data_prep.format.manifest import SPLITS
+    from data_prep.maintain.contact_sheet import draw
+
+    image = draw(dataset, splits=splits or SPLITS, class_name=class_name, columns=columns, rows=rows, seed=seed)
+    try:
+        image.save(path, "PNG")
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"contact sheet {path} cannot be written ({reason}): choose another with --sheet, or --no-sheet"
+        ) from None
+
+
+def _describe(described: Manifest) -> str:
+    from data_prep.common.files import in_words
+
+    counts = " and ".join(f"{split.samples} {name}" for name, split in described.splits.items())
+    files = [file for split in described.splits.values() for file in split.files]
+    size = in_words(sum(file.bytes for file in files))
+    number = "1 file" if len(files) == 1 else f"{len(files)} files"
+    return f"{counts} images in {number}, {size}, digest {described.digest[:12]}"
+
+
+def _report(dataset: Path, report: Report, hashes_only: bool) -> dict[str, object]:
+    return {
+        "dataset": str(dataset),
+        "digest": report.manifest.digest,
+        "whole": report.problem_count == 0,
+        "hashes_only": hashes_only,
+        "files": report.files,
+        "images": report.images,
+        "problem_count": report.problem_count,
+        "problems": [{"file": each.file, "sample": each.sample, "reason": each.reason} for each in report.problems],
+    }
+
+
+class _Bar(NamedTuple):
+    advance: Callable[[int], None]
+    expect: Callable[[int], None]
+    """Says how many there are, where nobody knew before."""
+
+
+@contextmanager
+def _bar(total: int | None, unit: str) -> Iterator[_Bar]:
+    """A progress bar on standard error, which only a terminal shows.
+
+    Args:
+        total: how many there are; None where nobody knows.
+        unit: images, or bytes, which are shown with fitting multiples.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.text import Text
+
+    class PerSecond(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed or 0:,.0f} {unit}/s")
+
+    numbers = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(), PerSecond())
+    columns = (BarColumn(), *numbers, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield _Bar(
+            advance=lambda count: progress.advance(task, count),
+            expect=lambda count: progress.update(task, total=count),
+        )

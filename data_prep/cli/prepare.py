@@ -1,0 +1,229 @@
+"""The command `phasecollapse prepare`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from data_prep.common.errors import UserError
+
+if TYPE_CHECKING:
+    from data_prep.common.parallel import Advance, Workers
+    from data_prep.prepare.dataset_writer import Estimate, Prepared
+    from data_prep.prepare.spec import Request
+    from data_prep.sources.registry import ImageSource
+
+TEXTURES = "textures"
+THREADS_A_SHARD = 4
+"""Threads of this process that work on the same shard."""
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="[SOURCE] OUTPUT")
+@click.option(
+    "--kind",
+    type=click.Choice(["folders", "imagenet", "parquet", "webdataset", "cifar10"]),
+    help="What SOURCE is  [default: what it looks like]",
+)
+@click.option("--classes", metavar="A,B,…", help="Only these classes, by id or name  [default: all]")
+@click.option("--limit-per-class", type=click.IntRange(min=1), help="At most so many training images of each class.")
+@click.option("--validation-limit-per-class", type=click.IntRange(min=1), help="The same for validation.")
+@click.option(
+    "--encoding",
+    type=click.Choice(["jpeg", "raw", "mixed"]),
+    default="jpeg",
+    show_default=True,
+    help="Store JPEG files, pixels (ten times the disk, a tenth of the time to load), or some of each.",
+)
+@click.option(
+    "--raw-share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="mixed: share of pixels  [default: 0.5]",
+)
+@click.option(
+    "--max-side", type=click.IntRange(8, 65535), help="Longest side stored, in pixels  [default: 512; raw: 256]"
+)
+@click.option("--quality", type=click.IntRange(1, 100), help="Of JPEGs that have to be encoded anew  [default: 95]")
+@click.option("--shard-samples", type=click.IntRange(min=1), help="Images in a file of the output  [default: 4096]")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Order of images; all of textures."
+)
+@click.option(
+    "--class-names",
+    metavar="FILE",
+    help="Text file with a line 'id name' for each class  [default: LOC_synset_mapping.txt or classes.txt in SOURCE; "
+    "ImageNet's classes are known]",
+)
+@click.option(
+    "--allow-damaged",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Leave out up to N images that cannot be decoded, and list them in the manifest.",
+)
+@click.option(
+    "--cluster",
+    metavar="ADDRESS",
+    help="Write on all nodes of a Ray cluster that see SOURCE and OUTPUT: its address, auto, or local for one of its "
+    "own on this machine  [default: threads of this process]",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Threads, or Ray tasks  [default: all CPUs]")
+@click.option("--restart", is_flag=True, help="Discard what an interrupted command has left, instead of going on.")
+@click.option("--train-per-class", type=click.IntRange(min=1), help="Textures: training images  [default: 400]")
+@click.option("--validation-per-class", type=click.IntRange(min=1), help="Textures: validation images  [default: 100]")
+def prepare(paths: tuple[str, ...], cluster: str | None, workers: int | None, restart: bool, **options: Any) -> None:
+    """Turn images into a data set to train on: the new folder OUTPUT, with FFCV files and a manifest.json.
+
+    SOURCE is one of the following, on a disk or at an address like s3://bucket/images: folders {train,val}/CLASS/* of
+    image files of any kind (val may also be called valid, validation or test), or a tar archive of them; the ILSVRC2012
+    archives as downloaded; Parquet files or WebDataset shards named after their split; CIFAR-10 as torchvision keeps
+    it. Or it is the word textures: a generated data set of ten classes, made in seconds, which is also what you get
+    without a SOURCE.
+
+    JPEG files of at most --max-side pixels keep their bytes; everything else is turned upright, made RGB, shrunk and
+    encoded. Every image is decoded once to see that it can be. The same command again goes on where it was interrupted,
+    or finds its work done.
+
+    \b
+    Examples:
+      phasecollapse prepare textures datasets/textures
+      phasecollapse prepare ~/imagenette2-160.tar.xz datasets/imagenette
+      phasecollapse prepare /data/imagenet datasets/imagenet --allow-damaged 10 --cluster auto
+      phasecollapse prepare /data/imagenet datasets/dogs --classes beagle,basset,n02099601 --limit-per-class 100
+      phasecollapse prepare s3://bucket/photos datasets/photos --encoding raw --max-side 256
+    """
+    *given, output = paths
+    if len(given) > 1:
+        raise UserError(f"prepare takes a SOURCE and an OUTPUT, but got {len(paths)} arguments: {' '.join(paths)}")
+    name = given[0] if given else TEXTURES
+    if not given and Path(output, "train").is_dir():
+        raise UserError(
+            f"{output} looks like a source of images: name an output too, 'phasecollapse prepare {output} OUTPUT'"
+        )
+    source = _select(_open_source(name, options), options)
+    request = _request(source, options)
+    with _workers(cluster, workers) as (hands, threads, progress):
+        prepared = _write(source, Path(output), request, hands, threads, restart, progress)
+    click.echo(_summarize(prepared, Path(output)))
+
+
+def _open_source(name: str, options: dict[str, Any]) -> ImageSource:
+    for_images = ("max_side", "class_names", "kind", "classes", "limit_per_class", "validation_limit_per_class")
+    for_folders = {key: options[key] for key in for_images}
+    for_textures = {key: options.pop(key) for key in ("train_per_class", "validation_per_class")}
+    if name == TEXTURES:
+        from data_prep.sources.textures import Textures
+
+        _refuse(for_folders, "images of your own, not for textures")
+        del options["kind"]
+        return Textures(options["seed"], **{key: value for key, value in for_textures.items() if value is not None})
+    from data_prep.sources.registry import open_source
+
+    _refuse(for_textures, f"textures, not for {name}")
+    return open_source(name, options["class_names"], options.pop("kind"))
+
+
+def _select(source: ImageSource, options: dict[str, Any]) -> ImageSource:
+    classes = tuple(name.strip() for name in (options.pop("classes") or "").split(",") if name.strip())
+    limit, validation_limit = options.pop("limit_per_class"), options.pop("validation_limit_per_class")
+    if not classes and limit is None and validation_limit is None:
+        return source
+    from data_prep.prepare.selection import Selection
+
+    return Selection(source, classes, limit, validation_limit, options["seed"])
+
+
+def _request(source: ImageSource, options: dict[str, Any]) -> Request:
+    from data_prep.prepare.spec import Request
+
+    encoding = options["encoding"]
+    if options["raw_share"] is not None and encoding != "mixed":
+        raise UserError(f"--raw-share is for --encoding mixed, not for {encoding}: leave it out")
+    del options["class_names"]
+    return Request.of(source, **{key: value for key, value in options.items() if value is not None})
+
+
+def _refuse(options: Mapping[str, object], message: str) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(f"--{name.replace('_', '-')} is for {message}: leave it out")
+
+
+@contextmanager
+def _workers(cluster: str | None, count: int | None) -> Iterator[tuple[Workers, int, _Progress]]:
+    """Who writes shards, with how many threads each, and the progress they report to."""
+    from data_prep.common.parallel import RayTasks, Threads, cores
+
+    progress = _Progress()
+    if cluster is None:
+        threads = count or cores()
+        shards = max(2, threads // THREADS_A_SHARD)  # while one is being finished, another keeps the processors busy
+        yield Threads(shards, progress.advance), min(threads, THREADS_A_SHARD), progress
+        return
+    from data_prep.common.ray_cluster import connect
+
+    with connect(None if cluster == "local" else cluster):
+        yield RayTasks(count, progress.advance), 1, progress
+
+
+class _Progress:
+    """A bar in a terminal, a line now and then in a log file."""
+
+    def __init__(self) -> None:
+        self.advance: Advance = lambda units: self._advance(units)
+        self._advance: Advance = lambda units: None
+
+    @contextmanager
+    def shown(self, total: int) -> Iterator[None]:
+        """Shows progress towards so many images, while the body runs."""
+        from data_prep.common.progress import images
+
+        with images(total) as self._advance:
+            yield
+        self._advance = lambda units: None
+
+
+def _write(
+    source: ImageSource, output: Path, request: Request, workers: Workers, threads: int, restart: bool, progress: Any
+) -> Prepared:
+    from contextlib import ExitStack
+
+    from data_prep.prepare.dataset_writer import prepare
+
+    with ExitStack() as bar:
+
+        def announce(estimate: Estimate) -> None:
+            click.echo(_announce(estimate), err=True)
+            bar.enter_context(progress.shown(estimate.images))
+
+        return prepare(source, output, request, workers, threads=threads, restart=restart, announce=announce)
+
+
+def _announce(estimate: Estimate) -> str:
+    from data_prep.common.progress import duration
+
+    return (
+        f"{estimate.images} images to write: about {estimate.bytes / 1e9:.2f} GB ({estimate.free_bytes / 1e9:.0f} GB "
+        f"are free) and {duration(estimate.seconds)}"
+    )
+
+
+def _summarize(prepared: Prepared, output: Path) -> str:
+    manifest = prepared.manifest
+    counts = " and ".join(f"{split.samples} {name}" for name, split in manifest.splits.items())
+    megabytes = sum(file.bytes for split in manifest.splits.values() for file in split.files) / 1e6
+    state = "was already prepared" if prepared.already_there else "is prepared"
+    sides = " to ".join(str(side) for side in sorted({manifest.min_side, manifest.max_side}))
+    untouched = sum(split.untouched for split in manifest.splits.values())
+    samples = sum(split.samples for split in manifest.splits.values())
+    left_out = sum(len(split.left_out) for split in manifest.splits.values())
+    return (
+        f"{output} {state}: {counts} images of {len(manifest.classes)} classes, sides of {sides} "
+        f"pixels, {megabytes:.1f} MB, {100 * untouched / samples:.0f} % of the images as they were"
+        f"{f', {left_out} damaged ones left out' if left_out else ''}, digest {manifest.digest[:12]}"
+    )

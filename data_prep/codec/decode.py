@@ -1,0 +1,173 @@
+"""Stored images to pixels: the Python side of `_pixels.c`.
+
+A table of jobs (which bytes, which rectangle, mirrored or not) is decoded, cropped and resized in one call that gives
+up Python's global lock: plain threads decode in parallel. What libjpeg says of a file is never lost, and an image that
+has a problem is black: no pixel of another image can take its place.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+
+from data_prep.format.beton import JPEG
+
+try:
+    from data_prep.codec import _pixels
+except ImportError as _error:  # pragma: no cover
+    raise ImportError(
+        f"the compiled module data_prep.codec._pixels is missing ({_error}): install with 'make setup' or "
+        "'pip install -e .'"
+    ) from None
+
+Bytes = bytes | np.ndarray
+
+JOB = np.dtype(
+    [
+        ("address", np.uint64),
+        ("size", np.uint64),
+        *((name, np.int32) for name in ("mode", "height", "width")),
+        *((name, np.int32) for name in ("top", "left", "crop_height", "crop_width", "mirrored")),
+    ],
+    align=True,
+)
+"""One image to decode: its bytes in memory and how many; JPEG or RAW and its size in pixels; the rectangle that is to
+fill the output; whether to mirror it left to right. The same layout as Job in `_pixels.c`."""
+
+_START_OF_IMAGE = b"\xff\xd8"
+_START_OF_SCAN, _END_OF_IMAGE, _APPLICATION_1 = 0xDA, 0xD9, 0xE1
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those three are tables and a reserved marker
+_FILL = 0xFFFF
+
+
+class Kind(IntEnum):
+    """How bad what libjpeg says of a file is."""
+
+    COMPLAINT = 1
+    """The file's description of itself is odd, but all pixels are there."""
+    DAMAGE = 2
+    """Some pixels are not those of the picture: the data are damaged or cut off."""
+    FAILURE = 3
+    """There are no pixels."""
+
+
+class Problem(NamedTuple):
+    """What is wrong with one image of a table."""
+
+    row: int
+    """Its row in the table."""
+    kind: Kind
+    message: str
+
+
+class DecodeError(Exception):
+    """These bytes are not a JPEG image that decodes without complaint; says why."""
+
+    def __init__(self, message: str, kind: Kind = Kind.FAILURE) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class JpegHeader(NamedTuple):
+    """What a JPEG file says of itself."""
+
+    height: int
+    width: int
+    components: int
+    """1 is gray, 3 is color, 4 is CMYK (which is not decoded)."""
+    exif: bool
+    """Whether a camera's notes precede the picture, which may say how it has to be turned."""
+
+
+def read_header(jpeg: Bytes) -> JpegHeader:
+    """Height, width and components of a JPEG, from its header alone.
+
+    Raises:
+        DecodeError: it is not a JPEG, or ends before its header does.
+    """
+    if len(jpeg) == 0:
+        raise DecodeError("it is empty")
+    view = np.frombuffer(jpeg, np.uint8).data
+    if view[:2] != _START_OF_IMAGE:
+        raise DecodeError("it does not begin like a JPEG")
+    position, exif = 2, False
+    while position + 10 <= len(view):
+        marker, length = struct.unpack_from(">HH", view, position)
+        if marker == _FILL:  # any number of bytes 0xFF may precede a marker
+            position += 1
+            continue
+        kind = marker & 0xFF
+        if marker >> 8 != 0xFF or kind in (_START_OF_SCAN, _END_OF_IMAGE):
+            break
+        if kind in _START_OF_FRAME:
+            height, width, components = struct.unpack_from(">HHB", view, position + 5)
+            return JpegHeader(height, width, components, exif)
+        exif = exif or (kind == _APPLICATION_1 and view[position + 4 : position + 8] == b"Exif")
+        position += 2 + length
+    raise DecodeError("its JPEG header is damaged or cut off")
+
+
+def fill(jobs: np.ndarray, out: np.ndarray, reduce: bool = True) -> list[Problem]:
+    """Decodes, crops and resizes images into `out`; those that have a problem are black there.
+
+    Resizing averages areas where it shrinks, and interpolates linearly where it enlarges.
+
+    Args:
+        jobs: (n,) of type JOB. The caller keeps the memory that it points to alive.
+        out: (n, height, width, 3) uint8, contiguous; red green blue.
+        reduce: decode a JPEG at 1/2, 1/4 or 1/8 of its size where the crop stays at least as large as the output.
+
+    Returns:
+        The problems, in the order of the rows.
+
+    Raises:
+        ValueError: a rectangle is empty or leaves its image, bytes are missing, or `out` has another shape.
+    """
+    fits = jobs.dtype == JOB and out.dtype == np.uint8 and out.shape == (len(jobs), *out.shape[1:3], 3)
+    if not (fits and out.flags.c_contiguous):
+        raise ValueError(f"jobs fill contiguous (n, height, width, 3) uint8, not {jobs.dtype} {out.shape} {out.dtype}")
+    problems = _pixels.fill(np.ascontiguousarray(jobs), out, out.shape[1], out.shape[2], reduce)
+    return [Problem(row, Kind(kind), message) for row, kind, message in problems]
+
+
+def check(jobs: np.ndarray) -> list[Problem]:
+    """Finds the problems that :func:`fill` would find in whole images, at several times its speed.
+
+    Of a JPEG the codes are read from the first to the last, but no pixels are computed from them.
+
+    Args:
+        jobs: as for :func:`fill`.
+
+    Raises:
+        ValueError: as for :func:`fill`.
+    """
+    if jobs.dtype != JOB:
+        raise ValueError(f"{jobs.dtype} are no jobs")
+    return [Problem(row, Kind(kind), message) for row, kind, message in _pixels.check(np.ascontiguousarray(jobs))]
+
+
+def whole(content: np.ndarray, mode: int, height: int, width: int) -> tuple[int, ...]:
+    """The job, of type JOB, of decoding all of an image whose bytes are `content`."""
+    return (content.ctypes.data, content.size, mode, height, width, 0, 0, height, width, 0)
+
+
+def decode(jpeg: Bytes, height: int, width: int, out: np.ndarray) -> None:
+    """Decodes a JPEG of `height` × `width` pixels into `out`, (height, width, 3) uint8, red green blue.
+
+    Raises:
+        DecodeError: the bytes are damaged in a way that can be noticed, cut off, CMYK, or of another size. `out` is
+            black then.
+        ValueError: `out` has another shape or type.
+    """
+    if len(jpeg) == 0:
+        raise DecodeError("it is empty")
+    content = np.frombuffer(jpeg, np.uint8)
+    jobs = np.zeros(1, JOB)
+    jobs[0] = whole(content, JPEG, height, width)
+    if out.shape != (height, width, 3):
+        raise ValueError(f"an image of ({height}, {width}, 3) does not fit into {out.shape}")
+    for problem in fill(jobs, out[None], reduce=False):
+        raise DecodeError(problem.message, problem.kind)

@@ -1,0 +1,126 @@
+"""What commands that move whole data sets need of a disk: locks, room, files that appear whole, errors in sentences."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from data_prep.common.errors import UserError
+
+BLOCK = 2**23
+"""Bytes that are read, hashed and written at once."""
+SPARE = 2**24
+"""Bytes that must stay free beside what is about to be written, for the folder's own growth."""
+
+
+def in_words(count: int) -> str:
+    """A number of bytes, such as 1.5 GB."""
+    size, unit = float(count), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{count} bytes" if unit == "bytes" else f"{size:.3g} {unit}"
+
+
+@contextmanager
+def in_sentences(path: Path, continues: bool = True) -> Iterator[None]:
+    """Says what the operating system refused, of `path`, in a sentence.
+
+    Args:
+        path: what is being written.
+        continues: whether the same command takes up the work where it stopped.
+
+    Raises:
+        UserError: an OSError was raised inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        again = "the same command continues" if continues else "run the same command again"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"no space is left on the disk of {path}: free some, then {again}") from None
+        where, reason = error.filename or path, error.strerror or error
+        raise UserError(f"{where} cannot be read or written ({reason}): mend that, then {again}") from None
+
+
+def require_space(folder: Path, needed: int, remedy: str) -> None:
+    """Refuses to begin what cannot end.
+
+    Raises:
+        UserError: the disk of `folder` has less than `needed` bytes free.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed and free < needed + SPARE:
+        raise UserError(
+            f"{folder} has {in_words(free)} free, and {in_words(needed + SPARE)} are needed: free some, {remedy}"
+        )
+
+
+@contextmanager
+def locked(path: Path, busy: str, wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Holds the lock file `path`; a process that dies lets go of it.
+
+    Args:
+        path: of the lock file, which is there only while somebody holds it.
+        busy: what to say if somebody else does.
+        wait: called before waiting for them; without it nobody waits.
+
+    Raises:
+        UserError: `busy`, where `wait` is not given.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if wait is None:
+            raise UserError(busy) from None
+        wait()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: whoever waits notices, and makes a new one
+        lock.release()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replaces a file: at every moment, and after a power cut, it has its old content or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts a folder's list of files on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hash_file(path: Path, advance: Callable[[int], None] = lambda count: None) -> str:
+    """SHA-256 of a file, in hexadecimal; `advance` is called with the bytes of each block.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            advance(count)
+    return digest.hexdigest()

@@ -1,0 +1,162 @@
+"""A Ray cluster to work in: one that is already up, or one of our own that ends with the command.
+
+Our own asks for a token, which lives and dies with it: Ray's processes listen on every interface, and would run
+anybody's code. It has a dashboard only where the caller needs one, which then listens on the loopback interface alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.common.errors import UserError
+
+LOOPBACK = "127.0.0.1"
+QUIET = {
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",  # what each process uses, for the dashboard
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",  # off
+    "RAY_num_workers_soft_limit": "0",  # processes that wait for tasks
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away
+}
+"""Ray's background work that a cluster of one machine can do without: it would take CPU time from training."""
+
+_TOKEN = secrets.token_hex(32)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """What this process knows of the cluster that it is connected to."""
+
+    own_cluster: bool = False
+    """It was started here, and nothing makes it larger."""
+    own_job: bool = False
+    """Nobody else reserves anything in this process's Ray job."""
+
+
+@contextmanager
+def connect(
+    address: str | None, variables: Mapping[str, str] | None = None, *, dashboard: bool = False
+) -> Iterator[Connection]:
+    """Joins a cluster or starts one, and leaves it (and ends ours) with the body.
+
+    Inside a Ray process, or where the caller has connected already, that connection is used and left open.
+    An existing cluster is joined with the authentication that the environment names (RAY_AUTH_MODE, RAY_AUTH_TOKEN).
+
+    Args:
+        address: of a cluster that is up; by default that of RAY_ADDRESS, and without it one is started here.
+        variables: for the environment, where they are not set.
+        dashboard: whether a cluster that is started here gets one; its processes take CPU time.
+
+    Raises:
+        UserError: the cluster does not answer, or cannot be started.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield Connection()
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    port = _free_port()
+    environment = dict(variables or {})
+    if not address:
+        environment |= {**QUIET, "RAY_GCS_SERVER_PORT": str(port)}
+        if "RAY_AUTH_MODE" not in os.environ:  # else the user has decided
+            environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
+    with _environment(environment):
+        if address:
+            _init(f"the Ray cluster at {address} cannot be joined", address=address, runtime_env=_runtime(address))
+        else:
+            _init(
+                "a local Ray cluster cannot be started",
+                include_dashboard=dashboard,
+                dashboard_host=LOOPBACK,
+                runtime_env=_runtime(f"{LOOPBACK}:{port}"),
+            )
+        try:
+            yield Connection(own_cluster=not address, own_job=True)
+        finally:
+            ray.shutdown()
+
+
+def _init(what: str, **options: Any) -> None:
+    import ray
+
+    with warnings.catch_warnings(), _signals_as_they_are(), _without_log_monitor():
+        warnings.simplefilter("ignore")
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
+        except Exception as error:  # Ray raises whatever its parts raise
+            raise UserError(f"{what}: {_first_line(error)}") from None
+
+
+@contextmanager
+def _without_log_monitor() -> Iterator[None]:
+    """Ray looks ten times a second for what workers print and hands it to nobody here; no setting turns that off."""
+    from ray._private.node import Node
+
+    start = Node.start_log_monitor
+    Node.start_log_monitor = lambda self: None
+    try:
+        yield
+    finally:
+        Node.start_log_monitor = start
+
+
+@contextmanager
+def _signals_as_they_are() -> Iterator[None]:
+    """Keeps what SIGTERM does, which Ray would change to an exit without a word."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _runtime(address: str) -> dict[str, Any]:
+    """Tells processes of the job which cluster is theirs: with several on a machine, Ray's clean-up cannot know."""
+    return {"env_vars": {"RAY_ADDRESS": address}} if ":" in address and "://" not in address else {}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables that are not set, and takes them back."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    _reread_authentication()
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+        _reread_authentication()
+
+
+def _reread_authentication() -> None:
+    """Ray reads from the environment how to authenticate when it is imported, which may have been before."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

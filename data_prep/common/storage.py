@@ -1,0 +1,230 @@
+"""Bytes of files on disks and in object storage, behind one way to name and to read them.
+
+A location is a path, or an address such as s3://bucket/folder, gs://bucket/folder, or one of any scheme that fsspec
+knows. S3 endpoints and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …) as usual.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import pyarrow as pa
+from pyarrow import fs
+
+from data_prep.common.errors import UserError
+
+PAUSES = (0.5, 2.0)
+"""Seconds to wait after the first failure of a request and after the second; pyarrow repeats each request, too."""
+OPEN_FILES = 64
+"""Files in object storage that are kept open: opening one is a request of its own."""
+
+Result = TypeVar("Result")
+
+
+class _Unknown(Exception):
+    """An address that neither pyarrow nor fsspec can do anything with; says why."""
+
+
+class Entry(NamedTuple):
+    """A file below a folder."""
+
+    name: str
+    """Its path relative to the folder, with / between parts."""
+    size: int
+
+
+def is_remote(location: str) -> bool:
+    """Whether this is an address, not a path."""
+    return "://" in location
+
+
+def join(location: str, *names: str) -> str:
+    """The location of something below another."""
+    folder, mark, options = location.partition("?")
+    return "/".join([folder.rstrip("/"), *names]) + mark + options
+
+
+def resolve(location: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a location, and the path in it.
+
+    Raises:
+        UserError: nobody knows such addresses.
+    """
+    if not is_remote(location):
+        return fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
+    scheme, _, rest = location.partition("://")
+    place, mark, options = rest.partition("?")
+    authority, _, path = place.partition("/")
+    try:
+        filesystem, root = _connect(f"{scheme}://{authority}/{mark}{options}")
+    except _Unknown as error:
+        raise UserError(f"{without_secrets(location)} is no address that can be read: {error}") from None
+    return filesystem, f"{root.rstrip('/')}/{path}" if path else root
+
+
+@functools.lru_cache(maxsize=OPEN_FILES)
+def _connect(address: str) -> tuple[fs.FileSystem, str]:
+    """The file system behind an address without a path (a bucket, a host), which is made once."""
+    try:
+        filesystem, root = fs.FileSystem.from_uri(address)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        return _by_fsspec(address, error)
+    return filesystem, root
+
+
+def without_secrets(location: str) -> str:
+    """A location as it may be shown: an access key in it is left out."""
+    return re.sub(r"(?<=://)[^/@]*@", "", location)
+
+
+def read_range(location: str, offset: int, size: int) -> bytes:
+    """Bytes of a file.
+
+    Raises:
+        UserError: the file cannot be read, or ends before them.
+    """
+    content = _read_local(location, offset, size) if not is_remote(location) else _read_remote(location, offset, size)
+    if len(content) != size:
+        raise UserError(
+            f"{without_secrets(location)} ends at byte {offset + len(content)} of {offset + size}: it is cut off, or "
+            "changed since it was listed"
+        )
+    return content
+
+
+def read_all(location: str) -> bytes:
+    """All of a small file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return read_range(location, 0, file_size(location))
+
+
+def file_size(location: str) -> int:
+    """Size of a file, in bytes.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    filesystem, path = resolve(location)
+    info = repeated(location, lambda: filesystem.get_file_info(path))
+    if info.type != fs.FileType.File:
+        raise UserError(f"{without_secrets(location)} does not exist, or is no file")
+    return int(info.size)
+
+
+def is_folder(location: str) -> bool:
+    """Whether a folder is there (in object storage: whether anything lies below it)."""
+    filesystem, path = resolve(location)
+    return bool(repeated(location, lambda: filesystem.get_file_info(path)).type == fs.FileType.Directory)
+
+
+def list_files(location: str) -> Iterator[Entry]:
+    """All files below a folder, but hidden ones: those of a folder by name, then those below it.
+
+    Folders are read one at a time, so that memory holds the names of one.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    filesystem, path = resolve(location)
+    root = path.rstrip("/") + "/"
+    folders = [path]
+    while folders:
+        select = functools.partial(filesystem.get_file_info, fs.FileSelector(folders.pop()))
+        found = sorted(repeated(location, select), key=lambda info: str(info.path))
+        visible = [info for info in found if not info.base_name.startswith(".")]
+        for info in visible:
+            if info.type == fs.FileType.File:
+                yield Entry(info.path.removeprefix(root), int(info.size))
+        folders += reversed([info.path for info in visible if info.type == fs.FileType.Directory])
+
+
+def list_names(location: str) -> set[str]:
+    """Names of the files and folders right below a folder.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    filesystem, path = resolve(location)
+    return {info.base_name for info in repeated(location, lambda: filesystem.get_file_info(fs.FileSelector(path)))}
+
+
+def open_file(location: str) -> pa.NativeFile:
+    """A file to read from, anywhere in it.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    filesystem, path = resolve(location)
+    return repeated(location, lambda: filesystem.open_input_file(path))
+
+
+def repeated(location: str, request: Callable[[], Result]) -> Result:
+    """The result of a request that may fail for a while.
+
+    Raises:
+        UserError: it fails for good; names the location.
+    """
+    name = without_secrets(location)
+    for pause in (*PAUSES, None):
+        try:
+            return request()
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{name} does not exist") from None
+        except IsADirectoryError:
+            raise UserError(f"{name} is a folder, not a file") from None
+        except PermissionError:
+            raise UserError(f"{name} may not be read: ask for the right to, or log in") from None
+        except (OSError, pa.ArrowException) as error:
+            if pause is None or not is_remote(location):
+                raise UserError(f"{name} cannot be read: {reason(error)}") from None
+            time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error."""
+    lines = without_secrets(str(getattr(error, "strerror", None) or error)).strip().splitlines()
+    return lines[0].rstrip(".: ") if lines else type(error).__name__
+
+
+def _read_local(location: str, offset: int, size: int) -> bytes:
+    try:
+        descriptor = os.open(location, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except OSError as error:
+        raise UserError(f"{location} cannot be read: {error.strerror}") from None
+    try:
+        return os.pread(descriptor, size, offset)
+    except OSError as error:
+        raise UserError(f"{location} cannot be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+
+
+@functools.lru_cache(maxsize=OPEN_FILES)
+def _open_remote(location: str) -> pa.NativeFile:
+    return open_file(location)
+
+
+def _read_remote(location: str, offset: int, size: int) -> bytes:
+    content: bytes = repeated(location, lambda: _open_remote(location).read_at(size, offset))
+    return content
+
+
+def _by_fsspec(location: str, error: Exception) -> tuple[fs.FileSystem, str]:
+    try:
+        import fsspec
+
+        filesystem, path = fsspec.core.url_to_fs(location)
+    except (ImportError, ValueError, OSError) as second:
+        native = location.startswith(("s3://", "gs://", "hdfs://"))
+        raise _Unknown(reason(error if native else second)) from None
+    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path

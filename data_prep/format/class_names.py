@@ -1,0 +1,76 @@
+"""What classes are called: an index, an id and a human name, the same whatever source the images come from."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+
+from data_prep.common.errors import UserError
+from data_prep.format.manifest import ImageClass
+
+IMAGENET = "imagenet"
+"""Names the table of ImageNet's thousand classes that comes with this package."""
+
+
+def number(ids: Iterable[str], known: dict[str, str] | None = None) -> list[ImageClass]:
+    """Classes in the order of `ids`, which are numbered 0, 1, 2, …; a name is `known`, or ImageNet's, or the id."""
+    names = {**imagenet(), **(known or {})}
+    return [ImageClass(index=index, id=name, name=names.get(name, name)) for index, name in enumerate(ids)]
+
+
+@functools.cache
+def imagenet() -> dict[str, str]:
+    """The names of ILSVRC2012's classes by WordNet id, in the order of their numbers."""
+    lines = (
+        resources.files("data_prep.format").joinpath("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+    )
+    return dict(line.split(maxsplit=1) for line in lines if not line.startswith("#"))
+
+
+def from_labels(count: int, class_names: Path | str | None, given: Sequence[str] | None = None) -> list[ImageClass]:
+    """Classes of a source that knows them by number: what is called 0, 1, 2, …
+
+    Args:
+        count: the largest number and one more.
+        class_names: file of lines `id name` in the order of the numbers, or the word imagenet.
+        given: names that come with the images, if they do: they are the ids, or, if they are those of ImageNet's
+            classes, in order, stand for them.
+
+    Raises:
+        UserError: there are fewer names than numbers.
+    """
+    if class_names:
+        known = read_names(class_names)
+        if len(known) < count:
+            raise UserError(f"{class_names} has {len(known)} classes, but labels go up to {count - 1}: add the others")
+        return number(known, known)
+    if given:
+        return number(imagenet() if _are_imagenets(given) else given)
+    return number([str(label) for label in range(count)])
+
+
+def _are_imagenets(names: Sequence[str]) -> bool:
+    """Whether names, or first synonyms, are those of ImageNet's thousand classes in order, but for a few spellings."""
+    table = list(imagenet().values())
+    if len(names) != len(table):
+        return False
+    same = sum(ours.lower() in theirs.lower() for ours, theirs in zip(table, names, strict=True))
+    return same > 0.9 * len(table)
+
+
+def read_names(path: Path | str) -> dict[str, str]:
+    """The names in a file of lines `id name`, by id, or ImageNet's. Of synonyms between commas, the first is taken.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if str(path) == IMAGENET:
+        return imagenet()
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"class names {path} cannot be read: {error}") from None
+    pairs = [line.split(maxsplit=1) for line in lines if not line.startswith("#")]
+    return {pair[0]: pair[1].split(",")[0].strip() for pair in pairs if len(pair) == 2}

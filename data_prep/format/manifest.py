@@ -1,0 +1,192 @@
+"""What a prepared data set is: manifest.json, beside the shards that it names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from data_prep.common.errors import UserError
+
+FILE = "manifest.json"
+FORMAT_VERSION: Literal[2] = 2
+
+SplitName = Literal["train", "validation"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+Encoding = Literal["jpeg", "raw", "mixed"]
+
+Count = Annotated[int, Field(ge=0)]
+
+
+def _stays_inside(name: str) -> str:
+    """Files are removed, moved and copied by these names: none may lead out of the data set's folder."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.name:
+        raise ValueError(f"'{name}' is not a file inside the data set's folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_stays_inside)]
+
+
+class Record(BaseModel):
+    """A part of the manifest: immutable, unknown fields forbidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ImageClass(Record):
+    """A class of images."""
+
+    index: Count
+    """Its label in the shards: 0, 1, 2, …"""
+    id: str
+    """The name of its folder, such as n01440764."""
+    name: str
+    """What people call it, such as tench; the id where nobody said."""
+
+
+class File(Record):
+    """One FFCV file: a shard, or a whole split after `merge`."""
+
+    file: FileName
+    """Its name, relative to the data set's folder."""
+    samples: Count
+    bytes: Count
+    sha256: str
+    """Of the file as it is on the disk."""
+
+
+class Part(Record):
+    """A run of consecutive samples that was written as one shard; merging leaves parts as they are."""
+
+    samples: Count
+    sha256: str
+    """Over the samples' content, see :func:`data_prep.beton.content_digest`: wherever and in whatever file they lie."""
+
+
+class LeftOut(Record):
+    """An image of the source that could not be decoded, and was left out because the request allowed it."""
+
+    image: str
+    """Its name in the source."""
+    reason: str
+
+
+class Split(Record):
+    """The training or the validation images."""
+
+    samples: Count
+    samples_per_class: list[Count]
+    """By class index."""
+    bytes: Count
+    """Of the stored images alone."""
+    untouched: Count
+    """Images that kept the bytes of their JPEG file."""
+    raw: Count
+    """Images that are stored as pixels; all others are JPEG."""
+    files: list[File]
+    """In order: sample numbers of the split count through them."""
+    parts: list[Part]
+    """In order, too; as many samples as the files have."""
+    left_out: list[LeftOut]
+
+
+class Source(Record):
+    """Where the images came from and how they were asked for: an equal request gives an equal data set."""
+
+    kind: str
+    """Which kind of source, such as folders, imagenet or textures."""
+    location: str
+    """The folder, archive or address that was read, or 'generated'."""
+    digest: str
+    """SHA-256 over what the source lists: classes, and name, class and size of each image."""
+    options: dict[str, int | float | str]
+    """The other settings of the request."""
+
+
+class Manifest(Record):
+    """A prepared data set."""
+
+    format_version: Literal[2]
+    name: str
+    classes: list[ImageClass]
+    splits: dict[SplitName, Split]
+    encoding: Encoding
+    """What was asked for: jpeg, raw pixels, or a share of each."""
+    max_side: Count
+    """Largest height or width of a stored image, in pixels."""
+    min_side: Count
+    """Smallest height or width of a stored image, in pixels."""
+    seed: Count
+    """Decides the order of the images in the shards (and the content of generated ones)."""
+    source: Source
+    tools: dict[str, str]
+    """Versions of what wrote the data set."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of classes, images and their order.
+
+        Neither name, origin and tools nor the files count: merged and staged copies are the same data set.
+        """
+        content = {
+            "classes": [each.model_dump() for each in self.classes],
+            "splits": {name: [part.model_dump() for part in split.parts] for name, split in self.splits.items()},
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def parse(content: bytes, place: str) -> Manifest:
+    """The manifest in the text of its file; `place` names that file in messages.
+
+    Raises:
+        UserError: it is damaged, or of another version.
+    """
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"]) or "file"
+        raise UserError(f"{place} is damaged ({field}: {problem['msg']}): prepare the data set again") from None
+
+
+def read(folder: Path) -> Manifest:
+    """Reads the manifest of a prepared data set, and looks at no other file.
+
+    Raises:
+        UserError: the folder or its manifest is missing or damaged.
+    """
+    path = folder / FILE
+    if not folder.is_dir():
+        raise UserError(f"data set folder {folder} does not exist: write it with 'phasecollapse prepare'")
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a prepared data set, it has no {FILE}: use 'phasecollapse prepare'") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    return parse(content, str(path))
+
+
+def load(folder: Path) -> Manifest:
+    """Reads the manifest of a prepared data set and checks that its shards are there, each with its size.
+
+    Raises:
+        UserError: the folder or its manifest is missing or damaged, or a shard is missing or of another size.
+    """
+    manifest = read(folder)
+    for file in (file for split in manifest.splits.values() for file in split.files):
+        _check_file(folder / file.file, file)
+    return manifest
+
+
+def _check_file(path: Path, entry: File) -> None:
+    if not path.is_file():
+        raise UserError(f"shard {path} is missing: prepare the data set again")
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise UserError(f"shard {path} has {size} bytes instead of {entry.bytes}: prepare the data set again")

@@ -1,0 +1,91 @@
+"""The images of a split, wherever in its files they lie, by their numbers in the split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data_prep.common.errors import UserError
+from data_prep.format.beton import Entry, Shard
+from data_prep.format.manifest import Manifest, SplitName
+
+
+class Place(NamedTuple):
+    """Where an image lies."""
+
+    path: Path
+    sample: int
+    """Its number in that file."""
+
+
+@dataclass(frozen=True)
+class Located:
+    """Images that were looked up; arrays have one element for each."""
+
+    entries: Entry
+    addresses: np.ndarray
+    """(n,) uint64: where in memory their bytes begin, as long as the :class:`StoredImages` live."""
+
+
+class StoredImages:
+    """The images of one split of a prepared data set. Opening takes a moment whatever their number.
+
+    Raises:
+        UserError: a file is missing, damaged, or holds another number of images than the manifest says.
+    """
+
+    def __init__(self, folder: Path, described: Manifest, split: SplitName) -> None:
+        self.split = split
+        self._classes = len(described.classes)
+        self._shards: list[Shard] = []
+        for entry in described.splits[split].files:
+            shard = Shard(folder / entry.file)
+            if shard.samples != entry.samples:
+                raise UserError(f"shard {shard.path} has {shard.samples} images instead of {entry.samples}")
+            self._shards.append(shard)
+        self._starts = np.cumsum([0, *(shard.samples for shard in self._shards)])
+        self._origins = [shard.content.ctypes.data for shard in self._shards]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def place(self, index: int) -> Place:
+        """The file of an image, and its number there."""
+        number = int(np.searchsorted(self._starts, index, "right")) - 1
+        return Place(self._shards[number].path, index - int(self._starts[number]))
+
+    def locate(self, indices: np.ndarray) -> Located:
+        """Looks images (n,) up.
+
+        Raises:
+            UserError: what a file says of one of them cannot be true.
+        """
+        numbers = np.searchsorted(self._starts, indices, "right") - 1
+        columns = [np.empty(len(indices), np.int64) for _ in Entry._fields]
+        addresses = np.empty(len(indices), np.uint64)
+        for number in np.unique(numbers).tolist():
+            rows = numbers == number
+            found = self._shards[number].locate(indices[rows] - self._starts[number])
+            for column, part in zip(columns, found, strict=True):
+                column[rows] = part
+            addresses[rows] = found.start.astype(np.uint64) + np.uint64(self._origins[number])
+        entries = Entry(*columns)
+        wrong = (entries.label < 0) | (entries.label >= self._classes)
+        if wrong.any():
+            index = int(indices[np.argmax(wrong)])
+            path, sample = self.place(index)
+            raise UserError(
+                f"{path} is damaged: sample {sample} has label {int(entries.label[np.argmax(wrong)])}, outside of the "
+                f"{self._classes} classes; prepare the data set again"
+            )
+        return Located(entries, addresses)
+
+    def prefetch(self, first: int, end: int) -> None:
+        """Asks the system to read the images first … end−1 from the disk soon."""
+        for number, shard in enumerate(self._shards):
+            low, high = max(first - int(self._starts[number]), 0), min(end - int(self._starts[number]), shard.samples)
+            if low < high:
+                shard.prefetch(low, high)

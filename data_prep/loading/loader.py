@@ -1,0 +1,295 @@
+"""Batches of images out of a prepared data set: decoded by plain threads, ahead of whoever uses them.
+
+Order and augmentation are functions of (seed, epoch, sample) alone: the same stream of global batches whatever the
+number of threads, workers or nodes, and from any position in an epoch on. Nothing is compiled, forked or left behind.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from data_prep.codec.decode import JOB, Problem, fill
+from data_prep.common.errors import UserError
+from data_prep.format import manifest
+from data_prep.format.manifest import ImageClass, Manifest, SplitName
+from data_prep.loading.dataset import StoredImages
+from data_prep.loading.shuffle import BlockShuffle, FullShuffle, Order, Sequential
+from data_prep.loading.transforms import CenterCrop, Crops
+
+BATCHES_AHEAD = 3
+"""Batches that are being decoded while one is in use."""
+CHUNK = 16
+"""Images that a thread decodes in one go: few enough that leaving an epoch early waits for milliseconds."""
+
+Shuffle = Literal["none", "full", "blocks"]
+OnDamage = Literal["stop", "skip"]
+
+
+class Cropping(Protocol):
+    """Which rectangle of each image is loaded."""
+
+    def crops(self, heights: np.ndarray, widths: np.ndarray, seed: int, epoch: int, samples: np.ndarray) -> Crops:
+        """The crops of images (n,)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's part of a global batch; b may differ by one between ranks (and be 0 with fewer images than ranks)."""
+
+    images: np.ndarray
+    """(b, size, size, 3) uint8, red green blue."""
+    labels: np.ndarray
+    """(b,) int64."""
+    indices: np.ndarray
+    """(b,) int64: the images' numbers in their split, as stored."""
+    size: int
+    """Images in the global batch, over all ranks, damaged ones included."""
+    end: int
+    """Position in the epoch behind this global batch: where to start again after it."""
+    skipped: int
+    """Damaged images that this rank left out of its part."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How data larger than memory are shuffled, see :class:`data_prep.loading.shuffle.BlockShuffle`."""
+
+    block: int = 64
+    """Images that lie behind each other and are read together."""
+    window: int = 1024
+    """Images of a lane that are mixed with each other: as many as memory should hold, for each lane of a node."""
+    lanes: int = 32
+    """Independent streams, dealt to the workers: best a multiple of their number."""
+
+
+class Loader:
+    """The images of a split, epoch by epoch, as one of several ranks sees them.
+
+    Args:
+        folder: of a prepared data set.
+        split: train or validation.
+        batch_size: images in a global batch, over all ranks.
+        size: height and width of the images of a batch, in pixels.
+        cropping: which rectangle of each image; by default the central square.
+        shuffle: none, all images (full), or blocks of them, for data larger than memory.
+        seed: of order and augmentation.
+        rank, world_size: this worker among all: it gets every `world_size`-th image of each global batch.
+        threads: that decode.
+        members: (m,) int64, ascending: the images of the split to load; by default all.
+        on_damage: an image that cannot be decoded ends the epoch, or is left out of its batch and counted.
+        reduce: decode JPEGs at 1/2, 1/4 or 1/8 of their size where the crop stays at least as large as `size`.
+        allocate: makes room for a batch, such as in pinned memory, given its shape; by default memory is used again.
+
+    Raises:
+        UserError: the data set is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        split: SplitName = "train",
+        *,
+        batch_size: int,
+        size: int,
+        cropping: Cropping | None = None,
+        shuffle: Shuffle = "none",
+        blocks: Blocks | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        threads: int = 1,
+        members: np.ndarray | None = None,
+        on_damage: OnDamage = "stop",
+        reduce: bool = True,
+        allocate: Callable[[tuple[int, ...]], np.ndarray] | None = None,
+        described: Manifest | None = None,
+    ) -> None:
+        folder = Path(folder)
+        described = described or manifest.load(folder)
+        self.classes: list[ImageClass] = described.classes
+        self._images = StoredImages(folder, described, split)
+        self._members = members
+        self.samples = len(self._images) if members is None else len(members)
+        self._batch_size, self._size = batch_size, size
+        self._cropping = cropping or CenterCrop()
+        self._shuffle, self._blocks = shuffle, blocks or Blocks()
+        self._seed, self._rank, self._world_size, self._threads = seed, rank, world_size, threads
+        self._on_damage, self._reduce = on_damage, reduce
+        self._allocate = allocate or _Reused()
+
+    def steps(self) -> int:
+        """Global batches in an epoch."""
+        return len(batch_bounds(self.samples, self._batch_size)) - 1
+
+    def order(self, epoch: int) -> Order:
+        """The arrangement of the samples in an epoch."""
+        if self._shuffle == "full":
+            return FullShuffle(self.samples, self._seed, epoch)
+        if self._shuffle == "blocks":
+            sizes = self._blocks
+            return BlockShuffle(self.samples, self._seed, epoch, sizes.block, sizes.window, sizes.lanes)
+        return Sequential()
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """This rank's part of each global batch of an epoch. Its threads end with the iterator, finished or not.
+
+        Args:
+            start: position in the epoch to begin at, :attr:`Batch.end` of the last batch that was used; with any number
+                of ranks, the batches from there on are those that would have followed.
+
+        Raises:
+            UserError: an image cannot be decoded; names its file, number and what is wrong.
+        """
+        pool = ThreadPoolExecutor(self._threads, "decode")
+        under_way: deque[_Pending] = deque()
+        prefetcher = _Prefetcher(self._images, self.order(epoch), self._members, self._world_size, self._rank)
+        try:
+            for first, end in pairwise(batch_bounds(self.samples, self._batch_size, start)):
+                prefetcher.at(first)
+                under_way.append(self._start(pool, epoch, first, end))
+                if len(under_way) > BATCHES_AHEAD:
+                    yield self._finish(under_way.popleft())
+            while under_way:
+                yield self._finish(under_way.popleft())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _start(self, pool: ThreadPoolExecutor, epoch: int, first: int, end: int) -> _Pending:
+        """A batch whose pixels the pool is about to fill in."""
+        own = first + (self._rank - first) % self._world_size
+        positions = np.arange(own, end, self._world_size)
+        indices = self.order(epoch).at(positions)
+        if self._members is not None:
+            indices = self._members[indices]
+        images = self._allocate((len(indices), self._size, self._size, 3))
+        labels = np.empty(len(indices), np.int64)
+        chunks = [slice(at, min(at + CHUNK, len(indices))) for at in range(0, len(indices), CHUNK)]
+        batch = Batch(images, labels, indices, end - first, end, 0)
+        return _Pending(batch, [(rows, pool.submit(self._fill, epoch, batch, rows)) for rows in chunks])
+
+    def _fill(self, epoch: int, batch: Batch, rows: slice) -> list[Problem]:
+        """Decodes a part of a batch. Runs in a thread."""
+        indices = batch.indices[rows]
+        found = self._images.locate(indices)
+        entries = found.entries
+        crops = self._cropping.crops(entries.height, entries.width, self._seed, epoch, indices)
+        jobs = np.empty(len(indices), JOB)
+        jobs["address"], jobs["size"] = found.addresses, entries.size
+        jobs["mode"], jobs["height"], jobs["width"] = entries.mode, entries.height, entries.width
+        jobs["top"], jobs["left"], jobs["crop_height"], jobs["crop_width"], jobs["mirrored"] = crops
+        batch.labels[rows] = entries.label
+        return fill(jobs, batch.images[rows], self._reduce)
+
+    def _finish(self, pending: _Pending) -> Batch:
+        batch, damaged = pending.batch, []
+        for rows, future in pending.chunks:
+            for problem in future.result():
+                if self._on_damage == "stop":
+                    raise UserError(self._describe(int(batch.indices[rows.start + problem.row]), problem))
+                damaged.append(rows.start + problem.row)
+        if not damaged:
+            return batch
+        whole = np.delete(np.arange(len(batch.labels)), damaged)
+        images = self._allocate((len(whole), *batch.images.shape[1:]))
+        np.take(batch.images, whole, axis=0, out=images)
+        return Batch(images, batch.labels[whole], batch.indices[whole], batch.size, batch.end, len(damaged))
+
+    def _describe(self, index: int, problem: Problem) -> str:
+        path, sample = self._images.place(index)
+        return (
+            f"{path}: sample {sample} (image {index} of the {self._images.split} split) cannot be decoded: "
+            f"{problem.message}; 'phasecollapse verify' finds all damage, and data.on_damage=skip goes on without"
+        )
+
+
+def batch_bounds(samples: int, batch_size: int, start: int = 0) -> list[int]:
+    """Where the batches of an epoch begin, from position `start` on, and, last, where it ends.
+
+    Batches are full but for the last one. If that would be smaller than half a batch, the last two share their images
+    evenly: statistics over a handful of images are worth little.
+    """
+    bounds = [*range(start, samples, batch_size), samples]
+    if len(bounds) > 2 and 2 * (bounds[-1] - bounds[-2]) < batch_size:
+        bounds[-2] = (bounds[-3] + samples + 1) // 2
+    return bounds
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A batch, and the work that fills it in."""
+
+    batch: Batch
+    chunks: list[tuple[slice, Future[list[Problem]]]]
+
+
+class _Prefetcher:
+    """Has the blocks of a window read from the disk while the one before is in use."""
+
+    def __init__(
+        self, images: StoredImages, order: Order, members: np.ndarray | None, world_size: int, rank: int
+    ) -> None:
+        self._images, self._order, self._members = images, order, members
+        self._world_size, self._rank = world_size, rank
+        self._asked: set[tuple[int, int]] = set()
+
+    def at(self, position: int) -> None:
+        """Tells that the batch at this position begins."""
+        if not isinstance(self._order, BlockShuffle):
+            return
+        for lane in range(self._order.lanes):
+            if self._shares(lane):
+                _, number = self._order.window_at(position + (lane - position) % self._order.lanes)
+                self._ask(lane, number)
+                self._ask(lane, number + 1)
+
+    def _shares(self, lane: int) -> bool:
+        """Whether this rank ever takes a position of the lane."""
+        assert isinstance(self._order, BlockShuffle)
+        return (lane - self._rank) % np.gcd(self._order.lanes, self._world_size) == 0
+
+    def _ask(self, lane: int, number: int) -> None:
+        assert isinstance(self._order, BlockShuffle)
+        if (lane, number) in self._asked:
+            return
+        self._asked.add((lane, number))
+        for first, end in self._order.blocks(lane, number):
+            if self._members is not None:
+                first, end = int(self._members[first]), int(self._members[end - 1]) + 1
+            self._images.prefetch(first, end)
+
+
+class _Reused:
+    """Memory for batches that goes from one to the next when nothing refers to it any more.
+
+    Fresh memory costs as much as resizing small images into it: the system hands it out page by page.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[bytearray] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, shape: tuple[int, ...]) -> np.ndarray:
+        size = int(np.prod(shape))
+        with self._lock:
+            fitting = [memory for memory in self._free if len(memory) >= size]
+            memory = fitting[0] if fitting else bytearray(size)
+            self._free = [other for other in self._free if other is not memory and len(other) >= size]
+        # Views of `pixels` keep it alive, so that the memory comes back when the last of them is gone.
+        pixels = np.frombuffer(memoryview(memory), np.uint8, size).reshape(shape)
+        owner = pixels.base if isinstance(pixels.base, np.ndarray) else pixels
+        weakref.finalize(owner, self._give_back, memory).atexit = False
+        return pixels
+
+    def _give_back(self, memory: bytearray) -> None:
+        with self._lock:
+            self._free.append(memory)

@@ -1,0 +1,291 @@
+"""Shards to one FFCV file a split, with the same samples in the same order: stock FFCV reads one file at a time.
+
+Samples are moved, not written anew. A merged file begins with the metadata of all shards; then follow the shards' data,
+byte for byte, each moved by a multiple of its page size, so that no sample comes to lie across the border of two pages;
+then the allocation tables. It is written from its first byte to its last, hashed on the way, and so is every shard that
+is read: a damaged one is found before it is merged.
+
+In place, a split after the other: the merged file is written under a temporary name and renamed, the names of the
+shards are noted, the manifest is replaced, the shards are removed. A command that is killed leaves, at any moment, a
+data set that loads; the next one removes what it left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from data_prep.common.errors import UserError
+from data_prep.common.files import BLOCK, in_sentences, locked, require_space, sync_folder, write_atomically
+from data_prep.format import beton, manifest
+from data_prep.format.beton import METADATA, Shard
+from data_prep.format.manifest import File, Manifest, Split, SplitName
+
+NOTE = ".merged.json"
+"""In a data set's folder: the names of shards that can be removed once the manifest does not name them any more."""
+LOCK = ".merge.lock"
+_ROWS = 2**18  # of metadata or table that are held in memory at once
+
+Advance = Callable[[int], None]
+
+
+class Merged(NamedTuple):
+    """What :func:`merge` leaves behind."""
+
+    folder: Path
+    manifest: Manifest
+    already_there: bool
+    """There was nothing to do."""
+
+
+def merge(folder: Path, output: Path | None = None, advance: Advance = lambda count: None) -> Merged:
+    """Merges the shards of a prepared data set.
+
+    Args:
+        folder: of the data set.
+        output: a new folder for the merged data set; without it the data set in `folder` becomes the merged one.
+        advance: called with numbers of bytes that were read: :func:`work` of them, all in all.
+
+    Raises:
+        UserError: there is no whole data set, a shard is damaged, another command is merging it, `output` holds
+            something else, or the disk is too small or refuses.
+    """
+    manifest.read(folder)
+    if output is None or output.resolve() == folder.resolve():
+        busy = f"{folder} is being merged by another command: wait until it ends"
+        with in_sentences(folder, continues=False), locked(folder / LOCK, busy):
+            return _merge_in_place(folder, advance)
+    with in_sentences(output, continues=False):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        busy = f"{output} is being written by another command: wait until it ends"
+        with locked(output.with_name(f".{output.name}.lock"), busy):
+            return _merge_to(folder, output, advance)
+
+
+def work(folder: Path) -> int:
+    """How many bytes :func:`merge` would read to merge a data set in place."""
+    return sum(file.bytes for name, split in _unmerged(manifest.read(folder)) for file in split.files)
+
+
+def _merge_in_place(folder: Path, advance: Advance) -> Merged:
+    described = manifest.load(folder)
+    _sweep(folder, described)
+    unmerged = _unmerged(described)
+    for name, split in unmerged:
+        require_space(folder, _room(split), "or name an OUTPUT on another disk")
+        merged = _merge_split(folder, split, folder / _free_name(name, split), advance)
+        described = described.model_copy(update={"splits": {**described.splits, name: merged}})
+        write_atomically(folder / NOTE, json.dumps([file.file for file in split.files]).encode())
+        _write_manifest(folder, described)
+        _sweep(folder, described)
+    return Merged(folder, described, not unmerged)
+
+
+def _merge_to(folder: Path, output: Path, advance: Advance) -> Merged:
+    described = manifest.load(folder)
+    if output.exists():
+        existing = manifest.load(output) if (output / manifest.FILE).exists() else None
+        if existing is None or existing.digest != described.digest or _unmerged(existing):
+            raise UserError(f"{output} already exists and is something else: choose another OUTPUT, or delete it first")
+        return Merged(output, existing, already_there=True)
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a command that was killed
+    partial.mkdir()
+    try:
+        require_space(partial, sum(map(_room, described.splits.values())), "or choose another disk")
+        splits = {
+            name: _merge_split(folder, split, partial / f"{name}.beton", advance)
+            for name, split in described.splits.items()
+        }
+        described = described.model_copy(update={"splits": splits})
+        _write_manifest(partial, described)
+        partial.rename(output)
+        sync_folder(output.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Merged(output, described, already_there=False)
+
+
+def _unmerged(described: Manifest) -> list[tuple[SplitName, Split]]:
+    return [(name, split) for name, split in described.splits.items() if len(split.files) > 1]
+
+
+def _room(split: Split) -> int:
+    """Bytes that the merged file of a split needs, at most."""
+    return sum(file.bytes for file in split.files)
+
+
+def _free_name(name: SplitName, split: Split) -> str:
+    """A name for the merged file that none of the shards has."""
+    taken = {file.file for file in split.files}
+    return next(
+        free for free in (f"{name}{'-merged' * times}.beton" for times in range(len(taken) + 1)) if free not in taken
+    )
+
+
+def _write_manifest(folder: Path, described: Manifest) -> None:
+    write_atomically(folder / manifest.FILE, (described.model_dump_json(indent=2) + "\n").encode())
+
+
+def _sweep(folder: Path, described: Manifest) -> None:
+    """Removes the shards that were merged, as far as the manifest does not name them."""
+    note = folder / NOTE
+    if not note.exists():
+        return
+    named = {file.file for split in described.splits.values() for file in split.files}
+    for name in json.loads(note.read_bytes()):
+        if name not in named:
+            (folder / name).unlink(missing_ok=True)
+    note.unlink()
+
+
+class _Piece(NamedTuple):
+    """A shard, and where it comes to lie."""
+
+    path: Path
+    file: File
+    begin: int
+    """Where its data begin: the beginning of a page."""
+    end: int
+    start: int
+    """Where they begin in the merged file."""
+    first_sample: int
+    """The number that its first sample has in the merged file."""
+
+
+def _merge_split(folder: Path, split: Split, target: Path, advance: Advance) -> Split:
+    if not split.files:
+        return split
+    pieces, page_size = _plan(folder, split)
+    last = pieces[-1]
+    table_start = last.start + last.end - last.begin
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with partial.open("wb") as file, ThreadPoolExecutor(2) as hashers:
+            output = _Output(file)
+            output.write(beton.head(page_size, split.samples, table_start))
+            for piece in pieces:
+                for rows in _rows(Shard(piece.path).metadata):
+                    output.write(_moved(rows, piece.start - piece.begin))
+            for piece in pieces:
+                output.fill(piece.start)
+                _copy(piece, output, hashers, advance)
+            for piece in pieces:
+                for table in _rows(Shard(piece.path).table):
+                    output.write(_renumbered(table, piece))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+        sync_folder(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+    merged = File(file=target.name, samples=split.samples, bytes=output.position, sha256=output.digest.hexdigest())
+    return split.model_copy(update={"files": [merged]})
+
+
+def _plan(folder: Path, split: Split) -> tuple[list[_Piece], int]:
+    """Where each shard comes to lie, and the page size, which is the largest of theirs.
+
+    Pages are powers of two: what lies inside one page lies inside one of the pages of twice the size.
+    """
+    pieces: list[_Piece] = []
+    largest = beton.SMALLEST_PAGE
+    position = beton.METADATA_START + split.samples * METADATA.itemsize
+    samples = 0
+    for file in split.files:
+        path = folder / file.file
+        shard = Shard(path)  # one at a time: there may be more shards than files that a process may open
+        if shard.samples != file.samples:
+            raise _mismatch(path, f"it holds {shard.samples} samples instead of {file.samples}")
+        first = min(int(rows["image"]["data_ptr"].min()) for rows in _rows(shard.metadata))
+        begin = first // shard.page_size * shard.page_size
+        if not beton.METADATA_START <= first < shard.data_end:
+            raise _mismatch(path, "its samples lie outside of it")
+        start = beton.align(position, shard.page_size)
+        pieces.append(_Piece(path, file, begin, shard.data_end, start, samples))
+        position = start + shard.data_end - begin
+        samples += shard.samples
+        largest = max(largest, shard.page_size)
+    if samples != split.samples:
+        raise UserError(f"{folder / manifest.FILE} counts {split.samples} samples, its files {samples}: {beton.REMEDY}")
+    return pieces, largest
+
+
+def _rows(array: np.ndarray) -> Iterator[np.ndarray]:
+    return (array[first : first + _ROWS] for first in range(0, len(array), _ROWS))
+
+
+def _moved(rows: np.ndarray, shift: int) -> bytes:
+    moved = rows.copy()
+    moved["image"]["data_ptr"] = (rows["image"]["data_ptr"].astype(np.int64) + shift).astype(np.uint64)
+    return moved.tobytes()
+
+
+def _renumbered(rows: np.ndarray, piece: _Piece) -> bytes:
+    moved = rows.copy()
+    moved["sample"] += np.uint64(piece.first_sample)
+    moved["ptr"] = (rows["ptr"].astype(np.int64) + piece.start - piece.begin).astype(np.uint64)
+    return moved.tobytes()
+
+
+class _Output:
+    """A file that is written from its beginning to its end, and its hash."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.position = 0
+
+    def write(self, content: bytes | memoryview) -> None:
+        self.digest.update(content)
+        self.append(content)
+
+    def append(self, content: bytes | memoryview) -> None:
+        """Writes what somebody else adds to the hash."""
+        self.file.write(content)
+        self.position += len(content)
+
+    def fill(self, end: int) -> None:
+        """Writes zeros up to `end`."""
+        while self.position < end:
+            self.write(bytes(min(BLOCK, end - self.position)))
+
+
+def _copy(piece: _Piece, output: _Output, hashers: ThreadPoolExecutor, advance: Advance) -> None:
+    """Reads all of a shard, for its hash, and copies its data."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(BLOCK))
+    with piece.path.open("rb", buffering=0) as file:
+        for first, last in _blocks((0, piece.begin, piece.end, piece.file.bytes)):
+            block = buffer[: last - first]
+            if file.readinto(block) != len(block):
+                raise _mismatch(piece.path, "it ends early")
+            hashing = [hashers.submit(digest.update, block)]
+            if piece.begin <= first < piece.end:
+                hashing.append(hashers.submit(output.digest.update, block))
+                output.append(block)
+            for task in hashing:
+                task.result()
+            advance(len(block))
+    if digest.hexdigest() != piece.file.sha256:
+        raise _mismatch(piece.path, "its SHA-256 is another one")
+
+
+def _blocks(borders: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """First and last byte (exclusive) of blocks of bounded size, none across a border."""
+    for begin, end in itertools.pairwise(borders):
+        for first in range(begin, end, BLOCK):
+            yield first, min(first + BLOCK, end)
+
+
+def _mismatch(path: Path, reason: str) -> UserError:
+    return UserError(f"shard {path} is not what its manifest describes, {reason}: {beton.REMEDY}")

@@ -1,0 +1,102 @@
+"""Where a data set is staged from: reads of files below an address, several at once, repeated when they fail."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+import pyarrow as pa
+
+from data_prep.common.errors import UserError
+from data_prep.common.files import BLOCK
+from data_prep.common.storage import PAUSES, reason, resolve, without_secrets
+
+REQUESTS = 4
+"""Blocks of one file that are asked for at the same time; they wait in memory for their turn."""
+Result = TypeVar("Result")
+
+
+class Origin:
+    """The folder of a data set, wherever it is.
+
+    Args:
+        location: a path, or an address such as s3://bucket/folder.
+
+    Raises:
+        UserError: it is no such thing.
+    """
+
+    def __init__(self, location: str) -> None:
+        self._location = without_secrets(location).rstrip("/")
+        self._filesystem, path = resolve(location)
+        self._path = path.rstrip("/")
+
+    def address(self, name: str) -> str:
+        """What to call a file in messages."""
+        folder, _, options = self._location.partition("?")
+        return f"{folder.rstrip('/')}/{name}" + (f" ({options})" if options else "")
+
+    def read(self, name: str) -> bytes:
+        """All of a small file.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        content: bytes = self._repeat(name, lambda: self._open(name).read())
+        return content
+
+    def blocks(self, name: str, begin: int, end: int) -> Iterator[bytes]:
+        """The bytes `begin` to `end` of a file that has `end` bytes, in order; later ones are under way already.
+
+        Raises:
+            UserError: the file cannot be read, or has another size.
+        """
+        if begin == end:
+            return
+        file = self._repeat(name, lambda: self._open(name))
+        size = self._repeat(name, file.size)
+        if size != end:
+            raise UserError(f"{self.address(name)} has {size} bytes instead of {end}: prepare or copy it again")
+
+        def read(first: int) -> bytes:
+            count = min(BLOCK, end - first)
+            block: bytes = self._repeat(name, lambda: file.read_at(count, first))
+            if len(block) != count:
+                raise UserError(f"{self.address(name)} ended early, at byte {first + len(block)}: is it being changed?")
+            return block
+
+        with file, ThreadPoolExecutor(REQUESTS, "read") as pool:
+            starts = iter(range(begin, end, BLOCK))
+            pending: deque[Future[bytes]] = deque(pool.submit(read, first) for first in islice(starts, REQUESTS))
+            try:
+                while pending:
+                    block = pending.popleft().result()
+                    pending.extend(pool.submit(read, first) for first in islice(starts, 1))
+                    yield block
+            finally:  # also when nobody wants the rest
+                for task in pending:
+                    task.cancel()
+
+    def _open(self, name: str) -> pa.NativeFile:
+        return self._filesystem.open_input_file(f"{self._path}/{name}")
+
+    def _repeat(self, name: str, request: Callable[[], Result]) -> Result:
+        for pause in (*PAUSES, None):
+            try:
+                return request()
+            except (FileNotFoundError, NotADirectoryError):
+                raise UserError(
+                    f"{self.address(name)} is missing: is this the address of a prepared data set?"
+                ) from None
+            except PermissionError:
+                raise UserError(f"{self.address(name)} may not be read: ask for the right to, or log in") from None
+            except (OSError, pa.ArrowException) as error:
+                if pause is None:
+                    tried = f"tried {len(PAUSES) + 1} times ({reason(error)})"
+                    raise UserError(f"{self.address(name)} cannot be read, {tried}: mend that, or try later") from None
+                time.sleep(pause)
+        raise AssertionError("unreachable")

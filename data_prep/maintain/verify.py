@@ -1,0 +1,103 @@
+"""Re-reads all of a prepared data set: hashes, counts and labels agree with the manifest, and every image decodes.
+
+All that is wrong is listed, not only the first; :mod:`data_prep.maintain.split_check` does the reading.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from data_prep.common.files import hash_file
+from data_prep.common.parallel import cores
+from data_prep.format import manifest
+from data_prep.format.manifest import File, Manifest
+from data_prep.maintain.merge import NOTE
+from data_prep.maintain.split_check import Advance, SplitCheck
+from data_prep.maintain.verification_report import Report
+
+
+def verify(
+    folder: Path, *, hashes_only: bool = False, threads: int | None = None, advance: Advance = lambda count: None
+) -> Report:
+    """Checks a prepared data set.
+
+    Args:
+        folder: of the data set.
+        hashes_only: compares the files with their hashes and looks at nothing inside.
+        threads: how many decode; by default as many as there are processors.
+        advance: called, from one thread at a time, with numbers of images; with `hashes_only` with numbers of bytes.
+
+    Raises:
+        UserError: there is no manifest, or it cannot be understood.
+    """
+    report = Report(manifest.read(folder))
+    _check_manifest(report)
+    _look_for_strangers(folder, report)
+    threads = threads or cores()
+    with ThreadPoolExecutor(threads) as pool:
+        if hashes_only:
+            files = [file for split in report.manifest.splits.values() for file in split.files]
+            hashes = pool.map(lambda file: _hash(folder, file, report), files)
+            for file, _ in zip(files, hashes, strict=True):
+                advance(file.bytes)
+        else:
+            checks = [SplitCheck(folder, name, report, threads) for name in report.manifest.splits]
+            for check in checks:
+                check.run(pool, advance)
+            _check_sides(checks, report)
+    report.sort()
+    return report
+
+
+def _check_manifest(report: Report) -> None:
+    """That the manifest agrees with itself."""
+    described = report.manifest
+    if [each.index for each in described.classes] != list(range(len(described.classes))):
+        report.add(manifest.FILE, None, "its classes are not numbered 0, 1, 2, …")
+    if len({each.id for each in described.classes}) < len(described.classes):
+        report.add(manifest.FILE, None, "two of its classes have the same id")
+    for name, split in described.splits.items():
+        counts = {
+            "files": sum(file.samples for file in split.files),
+            "parts": sum(part.samples for part in split.parts),
+            "classes": sum(split.samples_per_class),
+        }
+        for what, count in counts.items():
+            if count != split.samples:
+                report.add(manifest.FILE, None, f"{name} has {split.samples} samples, but its {what} have {count}")
+        if len(split.samples_per_class) != len(described.classes):
+            report.add(manifest.FILE, None, f"{name} counts the samples of {len(split.samples_per_class)} classes")
+
+
+def _look_for_strangers(folder: Path, report: Report) -> None:
+    named = {folder / file.file for split in report.manifest.splits.values() for file in split.files}
+    for path in sorted(set(folder.rglob("*.beton")) - named):
+        report.add(str(path.relative_to(folder)), None, "the manifest does not name it: remove it")
+    for path in sorted({*folder.rglob(".*.partial"), *folder.glob(NOTE)}):
+        report.add(str(path.relative_to(folder)), None, "a command was interrupted: run it again, or remove this file")
+
+
+def _hash(folder: Path, file: File, report: Report) -> None:
+    try:
+        size = (folder / file.file).stat().st_size
+        if size != file.bytes:
+            report.add(file.file, None, f"it has {size} bytes instead of {file.bytes}")
+        elif hash_file(folder / file.file) != file.sha256:
+            report.add(file.file, None, "its bytes changed, its SHA-256 is not the manifest's")
+        report.files += 1
+    except FileNotFoundError:
+        report.add(file.file, None, "it is missing")
+    except OSError as error:
+        report.add(file.file, None, f"it cannot be read: {error.strerror}")
+
+
+def _check_sides(checks: list[SplitCheck], report: Report) -> None:
+    """That the manifest's smallest and largest side are those of the images, where all of them were seen."""
+    if not checks or not all(check.complete for check in checks):
+        return
+    described: Manifest = report.manifest
+    smallest, largest = min(check.min_side for check in checks), max(check.max_side for check in checks)
+    if (smallest, largest) != (described.min_side, described.max_side):
+        told = f"{described.min_side} to {described.max_side}"
+        report.add(manifest.FILE, None, f"sides are {smallest} to {largest} pixels, not {told}")

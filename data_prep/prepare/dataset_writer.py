@@ -1,0 +1,205 @@
+"""Writes a prepared data set: a source's images, in a shuffled order, as FFCV shards, and the manifest.
+
+Disk and time are estimated first; shards are tasks (:mod:`data_prep.prepare.shard_writer`) for threads or a Ray
+cluster.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data_prep.common.errors import UserError
+from data_prep.common.files import in_sentences
+from data_prep.common.parallel import Workers
+from data_prep.format import beton, manifest
+from data_prep.format.manifest import SPLITS, Manifest, Source, Split
+from data_prep.prepare import shard_writer, workspace
+from data_prep.prepare.shard_writer import Shard, WriteShard
+from data_prep.prepare.spec import Request
+from data_prep.prepare.workspace import ShardRecord, WorkFolder
+from data_prep.sources.image_index import Listing
+from data_prep.sources.registry import ImageSource
+
+PROBES = 32
+"""Images from which disk and time are estimated."""
+PER_SAMPLE = beton.METADATA.itemsize + beton.ALLOCATION.itemsize
+_TOOLS = ("phasecollapse", "ffcv", "numpy", "pillow", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What :func:`prepare` leaves behind."""
+
+    manifest: Manifest
+    already_there: bool
+    """An earlier command had finished the same request."""
+
+
+class Estimate(NamedTuple):
+    """What writing will take, from a few images."""
+
+    images: int
+    """That have to be written."""
+    bytes: int
+    seconds: float
+    free_bytes: int
+
+
+def prepare(
+    source: ImageSource,
+    output: Path,
+    request: Request,
+    workers: Workers,
+    *,
+    threads: int = 1,
+    restart: bool = False,
+    announce: Callable[[Estimate], None] = lambda estimate: None,
+) -> Prepared:
+    """Writes the images of `source` to the new folder `output`.
+
+    Interrupted, the same call goes on with the shards that are not there yet.
+
+    Args:
+        workers: write shards; their progress counts images.
+        threads: that each of them decodes and encodes with.
+        restart: discard what an interrupted call has left.
+        announce: is told of the estimate before the first shard is written.
+
+    Raises:
+        UserError: the output exists and is something else, another command is writing it, an image cannot be decoded,
+            or the disk is too small or refuses. Finished shards are kept then.
+    """
+    if output.exists() and not _is_empty_folder(output):
+        with in_sentences(output):
+            return Prepared(_recognize(source, output, request, workers), already_there=True)
+    with in_sentences(output), warnings.catch_warnings(), workspace.claim(output, request, restart) as folder:
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what counts is whether the image decodes
+        listing = folder.listing(lambda: source.list(folder.scratch, workers))
+        described = _write(folder, listing, request, workers, threads, announce)
+        described = described.model_copy(update={"name": output.name})
+        folder.finish(described, output)
+    return Prepared(described, already_there=False)
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _recognize(source: ImageSource, output: Path, request: Request, workers: Workers) -> Manifest:
+    """The data set that is already in `output`, if it is what was asked for."""
+    if not (output / manifest.FILE).exists():
+        raise UserError(f"{output} already exists and is not a prepared data set: choose another output")
+    try:
+        existing = manifest.load(output)
+    except UserError as error:
+        raise UserError(f"{output} already exists, but is not whole: delete it first ({error})") from None
+    same = existing.source.options == request.options() and existing.source.kind == request.kind
+    if same and existing.seed == request.seed:
+        scratch = output.with_name(f".{output.name}.listing")
+        scratch.mkdir(exist_ok=True)
+        try:
+            same = source.list(scratch, workers).digest() == existing.source.digest
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if same:
+            return existing
+    options = ", ".join(f"{name} {value}" for name, value in existing.source.options.items())
+    raise UserError(
+        f"{output} already holds another data set (source {existing.source.location}, seed {existing.seed}, "
+        f"{options}): choose another output, or delete it first"
+    )
+
+
+def _write(
+    folder: WorkFolder,
+    listing: Listing,
+    request: Request,
+    workers: Workers,
+    threads: int,
+    announce: Callable[[Estimate], None],
+) -> Manifest:
+    """All shards that are missing, then the manifest's content."""
+    plan = _plan(listing, request)
+    records = {shard: folder.record(shard.split, shard.number) for shard in plan}
+    missing = [shard for shard in plan if records[shard] is None]
+    if missing:
+        estimate = _estimate(folder.path, listing, request, missing, workers.count * threads)
+        announce(estimate)
+        if estimate.bytes > estimate.free_bytes:
+            raise UserError(
+                f"the data set needs about {estimate.bytes / 1e9:.1f} GB, but {folder.path.parent} has "
+                f"{estimate.free_bytes / 1e9:.1f} GB free: make room, or lower --max-side or --quality"
+            )
+    task = WriteShard(folder.path, request, threads)
+    left_out = [image for record in records.values() if record for image in record.left_out]
+    shard_writer.check_allowed(left_out, request.allow_damaged)
+    for shard, record in workers.map(task, missing):
+        records[shard] = record
+        left_out += record.left_out
+        shard_writer.check_allowed(left_out, request.allow_damaged)
+    return _describe(listing, request, {shard: record for shard, record in records.items() if record})
+
+
+def _plan(listing: Listing, request: Request) -> list[Shard]:
+    size = request.shard_samples
+    return [
+        Shard(split, number, first, min(first + size, table.num_rows))
+        for split in SPLITS
+        if (table := listing.splits.get(split)) is not None
+        for number, first in enumerate(range(0, table.num_rows, size))
+    ]
+
+
+def _estimate(folder: Path, listing: Listing, request: Request, missing: list[Shard], parallel: int) -> Estimate:
+    """From images spread over what is missing; damaged ones are for later."""
+    count = sum(shard.end - shard.first for shard in missing)
+    probed = [
+        shard_writer.probe(listing, request, shard, PROBES * (shard.end - shard.first) // count) for shard in missing
+    ]
+    sizes = [size for found in probed for size in found.sizes]
+    per_image = sum(found.seconds for found in probed) / max(1, len(sizes))
+    size = int((np.mean(sizes or [0]) + PER_SAMPLE) * count)
+    return Estimate(count, size, per_image * count / parallel, shutil.disk_usage(folder).free)
+
+
+def _describe(listing: Listing, request: Request, records: dict[Shard, ShardRecord]) -> Manifest:
+    splits = {
+        split: _describe_split([records[each] for each in records if each.split == split]) for split in listing.splits
+    }
+    empty = [split for split, described in splits.items() if described.samples == 0]
+    if empty:
+        raise UserError(f"the {empty[0]} split has no image that can be decoded: look at the source")
+    sides = [side for record in records.values() for side in record.sides if side]
+    return Manifest(
+        format_version=manifest.FORMAT_VERSION,
+        name="",
+        classes=listing.classes,
+        splits=splits,
+        encoding=request.encoding,
+        max_side=max(sides),
+        min_side=min(sides),
+        seed=request.seed,
+        source=Source(kind=request.kind, location=request.location, digest=listing.digest(), options=request.options()),
+        tools={package: importlib.metadata.version(package) for package in _TOOLS},
+    )
+
+
+def _describe_split(records: list[ShardRecord]) -> Split:
+    return Split(
+        samples=sum(record.file.samples for record in records if record.file),
+        samples_per_class=np.sum([record.samples_per_class for record in records], axis=0).tolist(),
+        bytes=sum(record.content_bytes for record in records),
+        untouched=sum(record.untouched for record in records),
+        raw=sum(record.raw for record in records),
+        files=[record.file for record in records if record.file],
+        parts=[record.part for record in records if record.part],
+        left_out=[image for record in records for image in record.left_out],
+    )

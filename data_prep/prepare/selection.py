@@ -1,0 +1,89 @@
+"""A part of a source: some of its classes, and so many images of each."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from data_prep.common.counter_rng import Purpose, uniform
+from data_prep.common.errors import UserError
+from data_prep.common.parallel import Workers
+from data_prep.format.manifest import ImageClass, SplitName
+from data_prep.sources.image_index import BATCH_ROWS, IMAGES, Listing, map_table, pick, write_table
+from data_prep.sources.registry import ImageSource
+
+
+class Selection:
+    """Some classes of a source, by id or name, numbered anew in their order; and a random choice of their images.
+
+    Args:
+        source: the whole.
+        classes: ids or names; all of them without.
+        per_class: at most so many training images of each class; all of them without.
+        validation_per_class: the same for validation.
+        seed: of the choice.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        classes: tuple[str, ...] = (),
+        per_class: int | None = None,
+        validation_per_class: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._source, self._classes, self._seed = source, classes, seed
+        self._limits: dict[SplitName, int | None] = {"train": per_class, "validation": validation_per_class}
+        self.kind, self.location = source.kind, source.location
+        limits = {f"limit_{split}": limit for split, limit in self._limits.items() if limit is not None}
+        chosen: dict[str, int | float | str] = {"classes": ",".join(classes)} if classes else {}
+        self.options: dict[str, int | float | str] = {**source.options, **chosen, **limits}
+
+    def list(self, scratch: Path, workers: Workers) -> Listing:
+        """The chosen images.
+
+        Raises:
+            UserError: there is no such class, or nothing is left of a split.
+        """
+        whole = self._source.list(scratch, workers)
+        chosen = [_find(whole.classes, name) for name in self._classes] or whole.classes
+        kept = sorted({each.index for each in chosen})
+        described = [whole.classes[old].model_copy(update={"index": new}) for new, old in enumerate(kept)]
+        renumbered = np.full(len(whole.classes), -1, np.int32)
+        renumbered[kept] = np.arange(len(kept))
+        tables: dict[SplitName, pa.Table] = {}
+        for split, table in whole.splits.items():
+            path = scratch / f"{split}-chosen.arrow"
+            write_table(self._choose(table, split, renumbered), path)
+            tables[split] = map_table(path)
+        return Listing(described, tables)
+
+    def _choose(self, table: pa.Table, split: SplitName, renumbered: np.ndarray) -> Iterator[pa.RecordBatch]:
+        labels = renumbered[table["label"].to_numpy()]
+        rows = np.flatnonzero(labels >= 0)
+        limit = self._limits[split]
+        if limit is not None:
+            chance = uniform(1, self._seed, Purpose.SELECTION, rows)[:, 0]
+            by_class = rows[np.lexsort((chance, labels[rows]))]
+            place = np.arange(len(by_class)) - np.searchsorted(labels[by_class], labels[by_class])
+            rows = np.sort(by_class[place < limit])
+        if len(rows) == 0:
+            raise UserError(f"the {split} split of {self.location} has no images of the chosen classes")
+        for first in range(0, len(rows), BATCH_ROWS):
+            part = rows[first : first + BATCH_ROWS]
+            chosen = pick(table, part).set_column(0, IMAGES.field("label"), pa.array(labels[part], pa.int32()))
+            yield from chosen.to_batches()
+
+
+def _find(classes: list[ImageClass], name: str) -> ImageClass:
+    for each in classes:
+        if name in (each.id, each.name):
+            return each
+    known = [text for each in classes for text in (each.id, each.name)]
+    close = difflib.get_close_matches(name, known, 3)
+    hint = f": did you mean {', '.join(close)}?" if close else ""
+    raise UserError(f"there is no class {name}{hint}")

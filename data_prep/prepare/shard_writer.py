@@ -1,0 +1,222 @@
+"""Writing one shard: a task for a thread of this process or for a Ray task on any node.
+
+What a shard holds depends on nothing but the listing and the request: whoever writes it, and whenever, its bytes are
+the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from data_prep.codec.convert import StoredImage, keep, to_raw, to_stored
+from data_prep.codec.decode import DecodeError
+from data_prep.common import storage
+from data_prep.common.counter_rng import Purpose, key, uniform
+from data_prep.common.errors import UserError
+from data_prep.common.files import write_atomically
+from data_prep.common.parallel import Advance
+from data_prep.format.beton import RAW, Sample, write_shard
+from data_prep.format.manifest import SPLITS, File, LeftOut, Part, SplitName
+from data_prep.loading.shuffle import permute
+from data_prep.prepare import workspace
+from data_prep.prepare.spec import Request
+from data_prep.prepare.workspace import ShardRecord
+from data_prep.sources.image_index import Listing, pick
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
+CHUNK = 8
+"""Images that a thread converts in one go."""
+AHEAD = 2
+"""Chunks for each thread that are read before they are written."""
+
+
+class Shard(NamedTuple):
+    """The images `first` … `end` − 1 of a split's shuffled order."""
+
+    split: SplitName
+    number: int
+    first: int
+    end: int
+
+
+class Probe(NamedTuple):
+    """What a few images of a shard took."""
+
+    sizes: list[int]
+    """Bytes of each, as stored."""
+    seconds: float
+
+
+class _Image(NamedTuple):
+    """An image of the source, before it is read."""
+
+    label: int
+    name: str
+    file: str
+    offset: int
+    size: int
+    raw: bool
+    """Whether it is to be stored as pixels."""
+
+
+def probe(listing: Listing, request: Request, shard: Shard, count: int) -> Probe:
+    """Reads at least one image of a shard as if to write it."""
+    sizes: list[int] = []
+    started = time.perf_counter()
+    for chunk in _chunks(_images(listing, request, shard._replace(end=min(shard.first + max(1, count), shard.end)))):
+        sizes += [len(found.content) for _, found in _convert(chunk, request) if isinstance(found, StoredImage)]
+    return Probe(sizes, time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class WriteShard:
+    """The task. It is repeatable: a shard that is there already is replaced by its equal."""
+
+    folder: Path
+    """The work folder, which every node sees."""
+    request: Request
+    threads: int
+    """That read, decode and encode."""
+
+    def __call__(self, shard: Shard, advance: Advance) -> tuple[Shard, ShardRecord]:
+        """Writes the shard, and then its record.
+
+        Raises:
+            UserError: more images cannot be decoded than the request allows.
+            OSError: the disk refuses.
+        """
+        listing = workspace.load_listing(self.folder)
+        path = self.folder / f"{shard.split}-{shard.number:05d}.beton"
+        tally = _Tally(len(listing.classes))
+        with ThreadPoolExecutor(self.threads, "prepare") as pool:
+            images = _images(listing, self.request, shard)
+            convert = functools.partial(_convert, request=self.request)
+            found = chain.from_iterable(_map_in_order(pool, convert, _chunks(images), AHEAD * self.threads))
+            samples = tally.count(found, advance, self.request.allow_damaged)
+            try:
+                first = next(samples, None)
+                written = first and write_shard(path, chain([first], samples), shard.end - shard.first)
+            finally:
+                pool.shutdown(cancel_futures=True)
+        record = ShardRecord(
+            file=written
+            and File(file=path.name, samples=written.samples, bytes=written.file_bytes, sha256=written.file_sha256),
+            part=written and Part(samples=written.samples, sha256=written.content_sha256),
+            samples_per_class=tally.per_class.tolist(),
+            content_bytes=written.content_bytes if written else 0,
+            untouched=tally.counts["untouched"],
+            raw=tally.counts["raw"],
+            sides=(min(tally.sides, default=0), max(tally.sides, default=0)),
+            left_out=tally.left_out,
+        )
+        write_atomically(
+            workspace.record_path(self.folder, shard.split, shard.number), record.model_dump_json().encode()
+        )
+        return shard, record
+
+
+class _Tally:
+    """What went into a shard, and what did not."""
+
+    def __init__(self, classes: int) -> None:
+        self.per_class = np.zeros(classes, np.int64)
+        self.counts: Counter[str] = Counter()
+        self.sides: set[int] = set()
+        self.left_out: list[LeftOut] = []
+
+    def count(
+        self, found: Iterable[tuple[_Image, StoredImage | LeftOut]], advance: Advance, allowed: int
+    ) -> Iterator[Sample]:
+        """Passes on what can be stored."""
+        for image, stored in found:
+            advance(1)
+            if isinstance(stored, LeftOut):
+                self.left_out.append(stored)
+                if len(self.left_out) > allowed:
+                    raise _too_many(self.left_out, allowed)
+                continue
+            self.per_class[image.label] += 1
+            self.counts["untouched"] += stored.untouched
+            self.counts["raw"] += stored.mode == RAW
+            self.sides.update((stored.height, stored.width))
+            yield Sample(stored.content, stored.mode, stored.height, stored.width, image.label)
+
+
+def _too_many(left_out: list[LeftOut], allowed: int) -> UserError:
+    named = "; ".join(f"{each.image} cannot be decoded ({each.reason})" for each in left_out[:3])
+    if not allowed:
+        return UserError(
+            f"{named}: leave such images out with --allow-damaged, or mend or remove it and start anew with --restart"
+        )
+    return UserError(
+        f"more than the allowed {allowed} images are damaged, among them {named}: mend or remove them, or raise "
+        "--allow-damaged"
+    )
+
+
+def check_allowed(left_out: list[LeftOut], allowed: int) -> None:
+    """Raises UserError if more images were left out than allowed."""
+    if len(left_out) > allowed:
+        raise _too_many(left_out, allowed)
+
+
+def _images(listing: Listing, request: Request, shard: Shard) -> Iterator[_Image]:
+    """The images of a shard, in its order."""
+    split = SPLITS.index(shard.split)
+    table = listing.splits[shard.split]
+    places = np.arange(shard.first, shard.end)
+    rows = permute(places, table.num_rows, key(request.seed, split, Purpose.ORDER))
+    raw = np.full(len(places), request.encoding == "raw")
+    if request.encoding == "mixed":
+        raw = uniform(1, request.seed, split, Purpose.ENCODING, places)[:, 0] < request.raw_share
+    taken = pick(table, rows)
+    columns = [taken[name].to_pylist() for name in ("label", "name", "file", "offset", "size")]
+    for values in zip(*columns, raw.tolist(), strict=True):
+        yield _Image(*values)
+
+
+def _convert(images: list[_Image], request: Request) -> list[tuple[_Image, StoredImage | LeftOut]]:
+    """Reads images and brings them into their stored form. Runs in threads."""
+    contents = [storage.read_range(image.file, image.offset, image.size) for image in images]
+    jpegs = [b"" if image.raw else content for image, content in zip(images, contents, strict=True)]
+    kept = keep(jpegs, request.max_side)
+    return [
+        (image, stored or _bring(content, image.raw, image.name, request))
+        for image, content, stored in zip(images, contents, kept, strict=True)
+    ]
+
+
+def _bring(content: bytes, raw: bool, name: str, request: Request) -> StoredImage | LeftOut:
+    try:
+        return to_raw(content, request.max_side) if raw else to_stored(content, request.max_side, request.quality)
+    except DecodeError as error:
+        return LeftOut(image=name, reason=str(error))
+
+
+def _chunks(images: Iterator[_Image]) -> Iterator[list[_Image]]:
+    while chunk := list(islice(images, CHUNK)):
+        yield chunk
+
+
+def _map_in_order(
+    pool: ThreadPoolExecutor, function: Callable[[Argument], Result], arguments: Iterable[Argument], ahead: int
+) -> Iterator[Result]:
+    """The results of `function`, in order, computed by a pool that runs at most `ahead` arguments ahead."""
+    remaining = iter(arguments)
+    pending: deque[Future[Result]] = deque(pool.submit(function, argument) for argument in islice(remaining, ahead))
+    while pending:
+        result = pending.popleft().result()
+        pending.extend(pool.submit(function, argument) for argument in islice(remaining, 1))
+        yield result

@@ -1,0 +1,178 @@
+"""What a source of images lists: every image as a range of bytes in a file, with its class.
+
+Whatever images come in (folders, archives, tables), they are listed the same way, so that writing shards knows one way
+to read: :func:`data_prep.storage.read_range`. A source whose images are no such ranges (compressed archives, Parquet,
+generated images) unpacks them into a scratch folder first.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from data_prep.common.errors import UserError
+from data_prep.format.manifest import SPLITS, ImageClass, SplitName
+
+IMAGES = pa.schema(
+    [
+        ("label", pa.int32()),  # index of the class
+        ("name", pa.string()),  # names the image in messages, such as its path below the source's root
+        ("file", pa.string()),  # path or address of the file that holds its bytes
+        ("offset", pa.int64()),  # where they begin
+        ("size", pa.int64()),  # how many they are
+    ]
+)
+BATCH_ROWS = 2**14
+"""Images of a listing that are in memory at a time."""
+CACHE_KILOBYTES = 2**14
+"""Memory of a spool, which keeps the rest on the disk."""
+
+
+class Found(NamedTuple):
+    """An image file, by its path relative to the root; it is a range of bytes of `file`."""
+
+    name: str
+    file: str
+    offset: int
+    size: int
+
+
+class Spool:
+    """The images of a split as they are found, put in order on the disk: a hundred million need no more memory.
+
+    Args:
+        folder: for files, which stay until whoever made the folder removes it.
+        split: its name.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.classes: set[str] = set()
+        self._path = folder / f"{split}.arrow"
+        self._rows: list[tuple[str, str, str, int, int]] = []
+        database = folder / f"{split}.sqlite"
+        database.unlink(missing_ok=True)  # left by an interrupted command
+        self._database = sqlite3.connect(database, isolation_level=None)
+        for setting in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{CACHE_KILOBYTES}"):
+            self._database.execute(f"PRAGMA {setting}")
+        self._database.execute(
+            "CREATE TABLE images (number INTEGER, class TEXT, name TEXT, file TEXT, start INTEGER, size INTEGER, "
+            "PRIMARY KEY (class, name, number)) WITHOUT ROWID"  # the table is its own index: no sorting, no second copy
+        )
+        self._count = 0
+
+    def add(self, identity: str, image: Found) -> None:
+        """Appends an image of a class.
+
+        Raises:
+            UserError: its name is no text.
+            OSError: the disk is full.
+        """
+        self.classes.add(identity)
+        self._rows.append((identity, *image))
+        if len(self._rows) == BATCH_ROWS:
+            self._flush()
+
+    def table(self, ids: Sequence[str]) -> pa.Table:
+        """All images by class and name, as a listing has them, mapped into memory; the last call.
+
+        Args:
+            ids: of the classes, in the order of their numbers.
+        """
+        self._flush()
+        labels = {identity: label for label, identity in enumerate(ids)}
+        rows = self._database.execute("SELECT class, name, file, start, size FROM images ORDER BY class, name, number")
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            while chunk := rows.fetchmany(BATCH_ROWS):
+                identities, *columns = zip(*chunk, strict=True)
+                numbers = [labels[identity] for identity in identities]
+                yield pa.record_batch([pa.array(each) for each in (numbers, *columns)], IMAGES.names).cast(IMAGES)
+
+        write_table(batches(), self._path)
+        self._database.close()
+        self._path.with_suffix(".sqlite").unlink()
+        return map_table(self._path)
+
+    def _flush(self) -> None:
+        rows = [(self._count + number, *row) for number, row in enumerate(self._rows)]
+        try:
+            self._database.execute("BEGIN")
+            self._database.executemany("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", rows)
+            self._database.execute("COMMIT")
+        except UnicodeEncodeError as error:
+            name = str(error.object).encode("utf-8", "backslashreplace").decode()
+            raise UserError(f"{name} has a name that is not in UTF-8: rename it") from None
+        except sqlite3.OperationalError as error:  # "database or disk is full"
+            raise OSError(errno.ENOSPC if "full" in str(error) else errno.EIO, str(error), str(self._path)) from None
+        self._count += len(rows)
+        self._rows = []
+
+
+def write_table(batches: Iterable[pa.RecordBatch], path: Path) -> None:
+    """Keeps images in a file that can be mapped; one of that name may be mapped already, and stays as it is."""
+    partial = path.with_suffix(".partial")
+    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, IMAGES) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    partial.replace(path)
+
+
+def map_table(path: Path) -> pa.Table:
+    """Images from a file, of which only what is looked at gets into memory."""
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def pick(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """Rows of a table, in the given order; only they get into memory (Table.take would put all of it there)."""
+    order = np.argsort(rows, kind="stable")
+    ascending = rows[order]
+    batches = table.to_batches()
+    ends = np.searchsorted(ascending, np.cumsum([batch.num_rows for batch in batches]))
+    pieces, start, first = [table.schema.empty_table()], 0, 0
+    for batch, end in zip(batches, ends, strict=True):
+        if end > first:
+            taken = batch.take(pa.array(ascending[first:end] - start))
+            pieces.append(pa.Table.from_batches([taken]))
+        start, first = start + batch.num_rows, end
+    places = np.empty(len(rows), np.int64)
+    places[order] = np.arange(len(rows))
+    return pa.concat_tables(pieces).combine_chunks().take(pa.array(places))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All images of a source, before they are shuffled."""
+
+    classes: list[ImageClass]
+    splits: dict[SplitName, pa.Table]
+    """Tables of the schema IMAGES, in an order that depends on nothing but the source's content."""
+
+    def samples(self) -> int:
+        """Images in all splits."""
+        return sum(table.num_rows for table in self.splits.values())
+
+    def labels(self, split: SplitName) -> np.ndarray:
+        """(images,) int32: the class of each image of a split."""
+        return self.splits[split]["label"].to_numpy()
+
+    def digest(self) -> str:
+        """SHA-256 over the classes, and label, name and size of each image: not over where the source lies."""
+        digest = hashlib.sha256(repr([(each.id, each.name) for each in self.classes]).encode())
+        for split in SPLITS:
+            table = self.splits[split]
+            digest.update(f"{split} {table.num_rows}".encode())
+            for column in ("label", "size"):
+                for chunk in table[column].chunks:
+                    digest.update(chunk.to_numpy().astype("<i8").tobytes())
+            for chunk in table["name"].chunks:
+                for name in chunk.to_pylist():
+                    digest.update(name.encode() + b"\0")
+        return digest.hexdigest()
