@@ -25,9 +25,9 @@ from benchmarks.geometries import GEOMETRIES
 from benchmarks.model_step import training_step
 from benchmarks.options import PRECISIONS
 from benchmarks.yardstick import Yardstick, seconds
-from pipeline import allocator
 from pipeline.models.projection import Projection
 from pipeline.models.scattering import Block, ScatteringNetwork
+from pipeline.runtime import malloc
 
 PARTS = ("wavelet", "modulus", "standardization", "projection")
 
@@ -98,7 +98,7 @@ def main() -> int:
     torch.manual_seed(0)
     geometry = GEOMETRIES[chosen.geometry]
     network = geometry.network(chosen.skip)
-    allocator.keep_freed_memory()  # as every worker of ours does
+    malloc.keep_freed_memory()  # as every worker of ours does
     images = torch.randn(geometry.batch, 3, geometry.size, geometry.size)
     labels = torch.randint(geometry.classes, (geometry.batch,))
     unit, step, blocks = measure(network, images, labels, PRECISIONS[chosen.precision], chosen.rounds)

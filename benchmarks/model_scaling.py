@@ -23,7 +23,7 @@ from benchmarks.geometries import GEOMETRIES
 from benchmarks.model_step import training_step
 from benchmarks.options import PRECISIONS
 from benchmarks.yardstick import seconds
-from pipeline import allocator
+from pipeline.runtime import malloc
 
 SIZES, BATCH = (128, 160, 192, 224, 256, 320), 4
 BATCHES, SIZE = (2, 4, 8, 16), 224
@@ -45,7 +45,7 @@ def main() -> int:
     chosen = options.parser(__doc__, rounds=5, geometry=False).parse_args()
 
     torch.set_num_threads(chosen.threads)
-    allocator.keep_freed_memory()  # as every worker of ours does
+    malloc.keep_freed_memory()  # as every worker of ours does
     cases = [*((size, BATCH) for size in SIZES), *((SIZE, batch) for batch in BATCHES if batch != BATCH)]
     steps = {case: step(*case, chosen.skip, PRECISIONS[chosen.precision]) for case in cases}
     times: dict[tuple[int, int], list[float]] = {case: [] for case in cases}

@@ -31,8 +31,8 @@ from benchmarks.fft_network import FourierNetwork
 from benchmarks.geometries import GEOMETRIES
 from benchmarks.options import PRECISIONS
 from benchmarks.yardstick import MULTIPLY_ADDS, Yardstick, seconds
-from pipeline import allocator
 from pipeline.models.scattering import Block, ScatteringNetwork
+from pipeline.runtime import malloc
 
 
 def training_step(network: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype) -> Callable[[], None]:
@@ -84,7 +84,7 @@ def main() -> int:
     ours = geometry.network(chosen.skip)
     necessary = batch * learned_multiply_adds(ours)
     if not chosen.oracle:
-        allocator.keep_freed_memory()  # as every worker of ours does
+        malloc.keep_freed_memory()  # as every worker of ours does
     network = FourierNetwork(geometry, chosen.skip) if chosen.oracle else ours
     images = torch.randn(batch, 3, geometry.size, geometry.size)
     labels = torch.randint(geometry.classes, (batch,))

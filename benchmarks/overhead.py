@@ -46,10 +46,13 @@ import torch
 from scipy import stats
 
 from benchmarks.options import count
-from pipeline import allocator, config, history, models
-from pipeline.data import ImageStream
-from pipeline.optim import build_optimizer, build_schedule
-from pipeline.settings import Settings
+from pipeline import models
+from pipeline.config import settings_io
+from pipeline.config.schema import Settings
+from pipeline.runs import history
+from pipeline.runtime import malloc
+from pipeline.training.dataloader import ImageStream
+from pipeline.training.optimizers import build_optimizer, build_schedule
 
 WORKER = "ray::RayTrainWorker"
 SETTLING = 3
@@ -60,7 +63,7 @@ STEPS, EPOCHS = "steps", "epochs"
 
 def bare(settings: Settings, folder: Path) -> None:
     """Trains and evaluates in a plain loop until it is killed; notes that a step or epoch has ended."""
-    allocator.keep_freed_memory()
+    malloc.keep_freed_memory()
     data, training = settings.data, settings.training
     torch.set_num_threads(settings.cluster.threads)
     images, validation = (
@@ -271,8 +274,8 @@ def both(chosen: argparse.Namespace, folder: Path) -> Iterator[tuple[Side, Side]
         "tracking.every_steps=1",  # more than a run has: it tells when each step ended
         *chosen.overrides,
     ]
-    command = [sys.executable, "-m", "pipeline.cli", "train", str(chosen.config), *overrides]
-    settings = config.load(chosen.config, overrides)
+    command = [sys.executable, "-m", "pipeline.cli.main", "train", str(chosen.config), *overrides]
+    settings = settings_io.load(chosen.config, overrides)
     data, training = settings.data, settings.training
     steps = ImageStream(Path(data.path), data, "train", batch_size=training.batch_size, seed=training.seed).steps()
     cores = sorted(os.sched_getaffinity(0))

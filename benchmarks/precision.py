@@ -19,7 +19,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from pipeline import config, history, launch
+from pipeline.config import settings_io
+from pipeline.launch import launcher
+from pipeline.runs import history
 
 CONFIG = Path(__file__).parent.parent / "configs" / "imagenette_64.yaml"
 PRECISIONS = ("float32", "bfloat16")
@@ -42,8 +44,8 @@ def train(data: Path, storage: Path, precision: str, seed: int, epochs: int, thr
         "cluster.cpus_per_worker": threads,
         "data.decode_threads": threads,
     }
-    settings = config.load(CONFIG, [f"{field}={value}" for field, value in changes.items()])
-    records = history.read(launch.train(settings).folder)
+    settings = settings_io.load(CONFIG, [f"{field}={value}" for field, value in changes.items()])
+    records = history.read(launcher.train(settings).folder)
     return {measure: [record.metrics[measure] for record in records] for measure in MEASURES}
 
 

@@ -22,10 +22,10 @@ from torch import Tensor
 from benchmarks.options import count
 from data_prep.loading.loader import Loader
 from data_prep.loading.transforms import CenterCrop
-from pipeline.models import trained
+from pipeline.runs import trained_model
 
 
-def answers(network: trained.Trained, data: Path, reduce: bool, threads: int) -> tuple[Tensor, Tensor, Tensor]:
+def answers(network: trained_model.Trained, data: Path, reduce: bool, threads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Whether each validation image's class has the highest score; the scores; the pixels' sum for each image."""
     settings = network.settings.data
     loader = Loader(
@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--threads", type=count, default=2, help="of torch and of the decoder [%(default)s]")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    network = trained.load(chosen.run)
+    network = trained_model.load(chosen.run)
     reduced, full = (answers(network, chosen.data, reduce, chosen.threads) for reduce in (True, False))
     images = len(full[0])
     gained, lost = int((reduced[0] & ~full[0]).sum()), int((~reduced[0] & full[0]).sum())

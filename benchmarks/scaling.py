@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks import options
 from benchmarks.geometries import GEOMETRIES
 from benchmarks.options import PRECISIONS, count
-from pipeline import allocator
+from pipeline.runtime import malloc
 
 WARM_UP = 2
 """Steps before the clock starts, in each turn."""
@@ -42,7 +42,7 @@ def work(rank: int, workers: int, chosen: dict[str, Any], folder: str) -> None:
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
     torch.set_num_threads(1)
-    allocator.keep_freed_memory()
+    malloc.keep_freed_memory()
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=workers)
     torch.manual_seed(0)
     geometry = GEOMETRIES[chosen["geometry"]]

@@ -17,15 +17,17 @@ from typing import Any
 import matplotlib.pyplot as plt
 import yaml
 
-from pipeline import history, layout, report, worker
+from pipeline.metrics import report
+from pipeline.runs import history, paths
+from pipeline.training import trainer
 
 
 def describe(folder: Path) -> dict[str, Any]:
     """What a reader needs to judge a run, as plain values."""
-    run = yaml.safe_load((folder / layout.IDENTITY).read_text(encoding="utf-8"))
+    run = yaml.safe_load((folder / paths.IDENTITY).read_text(encoding="utf-8"))
     run["settings"]["data"]["path"] = Path(run["settings"]["data"]["path"]).name
     del run["settings"]["run"]
-    environment = json.loads((folder / worker.ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+    environment = json.loads((folder / trainer.ENVIRONMENT_FILE).read_text(encoding="utf-8"))
     del environment["hardware.host"]
     records = history.read(folder)
     described = {
@@ -35,7 +37,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "training_seconds": round(sum(record.metrics["train/seconds"] for record in records), 1),
         "epochs": [asdict(record) for record in records],
     }
-    final = folder / worker.REPORT / report.EVERYTHING
+    final = folder / trainer.REPORT / report.EVERYTHING
     if final.is_file():
         evaluation = json.loads(final.read_text(encoding="utf-8"))
         described["evaluation"] = {

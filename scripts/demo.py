@@ -19,10 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.common.errors import UserError
-from pipeline import config, history
+from pipeline.config import settings_io
+from pipeline.runs import history
 
 if TYPE_CHECKING:
-    from pipeline.data import Subset
+    from pipeline.training.dataloader import Subset
 
 ROOT = Path(__file__).parent.parent
 DATA, RUNS = "demo/textures", "demo/runs"
@@ -66,7 +67,7 @@ def phasecollapse(*arguments: str) -> None:
         CalledProcessError: it failed.
     """
     console.print(f"\n[bold]$ phasecollapse {' '.join(arguments)}", soft_wrap=True)
-    command = subprocess.Popen([sys.executable, "-m", "pipeline.cli", *arguments], cwd=ROOT)
+    command = subprocess.Popen([sys.executable, "-m", "pipeline.cli.main", *arguments], cwd=ROOT)
     while command.returncode is None:
         with contextlib.suppress(KeyboardInterrupt):  # the command gets it too, and needs time to tidy up
             command.wait()
@@ -89,10 +90,10 @@ def fit_linear_classifier() -> tuple[float, float]:
     import numpy as np
     from sklearn.linear_model import LogisticRegression
 
-    from pipeline.data import ImageStream
+    from pipeline.training.dataloader import ImageStream
 
     console.print("\n[bold]Linear classifier on the pixels")
-    settings = config.load(ROOT / CONFIG)
+    settings = settings_io.load(ROOT / CONFIG)
 
     def pixels(subset: Subset) -> tuple[np.ndarray, np.ndarray]:
         stream = ImageStream(ROOT / DATA, settings.data, subset, batch_size=500, seed=0)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.models.scattering import Block, BlockKind
-from pipeline.models.transform import WaveletTransform
+from pipeline.models.wavelet_transform import WaveletTransform
 from pipeline.models.wavelets import Octave, angle, filter_bank
 
 SIGNED, POSITIVE, GRAY = "RdBu_r", "viridis", "gray"

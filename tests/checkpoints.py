@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from data_prep.format.manifest import ImageClass
-from pipeline import checkpoint, models
-from pipeline.optim import build_optimizer, build_schedule
-from pipeline.settings import DataSettings, ModelSettings, Settings
+from pipeline import models
+from pipeline.config.schema import DataSettings, ModelSettings, Settings
+from pipeline.runs import train_state
+from pipeline.training.optimizers import build_optimizer, build_schedule
 
 
 def image_classes(names: str = "abc") -> list[ImageClass]:
@@ -30,5 +31,5 @@ def save_checkpoint(
     optimizer = build_optimizer(network, settings.optimizer)
     schedule = build_schedule(optimizer, settings.optimizer, 1, 1)
     folder.mkdir(parents=True)
-    checkpoint.save(folder, checkpoint.Training(network, optimizer, schedule, []), settings, image_classes(names))
+    train_state.save(folder, train_state.Training(network, optimizer, schedule, []), settings, image_classes(names))
     return network.eval()

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import models, start
-from pipeline.optim import build_optimizer
-from pipeline.settings import DataSettings, ModelSettings, ScatteringSettings, Settings, StartSettings
+from pipeline import models
+from pipeline.config.schema import DataSettings, ModelSettings, ScatteringSettings, Settings, StartSettings
+from pipeline.training import finetune
+from pipeline.training.optimizers import build_optimizer
 from tests.checkpoints import image_classes
 
 MODEL = ScatteringSettings(widths=(3, 4))
@@ -27,8 +28,8 @@ def settings_of(checkpoint: Path, *freeze: str, model: ModelSettings = MODEL, si
 def started(settings: Settings, names: str = "abc") -> models.ImageNetwork:
     """A network as a worker has it before the first epoch."""
     network = models.build(settings.model, len(names), settings.data.image_size, seed=1)
-    start.freeze(network, settings)
-    start.load(network, settings, image_classes(names), start.digest(settings))
+    finetune.freeze(network, settings)
+    finetune.load(network, settings, image_classes(names), finetune.digest(settings))
     return network
 
 

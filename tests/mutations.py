@@ -26,17 +26,19 @@ class Mutation:
         return path.read_text(encoding="utf-8").count(self.old) if path.exists() else 0
 
 
-WAVELETS, TRANSFORM, OPERATORS = (f"pipeline/models/{name}.py" for name in ("wavelets", "transform", "operators"))
-PROJECTION, STATISTICS, SCATTERING = (
-    f"pipeline/models/{name}.py" for name in ("projection", "statistics", "scattering")
+WAVELETS, TRANSFORM, OPERATORS = (
+    f"pipeline/models/{name}.py" for name in ("wavelets", "wavelet_transform", "nonlinearities")
 )
-INSPECTION = "pipeline/inspection.py"
-START = "pipeline/start.py"
-DATA, ENGINE, RUN_FOLDER = "pipeline/data.py", "pipeline/engine.py", "pipeline/run_folder.py"
+PROJECTION, STATISTICS, SCATTERING = (
+    f"pipeline/models/{name}.py" for name in ("projection", "batch_stats", "scattering")
+)
+INSPECTION = "pipeline/analysis/layer_costs.py"
+START = "pipeline/training/finetune.py"
+DATA, ENGINE, RUN_FOLDER = "pipeline/training/dataloader.py", "pipeline/training/loop.py", "pipeline/runs/run_folder.py"
 CONVOLVED = "tests/test_models_transform.py::test_each_filter_is_convolved_with_the_reflected_signal"
 DERIVATIVES = "tests/test_models_projection.py::test_derivatives_are_those_of_the_formula"
 ORACLE = "tests/test_models_scattering.py::test_network_and_gradients_agree_with_the_oracle"
-WORKER, METERS = "pipeline/worker.py", "pipeline/meters.py"
+WORKER, METERS = "pipeline/training/trainer.py", "pipeline/metrics/epoch.py"
 CLUSTER = "tests/faults/test_cluster.py::"
 RESUME = "tests/faults/test_resume.py::"
 TWO_RANKS = "tests/test_engine.py::test_two_ranks_compute_what_one_does_and_count_each_image_once"
@@ -162,7 +164,7 @@ MUTATIONS = (
     Mutation(
         "the classifier's statistics are each worker's own",
         STATISTICS,
-        "if not (self.training and self.synchronized and workers() > 1):",
+        "if not (self.training and self.synchronized and world_size() > 1):",
         "if True:",
         ("tests/test_models_statistics.py::test_two_workers_with_synchronized_statistics_are_one_with_all_images",),
     ),
@@ -210,14 +212,14 @@ MUTATIONS = (
     ),
     Mutation(
         "weight decay pulls on the parameters of non-linearities",
-        "pipeline/models/__init__.py",
+        "pipeline/models/image_network.py",
         ' or ".operator_" in name',
         "",
         ("tests/test_models.py::test_weight_decay_spares_normalization_and_biases",),
     ),
     Mutation(
         "the seed of the weights is ignored",
-        "pipeline/models/__init__.py",
+        "pipeline/models/image_network.py",
         "torch.manual_seed(seed)",
         "torch.manual_seed(0)",
         ("tests/test_models.py::test_seed_decides_the_weights",),
@@ -345,14 +347,14 @@ MUTATIONS = (
     ),
     Mutation(
         "weight decay acts on normalization and biases",
-        "pipeline/optim.py",
+        "pipeline/training/optimizers.py",
         "exempt = network.no_decay_names()",
         "exempt: set[str] = set()",
         ("tests/test_optim.py",),
     ),
     Mutation(
         "momentum is lost when a run resumes",
-        "pipeline/checkpoint.py",
+        "pipeline/runs/train_state.py",
         '        training.optimizer.load_state_dict(state["optimizer"])\n',
         "",
         ("tests/test_checkpoint.py::test_a_restored_training_goes_on_to_the_same_bits",),
@@ -367,7 +369,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a checkpoint that was damaged is used",
-        "pipeline/checkpoints.py",
+        "pipeline/runs/checkpoint_store.py",
         "        if digest(checkpoint / name) != expected:",
         "        if False:",
         (RESUME + "test_a_damaged_checkpoint_costs_the_steps_since_the_one_before",),
@@ -395,56 +397,56 @@ MUTATIONS = (
     ),
     Mutation(
         "labels of a part of the classes are not translated",
-        "pipeline/evaluation.py",
+        "pipeline/inference/evaluation.py",
         "labels[torch.from_numpy(batch.labels)]",
         "torch.from_numpy(batch.labels)",
         ("tests/test_evaluation.py::test_classes_are_found_by_their_ids",),
     ),
     Mutation(
         "ranks act on a wish as soon as they have it",
-        "pipeline/control.py",
+        "pipeline/runtime/coordination.py",
         "        return agreed\n",
         "        return agreed | self._own()\n",
         ("tests/test_control.py::test_ranks_act_on_the_first_ones_wish_after_the_same_step",),
     ),
     Mutation(
         "a finished run is not recognized",
-        "pipeline/launch.py",
+        "pipeline/launch/launcher.py",
         "finished_before = folder.finished()",
         "finished_before = False",
         ("tests/test_training.py::test_a_finished_run_says_so_and_changes_nothing",),
     ),
     Mutation(
         "the final model is not tracked",
-        "pipeline/launch.py",
-        "tracker.log_file(final, tracking.MODEL_ARTIFACT)",
+        "pipeline/launch/launcher.py",
+        "tracker.log_file(final, mlflow_run.MODEL_ARTIFACT)",
         "pass",
         ("tests/test_training.py::test_the_tracked_run_holds_all_that_the_run_was",),
     ),
     Mutation(
         "without a cluster one core computes",
-        "pipeline/settings.py",
+        "pipeline/config/schema.py",
         "cores()",
         "1",
         ("tests/test_config.py::test_a_worker_has_one_thread_and_training_without_a_cluster_all_there_are",),
     ),
     Mutation(
         "idle actors of Ray Train run beside a training",
-        "pipeline/trainer.py",
+        "pipeline/launch/ray_train.py",
         "type(each).__name__ not in left_out",
         "True",
         ("tests/test_training.py::test_a_second_start_is_refused_and_ctrl_c_ends_run_and_cluster",),
     ),
     Mutation(
         "a cluster without an autoscaler is asked for nodes, through an actor of its own",
-        "pipeline/trainer.py",
+        "pipeline/launch/ray_train.py",
         "if self._connection.own_cluster and",
         "if False and",
         ("tests/test_training.py::test_a_second_start_is_refused_and_ctrl_c_ends_run_and_cluster",),
     ),
     Mutation(
         "what a dead controller had reserved stays reserved",
-        "pipeline/trainer.py",
+        "pipeline/launch/ray_train.py",
         "                free_reservations()\n",
         "                pass\n",
         (CLUSTER + "test_four_workers_one_of_which_and_whose_controller_are_killed_come_to_the_same_bits",),
@@ -452,7 +454,7 @@ MUTATIONS = (
     Mutation(
         "a worker begins where it does not see the run's folder",
         WORKER,
-        "if not (job.folder.path / layout.IDENTITY).is_file():",
+        "if not (job.folder.path / paths.IDENTITY).is_file():",
         "if False:",
         ("tests/test_worker.py::test_a_node_that_does_not_see_the_runs_folder_is_named",),
     ),
@@ -465,14 +467,14 @@ MUTATIONS = (
     ),
     Mutation(
         "the main thread reads what MLflow's server says",
-        "pipeline/pages.py",
+        "pipeline/tracking/mlflow_server.py",
         "        while self.process.poll() is None:\n            time.sleep(LOOK_SECONDS)\n",
         "        self._read()\n",
         ("tests/test_tracking.py::test_ctrl_c_is_heard_while_a_server_talks",),
     ),
     Mutation(
         "what is imported stays subject to garbage collection",
-        "pipeline/imports.py",
+        "pipeline/runtime/imports.py",
         "        gc.freeze()\n",
         "",
         ("tests/test_imports.py::test_the_collector_leaves_alone_what_is_imported",),
@@ -486,7 +488,7 @@ MUTATIONS = (
     ),
     Mutation(
         "an unknown setting is accepted",
-        "pipeline/settings.py",
+        "pipeline/config/schema.py",
         'extra="forbid"',
         'extra="ignore"',
         ("tests/test_config.py::test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed",),
@@ -536,14 +538,14 @@ MUTATIONS = (
     # Starting with other weights, and leaving as a file
     Mutation(
         "frozen parts are trained",
-        "pipeline/models/__init__.py",
+        "pipeline/models/image_network.py",
         "part.requires_grad_(False)",
         "pass",
         ("tests/test_start.py::test_frozen_parts_and_their_statistics_stay_and_all_others_move",),
     ),
     Mutation(
         "frozen parts move their running statistics",
-        "pipeline/models/__init__.py",
+        "pipeline/models/image_network.py",
         "            part.eval()\n",
         "            pass\n",
         ("tests/test_start.py::test_frozen_parts_and_their_statistics_stay_and_all_others_move",),
@@ -551,8 +553,8 @@ MUTATIONS = (
     Mutation(
         "a resumed run loads the weights that it started with",
         WORKER,
-        "        else:\n            start.load(",
-        "        if settings.start.checkpoint:\n            start.load(",
+        "        else:\n            finetune.load(",
+        "        if settings.start.checkpoint:\n            finetune.load(",
         (
             "tests/test_start.py::test_a_fine_tuned_run_says_what_it_starts_with_and_resumes_to_the_same_bits_without_it",
         ),
@@ -573,7 +575,7 @@ MUTATIONS = (
     ),
     Mutation(
         "an exported file is not compared with the network",
-        "pipeline/export.py",
+        "pipeline/inference/export.py",
         "if not difference <= TOLERANCE",
         "if difference < -TOLERANCE",
         ("tests/test_export.py::test_a_file_that_computes_something_else_is_not_kept",),
@@ -655,7 +657,7 @@ MUTATIONS = (
     Mutation(
         "damaged images that look whole are stored",
         "data_prep/codec/convert.py",
-        "for row in [list(headers)[problem.row] for problem in decoding.check(jobs)]:",
+        "for row in [list(headers)[problem.row] for problem in decode.check(jobs)]:",
         "for row in list(headers)[: len(headers) - len(jobs)]:",
         ("tests/test_data_prep_prepare.py",),
     ),
@@ -689,7 +691,7 @@ MUTATIONS = (
     ),
     Mutation(
         "steps that are taken again are recorded again",
-        "pipeline/history.py",
+        "pipeline/runs/history.py",
         " and step > self._last",
         "",
         ("tests/test_history.py",),
@@ -703,7 +705,7 @@ MUTATIONS = (
     ),
     Mutation(
         "all workers of a machine are on one NUMA node",
-        "pipeline/placement.py",
+        "pipeline/runtime/numa.py",
         "nodes[local_rank * len(nodes) // max(local_workers, 1)]",
         "nodes[0]",
         ("tests/test_placement.py",),

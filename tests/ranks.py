@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 
 from data_prep.format import manifest
-from pipeline import run_folder, start, worker
-from pipeline.session import Job, LocalSession
-from pipeline.settings import Settings
+from pipeline.config.schema import Settings
+from pipeline.runs import run_folder
+from pipeline.training import finetune, trainer
+from pipeline.training.context import Job, LocalSession
 
 RANKS = 2
 
@@ -25,7 +26,9 @@ def in_ranks(work: Callable[..., Any], folder: Path, *arguments: Any, ranks: int
         folder: for files by which they meet; one for each call.
     """
     # The server has imported torch once, for all that it forks.
-    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["pipeline.worker", "torch._dynamo"])
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["pipeline.training.trainer", "torch._dynamo"]
+    )
     torch.multiprocessing.start_processes(
         _in_rank, (ranks, folder, work, arguments), nprocs=ranks, start_method="forkserver"
     )
@@ -55,11 +58,11 @@ def train_in_ranks(settings: Settings, folder: Path) -> Path:
         folder: for files by which they meet.
     """
     data = manifest.load(Path(settings.data.path))
-    with run_folder.claim(settings, data, start.digest(settings)) as run:
+    with run_folder.claim(settings, data, finetune.digest(settings)) as run:
         run.begin()
         assert all(in_ranks(_train, folder, Job(settings, run), ranks=settings.cluster.workers))
     return run.path
 
 
 def _train(rank: int, job: Job) -> bool:
-    return worker.train(job, Rank(job, rank))
+    return trainer.train(job, Rank(job, rank))

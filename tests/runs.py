@@ -18,7 +18,8 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline import checkpoint, config, layout
+from pipeline.config import settings_io
+from pipeline.runs import paths, train_state
 
 
 def write_configuration(folder: Path, textures: Path, *changes: str) -> Path:
@@ -31,17 +32,17 @@ def write_configuration(folder: Path, textures: Path, *changes: str) -> Path:
         "training": {"batch_size": 20},
     }
     path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(config.override(content, changes)), encoding="utf-8")
+    path.write_text(yaml.safe_dump(settings_io.override(content, changes)), encoding="utf-8")
     return path
 
 
 def final_weights(run: Path) -> dict[str, Tensor]:
-    return load_file(layout.stored_checkpoints(run)[-1] / checkpoint.MODEL)
+    return load_file(paths.stored_checkpoints(run)[-1] / train_state.MODEL)
 
 
 def assert_same_bits(one: Path, other: Path) -> None:
     """Both runs came to the same epoch, and to the same weights and running statistics there."""
-    assert layout.stored_checkpoints(one)[-1].name == layout.stored_checkpoints(other)[-1].name
+    assert paths.stored_checkpoints(one)[-1].name == paths.stored_checkpoints(other)[-1].name
     left, right = final_weights(one), final_weights(other)
     assert left.keys() == right.keys()
     assert [name for name in left if not torch.equal(left[name], right[name])] == []
@@ -52,7 +53,7 @@ class Command:
 
     def __init__(self, file: Path, *overrides: str, environment: Mapping[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", "train", str(file), *overrides],
+            [sys.executable, "-m", "pipeline.cli.main", "train", str(file), *overrides],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -101,11 +102,11 @@ def wait_for_epoch(run: Path, epoch: int, command: Command) -> None:
     wait_for(lambda: epochs_done(run) >= epoch, f"epoch {epoch} of {run.name}", command)
 
 
-def wait_for_point(run: Path, point: layout.Point, command: Command) -> None:
+def wait_for_point(run: Path, point: paths.Point, command: Command) -> None:
     """Waits for a checkpoint there, or behind."""
 
     def there() -> bool:
-        stored = layout.stored_checkpoints(run)
+        stored = paths.stored_checkpoints(run)
         return bool(stored) and stored[-1].name >= point.name
 
     wait_for(there, f"{point.name} of {run.name}", command)

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from pipeline import allocator
+from pipeline.runtime import malloc
 
 FAULTS = """
 import resource, sys, threading, torch
-from pipeline import allocator
+from pipeline.runtime import malloc
 if "tune" in sys.argv:
-    assert allocator.keep_freed_memory()
+    assert malloc.keep_freed_memory()
 torch.set_num_threads(1)
 
 def work():
@@ -50,4 +50,4 @@ def test_large_buffers_are_reused_in_any_thread() -> None:
     untouched = faults()
     assert untouched > 100_000, "10,240 pages a buffer"
     assert faults("tune") < untouched / 5
-    assert faults(environment=allocator.ENVIRONMENT) < untouched / 5
+    assert faults(environment=malloc.ENVIRONMENT) < untouched / 5

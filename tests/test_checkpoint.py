@@ -11,9 +11,10 @@ from torch import Tensor
 
 from data_prep.common.errors import UserError
 from data_prep.format.manifest import ImageClass
-from pipeline import checkpoint, history, models
-from pipeline.optim import build_optimizer, build_schedule
-from pipeline.settings import DataSettings, OptimizerSettings, ScatteringSettings, Settings
+from pipeline import models
+from pipeline.config.schema import DataSettings, OptimizerSettings, ScatteringSettings, Settings
+from pipeline.runs import history, train_state
+from pipeline.training.optimizers import build_optimizer, build_schedule
 
 CLASSES = [ImageClass(index=index, id=f"n{index:08}", name=name) for index, name in enumerate(["tench", "church"])]
 SETTINGS = Settings(
@@ -23,13 +24,13 @@ SETTINGS = Settings(
 )
 
 
-def start() -> checkpoint.Training:
+def start() -> train_state.Training:
     network = models.build(SETTINGS.model, len(CLASSES), SETTINGS.data.image_size, seed=0)
     optimizer = build_optimizer(network, SETTINGS.optimizer)
-    return checkpoint.Training(network, optimizer, build_schedule(optimizer, SETTINGS.optimizer, 3, 2), history=[])
+    return train_state.Training(network, optimizer, build_schedule(optimizer, SETTINGS.optimizer, 3, 2), history=[])
 
 
-def train_an_epoch(state: checkpoint.Training) -> None:
+def train_an_epoch(state: train_state.Training) -> None:
     epoch = state.epochs_done + 1
     generator = torch.Generator().manual_seed(epoch)
     for _ in range(2):
@@ -42,7 +43,7 @@ def train_an_epoch(state: checkpoint.Training) -> None:
     state.history.append(history.EpochRecord(epoch, 1000.0 + epoch, {"train/loss": 1 / epoch}))
 
 
-def weights(state: checkpoint.Training) -> dict[str, Tensor]:
+def weights(state: train_state.Training) -> dict[str, Tensor]:
     return state.network.state_dict()
 
 
@@ -51,13 +52,13 @@ def saved(tmp_path: Path) -> Path:
     """The checkpoint of a training after its first epoch."""
     state = start()
     train_an_epoch(state)
-    checkpoint.save(tmp_path, state, SETTINGS, CLASSES)
+    train_state.save(tmp_path, state, SETTINGS, CLASSES)
     return tmp_path
 
 
 def test_a_restored_training_goes_on_to_the_same_bits(saved: Path) -> None:
     uninterrupted, resumed = start(), start()
-    checkpoint.restore(saved, resumed)
+    train_state.restore(saved, resumed)
     assert resumed.epochs_done == 1
     for _ in range(3):
         train_an_epoch(uninterrupted)
@@ -71,7 +72,7 @@ def test_a_restored_training_goes_on_to_the_same_bits(saved: Path) -> None:
 
 def test_momentum_and_schedule_matter_for_that(saved: Path) -> None:
     whole, weights_only = start(), start()
-    checkpoint.restore(saved, whole)
+    train_state.restore(saved, whole)
     weights_only.network.load_state_dict(whole.network.state_dict())
     train_an_epoch(whole)
     weights_only.history = whole.history[:1]
@@ -84,26 +85,26 @@ def test_a_checkpoint_executes_no_code(saved: Path) -> None:
         def __reduce__(self) -> tuple[object, ...]:
             return (Path.touch, (saved / "executed",))
 
-    torch.save({"optimizer": Exploit()}, saved / checkpoint.TRAINING)
+    torch.save({"optimizer": Exploit()}, saved / train_state.TRAINING)
     with pytest.raises(UserError, match="damaged"):
-        checkpoint.restore(saved, start())
+        train_state.restore(saved, start())
     assert not (saved / "executed").exists()
 
 
-@pytest.mark.parametrize("file", [checkpoint.MODEL, checkpoint.TRAINING])
+@pytest.mark.parametrize("file", [train_state.MODEL, train_state.TRAINING])
 def test_a_damaged_checkpoint_is_refused_by_name(saved: Path, file: str) -> None:
     content = (saved / file).read_bytes()
     (saved / file).write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=str(saved)):
-        checkpoint.restore(saved, start())
+        train_state.restore(saved, start())
 
 
 def test_a_checkpoint_of_another_network_is_refused(saved: Path) -> None:
     network = models.build(ScatteringSettings(widths=(3, 5)), 2, 16)
     optimizer = build_optimizer(network, SETTINGS.optimizer)
-    other = checkpoint.Training(network, optimizer, build_schedule(optimizer, SETTINGS.optimizer, 3, 2), [])
+    other = train_state.Training(network, optimizer, build_schedule(optimizer, SETTINGS.optimizer, 3, 2), [])
     with pytest.raises(UserError, match="does not fit the network"):
-        checkpoint.restore(saved, other)
+        train_state.restore(saved, other)
 
 
 def test_history_is_read_as_it_was_written_and_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import layout
-from pipeline.checkpoints import DESCRIPTION, Checkpoints, damage
-from pipeline.layout import Point
+from pipeline.runs import paths
+from pipeline.runs.checkpoint_store import DESCRIPTION, Checkpoints, damage
+from pipeline.runs.paths import Point
 from tests.disks import small_disk
 
 
@@ -79,7 +79,7 @@ def test_what_was_half_written_is_swept(tmp_path: Path) -> None:
         store.write(Point(2), None, interrupted)
     (tmp_path / "discarded-epoch-00001").mkdir()
     assert len(names(tmp_path)) == 3
-    assert layout.checkpoints_in(tmp_path) == [before]
+    assert paths.checkpoints_in(tmp_path) == [before]
     assert store.recover() == (before, [])
     assert names(tmp_path) == ["epoch-00001"]
 

@@ -13,10 +13,11 @@ import click
 import pytest
 
 from data_prep.common.errors import UserError
-from pipeline import cli, commands
-from pipeline.config import sections
-from pipeline.launch import Outcome
-from pipeline.settings import Section, Settings
+from pipeline.cli import main
+from pipeline.cli import train as train_command
+from pipeline.config.schema import Section, Settings
+from pipeline.config.settings_io import sections
+from pipeline.launch.launcher import Outcome
 from tuning.config import SearchSettings
 
 
@@ -24,7 +25,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
     """Runs the command in this process: exit status, standard output, standard error."""
     monkeypatch.setattr(sys, "argv", ["phasecollapse", *arguments])
     try:
-        cli.main()
+        main.main()
         status = 0
     except SystemExit as end:
         status = int(end.code or 0)
@@ -35,13 +36,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
 def offer(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
     """Makes ``phasecollapse act`` call `action`."""
     monkeypatch.setattr(sys.modules[__name__], "act", click.Command("act", callback=action), raising=False)
-    point = EntryPoint("act", f"{__name__}:act", cli.GROUP)
-    monkeypatch.setattr(cli, "entry_points", lambda group: [point])
+    point = EntryPoint("act", f"{__name__}:act", main.GROUP)
+    monkeypatch.setattr(main, "entry_points", lambda group: [point])
 
 
 @pytest.mark.parametrize(("command", "tree"), [("train", Settings), ("tune", SearchSettings)])
 def test_every_setting_is_explained(command: str, tree: type[Section]) -> None:
-    ask = [sys.executable, "-m", "pipeline.cli", command, "--settings"]
+    ask = [sys.executable, "-m", "pipeline.cli.main", command, "--settings"]
     shown = subprocess.run(ask, check=True, capture_output=True, text=True).stdout
     named = re.findall(r"^  ([a-z0-9_.]+) (?:=|\(required\))", shown, re.MULTILINE)
     assert named == leaves(tree)
@@ -127,9 +128,9 @@ def test_a_defect_shows_where_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 def test_a_command_that_cannot_be_loaded_harms_no_other(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken = EntryPoint("broken", "no_such_package.commands:broken", cli.GROUP)
-    train = EntryPoint("train", "pipeline.commands:train", cli.GROUP)
-    monkeypatch.setattr(cli, "entry_points", lambda group: [broken, train])
+    broken = EntryPoint("broken", "no_such_package.commands:broken", main.GROUP)
+    train = EntryPoint("train", "pipeline.cli.train:train", main.GROUP)
+    monkeypatch.setattr(main, "entry_points", lambda group: [broken, train])
     status, output, _ = run(monkeypatch, capsys, "--help")
     assert status == 0
     assert "broken  cannot be loaded: No module named 'no_such_package'" in output
@@ -141,5 +142,5 @@ def test_a_command_that_cannot_be_loaded_harms_no_other(
 
 def test_the_summary_tells_result_and_folder() -> None:
     metrics = {"holdout/top1": 0.5, "holdout/top5": 0.875}
-    text = commands.summary(Outcome(Path("runs/a"), 3, metrics, "id", already_finished=True), "holdout")
+    text = train_command.summary(Outcome(Path("runs/a"), 3, metrics, "id", already_finished=True), "holdout")
     assert text == "run a had already finished: 3 epochs, holdout top-1 50.00 %, top-5 87.50 %\nfolder: runs/a"

@@ -9,9 +9,9 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from data_prep.common.errors import UserError
-from pipeline import config
-from pipeline.config import flatten, resolve, sections
-from pipeline.settings import ClusterSettings, ScatteringSettings, Settings
+from pipeline.config import settings_io
+from pipeline.config.schema import ClusterSettings, ScatteringSettings, Settings
+from pipeline.config.settings_io import flatten, resolve, sections
 from tuning import config as search_config
 
 
@@ -26,7 +26,7 @@ MINIMAL = "data: {path: datasets/x}\n"
 
 def test_overrides_are_read_as_yaml_and_win_over_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL + "model: {widths: [8, 8]}\ntraining: {epochs: 3}\n")
-    settings = config.load(path, ["training.epochs=5", "model.widths=[4, 5, 6]", "data.flip=false", "run.name=a"])
+    settings = settings_io.load(path, ["training.epochs=5", "model.widths=[4, 5, 6]", "data.flip=false", "run.name=a"])
     assert settings.training.epochs == 5
     assert settings.model.widths == (4, 5, 6)
     assert settings.data.flip is False
@@ -35,12 +35,12 @@ def test_overrides_are_read_as_yaml_and_win_over_the_file(tmp_path: Path) -> Non
 
 
 def test_the_resolved_tree_reads_back_equal(tmp_path: Path) -> None:
-    settings = config.load(write(tmp_path, MINIMAL), ["data.crop_scale=[0.1, 0.9]", "data.classes=7"])
-    assert config.load(write(tmp_path, config.to_yaml(settings))) == settings
+    settings = settings_io.load(write(tmp_path, MINIMAL), ["data.crop_scale=[0.1, 0.9]", "data.classes=7"])
+    assert settings_io.load(write(tmp_path, settings_io.to_yaml(settings))) == settings
 
 
 def test_settings_cannot_be_changed() -> None:
-    settings = config.resolve(Settings, {"data": {"path": "x"}}, "test")
+    settings = settings_io.resolve(Settings, {"data": {"path": "x"}}, "test")
     with pytest.raises(ValidationError):
         settings.training.epochs = 3  # type: ignore[misc]
 
@@ -69,7 +69,7 @@ def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
     tmp_path: Path, assignment: str, message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        config.load(write(tmp_path, MINIMAL), [assignment])
+        settings_io.load(write(tmp_path, MINIMAL), [assignment])
     assert "\n" not in str(caught.value), "one sentence"
 
 
@@ -86,17 +86,17 @@ def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
 )
 def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        config.load(write(tmp_path, text))
+        settings_io.load(write(tmp_path, text))
 
 
 def test_a_file_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
-        config.load(tmp_path / "nowhere.yaml")
+        settings_io.load(tmp_path / "nowhere.yaml")
     (tmp_path / "image.yaml").write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(UserError, match=r"image\.yaml cannot be read"):
-        config.load(tmp_path / "image.yaml")
+        settings_io.load(tmp_path / "image.yaml")
     with pytest.raises(UserError, match="cannot be read"):
-        config.load(tmp_path)
+        settings_io.load(tmp_path)
 
 
 def test_the_configuration_of_a_search_is_told_from_that_of_a_run(tmp_path: Path) -> None:
@@ -105,17 +105,17 @@ def test_the_configuration_of_a_search_is_told_from_that_of_a_run(tmp_path: Path
     with pytest.raises(
         UserError, match=r"search\.yaml describes a search, not a run: phasecollapse tune .*search\.yaml"
     ):
-        config.load(search)
+        settings_io.load(search)
     with pytest.raises(UserError, match=r"run\.yaml describes a run, not a search: phasecollapse train .*run\.yaml"):
         search_config.load(run)
 
 
 def test_differences_name_old_and_new_value() -> None:
-    before = config.resolve(Settings, {"data": {"path": "x"}}, "test")
-    after = config.resolve(Settings, {"data": {"path": "x"}, "training": {"epochs": 4, "seed": 2}}, "test")
-    assert config.differences(before, after) == ["training.epochs: 30 → 4", "training.seed: 0 → 2"]
-    assert config.differences(before, after, ignored={"training.epochs"}) == ["training.seed: 0 → 2"]
-    assert config.differences(before, before) == []
+    before = settings_io.resolve(Settings, {"data": {"path": "x"}}, "test")
+    after = settings_io.resolve(Settings, {"data": {"path": "x"}, "training": {"epochs": 4, "seed": 2}}, "test")
+    assert settings_io.differences(before, after) == ["training.epochs: 30 → 4", "training.seed: 0 → 2"]
+    assert settings_io.differences(before, after, ignored={"training.epochs"}) == ["training.seed: 0 → 2"]
+    assert settings_io.differences(before, before) == []
 
 
 def test_every_field_that_needs_words_has_them() -> None:

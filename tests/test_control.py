@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.control import Control, Wish
+from pipeline.runtime.coordination import Control, Wish
 from tests.ranks import in_ranks
 
 

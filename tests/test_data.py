@@ -12,8 +12,8 @@ import torch
 
 from data_prep.common.errors import UserError
 from data_prep.format.beton import Shard
-from pipeline.data import Batch, ImageStream, Subset
-from pipeline.settings import DataSettings
+from pipeline.config.schema import DataSettings
+from pipeline.training.dataloader import Batch, ImageStream, Subset
 
 PLAIN: dict[str, Any] = {"random_crop": False, "flip": False, "center_crop": 1.0}
 

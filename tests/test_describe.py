@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.common.errors import UserError
-from pipeline import cli
-from pipeline.config import resolve
-from pipeline.describe import Description, describe
+from pipeline.analysis.model_summary import Description, describe
+from pipeline.cli import main
+from pipeline.config.schema import Settings
+from pipeline.config.settings_io import resolve
 from pipeline.models import ScatteringNetwork, build, parameters
 from pipeline.models.wavelets import Octave, filter_bank
-from pipeline.settings import Settings
 
 SCATTERING = {"widths": [3, 4, 2], "octaves": ["full", "first_half", "second_half"]}
 RESNET = {"family": "resnet", "depth": 20, "stem": "cifar"}
@@ -207,11 +207,11 @@ def test_where_nothing_names_the_classes_a_sentence_says_what_to_do() -> None:
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Runs ``phasecollapse describe`` in this process."""
-    point = EntryPoint("describe", "pipeline.commands:describe", cli.GROUP)
-    monkeypatch.setattr(cli, "entry_points", lambda group: [point])
+    point = EntryPoint("describe", "pipeline.cli.train:describe", main.GROUP)
+    monkeypatch.setattr(main, "entry_points", lambda group: [point])
     monkeypatch.setattr(sys, "argv", ["phasecollapse", "describe", *arguments])
     try:
-        cli.main()
+        main.main()
     except SystemExit as end:
         return int(end.code or 0)
     return 0

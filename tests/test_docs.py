@@ -10,11 +10,12 @@ import torch
 import yaml
 
 from benchmarks.geometries import GEOMETRIES
-from pipeline import config, models
-from pipeline.describe import describe
-from pipeline.models.operators import OPERATORS, PARAMETERS
+from pipeline import models
+from pipeline.analysis.model_summary import describe
+from pipeline.config import settings_io
+from pipeline.config.schema import ResNetSettings, ScatteringSettings, Section, Settings
+from pipeline.models.nonlinearities import OPERATORS, PARAMETERS
 from pipeline.models.resnet import NONLINEARITIES
-from pipeline.settings import ResNetSettings, ScatteringSettings, Section, Settings
 
 DOCS = Path(__file__).parent.parent / "docs"
 TEXT = (DOCS / "models.md").read_text(encoding="utf-8")
@@ -34,7 +35,7 @@ def one_line() -> str:
 
 
 def settings(block: str) -> Settings:
-    return config.resolve(Settings, yaml.safe_load(block), "docs/models.md")
+    return settings_io.resolve(Settings, yaml.safe_load(block), "docs/models.md")
 
 
 @pytest.mark.parametrize("block", fenced("yaml"), ids=range(len(fenced("yaml"))))

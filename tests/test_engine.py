@@ -15,10 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data_prep.common.errors import UserError
 from pipeline import models
-from pipeline.engine import Compute, Step, evaluate, share_buffers, train_epoch
-from pipeline.meters import Watch
-from pipeline.optim import build_optimizer, build_schedule
-from pipeline.settings import OptimizerSettings, ScatteringSettings
+from pipeline.config.schema import OptimizerSettings, ScatteringSettings
+from pipeline.metrics.epoch import Watch
+from pipeline.training.loop import Compute, Step, evaluate, share_buffers, train_epoch
+from pipeline.training.optimizers import build_optimizer, build_schedule
 from tests.ranks import in_ranks
 
 CPU = Compute(torch.device("cpu"))

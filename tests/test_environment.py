@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline import environment
+from pipeline.runtime import system_info
 
 
 @pytest.mark.parametrize(
@@ -20,12 +20,12 @@ from pipeline import environment
 def test_bfloat16_on_a_cpu_that_lacks_it_is_warned_of(
     monkeypatch: pytest.MonkeyPatch, flags: set[str], precision: str, gpu: bool, warns: bool
 ) -> None:
-    monkeypatch.setattr(environment, "_cpu_flags", lambda: flags)
-    assert (environment.warning(precision, gpu) is not None) == warns
+    monkeypatch.setattr(system_info, "_cpu_flags", lambda: flags)
+    assert (system_info.warning(precision, gpu) is not None) == warns
 
 
 def test_this_machine_is_described() -> None:
-    described = environment.describe()
+    described = system_info.describe()
     assert described["hardware.cpu"]
     assert int(described["hardware.cores"]) >= 1
     assert all(isinstance(value, str) for value in described.values())

@@ -21,13 +21,9 @@ from data_prep.loading.loader import Loader
 from data_prep.prepare.dataset_writer import prepare
 from data_prep.prepare.spec import Request
 from data_prep.sources.folders import ClassFolders
-from pipeline import evaluation, launch, models, prediction, report, tracking
-from pipeline.evaluation import Options
-from pipeline.launch import Outcome
-from pipeline.model_commands import evaluate as evaluate_command
-from pipeline.model_commands import predict as predict_command
-from pipeline.report import Report
-from pipeline.settings import (
+from pipeline.cli.models import evaluate as evaluate_command
+from pipeline.cli.models import predict as predict_command
+from pipeline.config.schema import (
     ClusterSettings,
     DataSettings,
     OptimizerSettings,
@@ -36,6 +32,14 @@ from pipeline.settings import (
     Settings,
     TrainingSettings,
 )
+from pipeline.inference import evaluation, prediction
+from pipeline.inference.evaluation import Options
+from pipeline.launch import launcher
+from pipeline.launch.launcher import Outcome
+from pipeline.metrics import report
+from pipeline.metrics.report import Report
+from pipeline.runs import trained_model
+from pipeline.tracking import mlflow_run
 
 CLASSES = ("disc", "square", "stripes")
 
@@ -93,7 +97,7 @@ def trained(root: Path, shapes: Path) -> Outcome:
         training=TrainingSettings(epochs=3, batch_size=20),
         cluster=ClusterSettings(workers=0),
     )
-    return launch.train(settings, progress=False)
+    return launcher.train(settings, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +114,7 @@ def test_it_measures_what_the_training_measured(trained: Outcome, result: Report
 
 
 def test_a_run_ends_with_the_same_report_in_its_folder_and_in_mlflow(trained: Outcome, result: Report) -> None:
-    uri = MlflowClient(tracking.default_store(trained.folder.parent).uri).get_run(trained.run_id).info.artifact_uri
+    uri = MlflowClient(mlflow_run.default_store(trained.folder.parent).uri).get_run(trained.run_id).info.artifact_uri
     for folder in (trained.folder / "evaluation", Path(uri.removeprefix("file://")) / "evaluation"):
         written = json.loads((folder / report.EVERYTHING).read_text())
         assert written["confusion"] == result.confusion
@@ -119,7 +123,7 @@ def test_a_run_ends_with_the_same_report_in_its_folder_and_in_mlflow(trained: Ou
 
 
 def test_tables_and_calibration_follow_their_formulas(trained: Outcome, shapes: Path, result: Report) -> None:
-    network = models.load(trained.folder).network
+    network = trained_model.load(trained.folder).network
     loader = Loader(shapes, "validation", batch_size=63, size=24, cropping=evaluation.CenterCrop(1.0))
     (batch,) = loader.epoch(0)
     with torch.inference_mode():
@@ -182,7 +186,7 @@ def test_the_command_writes_tables_and_a_picture(
 
 def test_a_tracked_run_and_a_registered_model_can_be_evaluated(trained: Outcome, shapes: Path, result: Report) -> None:
     storage = trained.folder.parent
-    client = MlflowClient(tracking.default_store(storage).uri)
+    client = MlflowClient(mlflow_run.default_store(storage).uri)
     client.create_registered_model("shapes")
     source = f"{client.get_run(trained.run_id).info.artifact_uri}/model"
     client.create_model_version("shapes", source, trained.run_id)
@@ -193,7 +197,7 @@ def test_a_tracked_run_and_a_registered_model_can_be_evaluated(trained: Outcome,
         assert json.loads(done.stdout)["confusion"] == result.confusion
     with (
         pytest.raises(UserError, match=r"models:/other/1 is not in sqlite"),
-        tracking.checkpoint_of("models:/other/1", storage),
+        mlflow_run.checkpoint_of("models:/other/1", storage),
     ):
         pass
 

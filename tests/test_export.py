@@ -14,8 +14,11 @@ import pytest
 import torch
 
 from data_prep.common.errors import UserError
-from pipeline import export, layout, model_commands, models
-from pipeline.settings import ModelSettings, ResNetSettings, ScatteringSettings
+from pipeline import models
+from pipeline.cli import models as model_commands
+from pipeline.config.schema import ModelSettings, ResNetSettings, ScatteringSettings
+from pipeline.inference import export
+from pipeline.runs import paths
 from tests.checkpoints import save_checkpoint
 
 RESNET = ResNetSettings(family="resnet", depth=20, stem="cifar", width_multiplier=0.25)
@@ -88,7 +91,7 @@ def test_images_that_are_filtered_in_tiles_are_exported_too(tmp_path: Path) -> N
 def test_the_command_says_what_it_wrote_and_how_to_use_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    save_checkpoint(tmp_path / "run" / layout.CHECKPOINTS / "epoch-00002", RESNET)
+    save_checkpoint(tmp_path / "run" / paths.CHECKPOINTS / "epoch-00002", RESNET)
     monkeypatch.chdir(tmp_path)
     for source, kind in (("run", "onnx"), ("run/checkpoints/epoch-00002", "torch-export")):
         model_commands.export.main([source, "--format", kind], standalone_mode=False)

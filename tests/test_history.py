@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.history import STEPS, StepLog, read_steps
+from pipeline.runs.history import STEPS, StepLog, read_steps
 
 
 def write(folder: Path, first: int, last: int, every: int = 2) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.imports import quick_imports
+from pipeline.runtime.imports import quick_imports
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.config.schema import ScatteringSettings
 from pipeline.models import build, multiply_adds, parameters
-from pipeline.settings import ScatteringSettings
 from tests import parity
 
 REQUIRED_GOLDEN = ("cifar_collapse", "cifar_collapse_skip", "imagenet_collapse")

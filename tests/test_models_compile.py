@@ -13,8 +13,8 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pipeline.config.schema import ModelSettings, ResNetSettings, ScatteringSettings
 from pipeline.models import build
-from pipeline.settings import ModelSettings, ResNetSettings, ScatteringSettings
 
 SIZE, CLASSES = 40, 3  # wavelet transforms of the first block have windows, those of the second are whole
 WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "item", "masked_select", "_unique2", "equal")

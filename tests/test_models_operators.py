@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.models.operators import OPERATORS, PARAMETERS
+from pipeline.models.nonlinearities import OPERATORS, PARAMETERS
 from tests import oracle
 
 operators = pytest.mark.parametrize("name", OPERATORS)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pipeline.models.batch_stats import EPSILON
 from pipeline.models.projection import Projection, normalize, orthonormal
-from pipeline.models.statistics import EPSILON
 
 IN, OUT = 4, 2
 IMAGINARY = range(1, 3)

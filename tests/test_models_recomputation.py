@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.config.schema import ModelSettings, ResNetSettings, ScatteringSettings
 from pipeline.models import build
-from pipeline.settings import ModelSettings, ResNetSettings, ScatteringSettings
 
 SIZE = 24
 NETWORKS: dict[str, ModelSettings] = {
@@ -57,5 +57,5 @@ def test_an_evaluation_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.zeros(2, SIZE, SIZE, 3, dtype=torch.uint8)
     plain = network(images)
     network.recompute_blocks()
-    monkeypatch.setattr("pipeline.models.recomputation.checkpoint", None)
+    monkeypatch.setattr("pipeline.runtime.activation_checkpointing.checkpoint", None)
     assert torch.equal(network(images), plain)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from data_prep.common.errors import UserError
 from pipeline.models import projection
-from pipeline.models.operators import OPERATORS
+from pipeline.models.nonlinearities import OPERATORS
 from pipeline.models.scattering import Block, BlockKind, ScatteringNetwork
-from pipeline.models.transform import WaveletTransform
+from pipeline.models.wavelet_transform import WaveletTransform
 from pipeline.models.wavelets import Octave, octaves_of_blocks
 from tests import oracle, parity
 

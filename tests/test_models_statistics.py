@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.config.schema import ModelSettings, ResNetSettings, ScatteringSettings
 from pipeline.models import build
-from pipeline.models.statistics import BatchNorm, moments
-from pipeline.settings import ModelSettings, ResNetSettings, ScatteringSettings
+from pipeline.models.batch_stats import BatchNorm, moments
 from tests.ranks import RANKS, in_ranks
 
 IMAGES, SIZE = 6, 12

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from data_prep.common.errors import UserError
-from pipeline import layout, models
-from pipeline.settings import ModelSettings, ResNetSettings, ScatteringSettings
+from pipeline.config.schema import ModelSettings, ResNetSettings, ScatteringSettings
+from pipeline.runs import paths, trained_model
 from tests.checkpoints import save_checkpoint
 
 SCATTERING = ScatteringSettings(widths=(3, 4))
@@ -25,7 +25,7 @@ def test_a_checkpoint_alone_gives_the_network_its_settings_and_its_classes(
     tmp_path: Path, model: ModelSettings
 ) -> None:
     network = save_checkpoint(tmp_path / "saved", model)
-    loaded = models.load(tmp_path / "saved")
+    loaded = trained_model.load(tmp_path / "saved")
     assert loaded.settings.model == model
     assert loaded.classes == ("name of a", "name of b", "name of c")
     assert not loaded.network.training
@@ -34,27 +34,27 @@ def test_a_checkpoint_alone_gives_the_network_its_settings_and_its_classes(
 
 
 def test_of_a_run_the_last_checkpoint_that_is_there_in_full_is_loaded(tmp_path: Path) -> None:
-    checkpoints = tmp_path / layout.CHECKPOINTS
+    checkpoints = tmp_path / paths.CHECKPOINTS
     save_checkpoint(checkpoints / "epoch-00009", SCATTERING, seed=1)
     last = save_checkpoint(checkpoints / "epoch-00010", SCATTERING, seed=2)
     save_checkpoint(checkpoints / "partial-epoch-00011", SCATTERING, seed=3)
     (checkpoints / "epoch-00011").mkdir()  # as it is while Ray uploads
-    loaded = models.load(str(tmp_path))
+    loaded = trained_model.load(str(tmp_path))
     with torch.no_grad():
         assert torch.equal(loaded.network(PIXELS), last(PIXELS))
 
 
 def test_what_is_no_checkpoint_is_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere does not exist"):
-        models.load(tmp_path / "nowhere")
+        trained_model.load(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"is not a checkpoint, nor a run: it has no model.safetensors"):
-        models.load(tmp_path)
-    (tmp_path / layout.IDENTITY).touch()
+        trained_model.load(tmp_path)
+    (tmp_path / paths.IDENTITY).touch()
     with pytest.raises(UserError, match=r"has no checkpoint yet"):
-        models.load(tmp_path)
+        trained_model.load(tmp_path)
 
 
-@pytest.mark.parametrize("file", [layout.MODEL, layout.SETTINGS, layout.CLASSES])
+@pytest.mark.parametrize("file", [paths.MODEL, paths.SETTINGS, paths.CLASSES])
 @pytest.mark.parametrize("damage", ["halved", "missing"])
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, file: str, damage: str) -> None:
     saved = tmp_path / "saved"
@@ -64,15 +64,15 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, file: str, dama
     if damage == "halved":
         (saved / file).write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=str(saved)):
-        models.load(saved)
+        trained_model.load(saved)
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "saved", SCATTERING)
     save_checkpoint(tmp_path / "other", ScatteringSettings(widths=(3, 5)))
-    (tmp_path / "other" / layout.MODEL).replace(tmp_path / "saved" / layout.MODEL)
+    (tmp_path / "other" / paths.MODEL).replace(tmp_path / "saved" / paths.MODEL)
     with pytest.raises(UserError, match=r"does not fit the network"):
-        models.load(tmp_path / "saved")
+        trained_model.load(tmp_path / "saved")
 
 
 def test_loading_executes_nothing_that_a_checkpoint_holds(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_loading_executes_nothing_that_a_checkpoint_holds(tmp_path: Path) -> Non
             return (Path.touch, (tmp_path / "executed",))
 
     save_checkpoint(tmp_path / "saved", SCATTERING)
-    torch.save({"mean": Exploit()}, tmp_path / "saved" / layout.MODEL)
+    torch.save({"mean": Exploit()}, tmp_path / "saved" / paths.MODEL)
     with pytest.raises(UserError, match=r"damaged"):
-        models.load(tmp_path / "saved")
+        trained_model.load(tmp_path / "saved")
     assert not (tmp_path / "executed").exists()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.models.transform import Axis, WaveletTransform, Windows, output_size, padded_size
+from pipeline.models.wavelet_transform import Axis, WaveletTransform, Windows, output_size, padded_size
 from pipeline.models.wavelets import Octave, filter_bank
 
 SIZES = {

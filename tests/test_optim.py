@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipeline import models
-from pipeline.optim import build_optimizer, build_schedule, rate_factor
-from pipeline.settings import OptimizerSettings, ScatteringSettings
+from pipeline.config.schema import OptimizerSettings, ScatteringSettings
+from pipeline.training.optimizers import build_optimizer, build_schedule, rate_factor
 
 
 def rates(epochs: int, steps: int, **fields: object) -> list[float]:

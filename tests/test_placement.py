@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.placement import cpu_list, cpus_of_nodes, dealt, node_of_device
+from pipeline.runtime.numa import cpu_list, cpus_of_nodes, dealt, node_of_device
 
 
 def nodes(folder: Path, *lists: str) -> Path:
@@ -61,11 +61,11 @@ SETTLE = """
 import os, sys
 from pathlib import Path
 import torch
-from pipeline import placement
+from pipeline.runtime import numa
 torch.ones(1000, 1000) @ torch.ones(1000, 1000)  # its threads are there
 for folder, cpus in zip(sys.argv[1::2], sys.argv[2::2]):
-    placement.NODES = Path(folder)
-    print(placement.settle(int(cpus), 1, 2, torch.device("cpu")))
+    numa.NODES = Path(folder)
+    print(numa.settle(int(cpus), 1, 2, torch.device("cpu")))
 print(*sorted({str(os.sched_getaffinity(int(thread))) for thread in os.listdir("/proc/self/task")}))
 """
 

@@ -15,9 +15,12 @@ from torch import nn
 
 from data_prep.common.errors import UserError
 from data_prep.format import manifest
-from pipeline import config, launch, layout, models
-from pipeline.commands import train
-from pipeline.plan import Plan
+from pipeline import models
+from pipeline.cli.train import train
+from pipeline.config import settings_io
+from pipeline.launch import launcher
+from pipeline.launch.run_plan import Plan
+from pipeline.runs import paths
 
 
 @pytest.fixture
@@ -38,12 +41,12 @@ def file(textures: Path, tmp_path: Path) -> Path:
 
 def test_the_numbers_are_those_of_the_run(file: Path, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
-    settings = config.load(file, [])
-    planned = launch.dry_run(settings)
+    settings = settings_io.load(file, [])
+    planned = launcher.dry_run(settings)
     assert torch.get_num_threads() == threads
     assert not (tmp_path / "runs").exists(), "nothing is written"
-    run = launch.train(settings, progress=False).folder
-    stored = layout.stored_checkpoints(run)[-1]
+    run = launcher.train(settings, progress=False).folder
+    stored = paths.stored_checkpoints(run)[-1]
     assert planned.training_images + planned.evaluation_images == 240
     assert (planned.images_per_worker, planned.images_at_once, planned.sizes) == (50, 20, [32, 48])
     assert planned.pixel_share == (32**2 + 48**2) / 2 / 48**2
@@ -55,7 +58,7 @@ def test_the_numbers_are_those_of_the_run(file: Path, tmp_path: Path) -> None:
 
 def test_workers_share_the_batch_and_add_up_their_speed(file: Path, textures: Path) -> None:
     one, four = (
-        launch.dry_run(config.load(file, [f"cluster.workers={workers}", "training.images_at_once=null"]))
+        launcher.dry_run(settings_io.load(file, [f"cluster.workers={workers}", "training.images_at_once=null"]))
         for workers in (1, 4)
     )
     assert (one.images_per_worker, four.images_per_worker) == (50, 13)
@@ -71,8 +74,8 @@ def test_as_many_workers_are_timed_at_once_as_there_is_room_for(
     build = models.build
     monkeypatch.setattr(models, "build", lambda *arguments: networks.append(build(*arguments)) or networks[-1])
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
-    settings = config.load(file, ["cluster.workers=2", f"cluster.cpus_per_worker={threads}"])
-    assert launch.dry_run(settings).images_per_second > 0
+    settings = settings_io.load(file, ["cluster.workers=2", f"cluster.cpus_per_worker={threads}"])
+    assert launcher.dry_run(settings).images_per_second > 0
     assert sum(next(network.parameters()).device.type == "cpu" for network in networks) == at_once
 
 
@@ -98,6 +101,6 @@ def test_a_profile_is_a_trace_of_a_few_steps(file: Path, tmp_path: Path) -> None
 
 def test_another_data_set_than_expected_is_refused(file: Path, textures: Path) -> None:
     digest = manifest.load(textures).digest
-    assert isinstance(launch.dry_run(config.load(file, [f"data.digest={digest[:12]}"])), Plan)
+    assert isinstance(launcher.dry_run(settings_io.load(file, [f"data.digest={digest[:12]}"])), Plan)
     with pytest.raises(UserError, match=rf"data\.digest is 0123456789ab, but the data set in .* has {digest}"):
-        launch.dry_run(config.load(file, ["data.digest=0123456789ab"]))
+        launcher.dry_run(settings_io.load(file, ["data.digest=0123456789ab"]))

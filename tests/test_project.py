@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import config, models
-from pipeline.settings import ScatteringSettings, Settings
+from pipeline import models
+from pipeline.config import settings_io
+from pipeline.config.schema import ScatteringSettings, Settings
 from tests.checkpoints import save_checkpoint
 from tests.mutations import MUTATIONS, Mutation
 
@@ -31,7 +32,7 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def run_settings(path: Path) -> Settings:
     if not path.stem.endswith("_search"):
-        return config.load(path)
+        return settings_io.load(path)
     from tuning.config import load
 
     return load(path).train
@@ -65,7 +66,10 @@ sys.meta_path.insert(0, Blocker())
 """
 
 
-@pytest.mark.parametrize("module", ["pipeline.engine", "pipeline.models", "pipeline.config", "pipeline.optim"])
+@pytest.mark.parametrize(
+    "module",
+    ["pipeline.training.loop", "pipeline.models", "pipeline.config.settings_io", "pipeline.training.optimizers"],
+)
 def test_training_mathematics_needs_neither_ray_nor_mlflow_nor_ffcv(module: str) -> None:
     done = python(f"{BLOCKED}import {module}")
     assert done.returncode == 0, done.stderr
@@ -77,9 +81,10 @@ def test_a_trained_network_loads_and_runs_without_ray_mlflow_and_ffcv(tmp_path: 
     code = """
 import torch
 from pipeline import models
+from pipeline.runs import trained_model
 pixels = torch.arange(2 * 16 * 16 * 3).remainder(251).to(torch.uint8).view(2, 16, 16, 3)
-network = models.build(models.load(sys.argv[1]).settings.model, 3, 16)
-network.load_state_dict(models.load(sys.argv[1]).network.state_dict())
+network = models.build(trained_model.load(sys.argv[1]).settings.model, 3, 16)
+network.load_state_dict(trained_model.load(sys.argv[1]).network.state_dict())
 with torch.no_grad():
     print(network.eval()(pixels).tolist())
 """
@@ -97,7 +102,7 @@ def test_the_blocker_blocks() -> None:
 def test_help_is_answered_without_loading_what_is_slow(arguments: list[str]) -> None:
     code = """
 import sys
-from pipeline.cli import main
+from pipeline.cli.main import main
 try:
     main()
 finally:
@@ -113,7 +118,7 @@ def test_a_network_is_counted_without_loading_a_compiler() -> None:
     code = """
 import sys
 from pipeline import models
-from pipeline.settings import ScatteringSettings
+from pipeline.config.schema import ScatteringSettings
 print(models.multiply_adds(ScatteringSettings(widths=(3, 4)), 3, 16), {"torch._dynamo", "sympy"} & set(sys.modules))
 """
     done = python(code)
@@ -127,7 +132,7 @@ def test_every_package_contributes_its_commands() -> None:
         *("describe", "evaluate", "export", "inspect", "merge", "predict", "prepare", "stage", "train", "tune", "ui"),
         "verify",
     ] == COMMANDS
-    listing = python("from pipeline.cli import main; main()", "--help").stdout
+    listing = python("from pipeline.cli.main import main; main()", "--help").stdout
     assert [command for command in COMMANDS if not re.search(rf"^ *{command} ", listing, re.MULTILINE)] == []
 
 

@@ -14,10 +14,15 @@ from torch import Tensor
 from torch.optim import SGD, AdamW
 
 from data_prep.common.errors import UserError
-from pipeline import checkpoint, config, evaluation, launch, layout, models, worker
-from pipeline.data import ImageStream
-from pipeline.optim import build_optimizer, image_size
-from pipeline.settings import OptimizerSettings, ScatteringSettings, Settings
+from pipeline import models
+from pipeline.config import settings_io
+from pipeline.config.schema import OptimizerSettings, ScatteringSettings, Settings
+from pipeline.inference import evaluation
+from pipeline.launch import launcher
+from pipeline.runs import paths, train_state, trained_model
+from pipeline.training import trainer
+from pipeline.training.dataloader import ImageStream
+from pipeline.training.optimizers import build_optimizer, image_size
 from tests.runs import assert_same_bits
 
 
@@ -35,7 +40,7 @@ def settings(
         "training": {"epochs": 3, "batch_size": 40, "first_image_size": 16},
         "cluster": {"workers": 0},
     }
-    return lambda *overrides: config.resolve(Settings, config.override(content, overrides), "test")
+    return lambda *overrides: settings_io.resolve(Settings, settings_io.override(content, overrides), "test")
 
 
 def test_images_grow_linearly_and_end_at_the_full_size(settings: Callable[..., Settings]) -> None:
@@ -55,14 +60,14 @@ def test_epochs_see_images_of_their_size(settings: Callable[..., Settings], monk
                 seen.setdefault(epoch, set()).add(batch.images.shape[1])
                 yield batch
 
-    monkeypatch.setattr(worker, "ImageStream", Watched)
-    launch.train(settings("training.epochs=4", "optimizer.average_decay=0"), progress=False)
+    monkeypatch.setattr(trainer, "ImageStream", Watched)
+    launcher.train(settings("training.epochs=4", "optimizer.average_decay=0"), progress=False)
     assert seen == {1: {16, 48}, 2: {32, 48}, 3: {32, 48}, 4: {48}}, "validation images are of full size"
 
 
 def test_what_is_learned_on_small_images_is_what_larger_ones_go_on_with(settings: Callable[..., Settings]) -> None:
-    grown = launch.train(settings(), progress=False)
-    fixed = launch.train(settings("training.first_image_size=null", "run.name=fixed"), progress=False)
+    grown = launcher.train(settings(), progress=False)
+    fixed = launcher.train(settings("training.first_image_size=null", "run.name=fixed"), progress=False)
     assert grown.metrics["train/loss"] == pytest.approx(fixed.metrics["train/loss"], rel=0.3)
     assert grown.metrics["train/loss"] != fixed.metrics["train/loss"]
 
@@ -85,46 +90,46 @@ def test_a_run_that_is_killed_comes_to_the_same_bits(
                         raise Killed
                 yield batch
 
-    whole = launch.train(settings("run.name=whole"), progress=False)
+    whole = launcher.train(settings("run.name=whole"), progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr(worker, "ImageStream", Mortal)
+        patch.setattr(trainer, "ImageStream", Mortal)
         with pytest.raises(Killed):
-            launch.train(settings("checkpoint.every_steps=1"), progress=False)
-    resumed = launch.train(settings(), progress=False)
+            launcher.train(settings("checkpoint.every_steps=1"), progress=False)
+    resumed = launcher.train(settings(), progress=False)
     assert_same_bits(whole.folder, resumed.folder)
-    ends = [load_file(layout.stored_checkpoints(run.folder)[-1] / checkpoint.LAST) for run in (whole, resumed)]
+    ends = [load_file(paths.stored_checkpoints(run.folder)[-1] / train_state.LAST) for run in (whole, resumed)]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
 def test_the_average_follows_its_formula(settings: Callable[..., Settings]) -> None:
     options = ("training.epochs=1", "checkpoint.every_steps=1", "checkpoint.keep=100", "training.first_image_size=null")
-    run = launch.train(settings(*options), progress=False).folder
-    stored = [path for path in layout.stored_checkpoints(run) if "-step-" in path.name]
+    run = launcher.train(settings(*options), progress=False).folder
+    stored = [path for path in paths.stored_checkpoints(run) if "-step-" in path.name]
     assert len(stored) == 6
-    learned = {name for name, _ in models.load(run).network.named_parameters()}
+    learned = {name for name, _ in trained_model.load(run).network.named_parameters()}
     average: dict[str, Tensor] = {}
     for path in stored:
-        last = {name: value.double() for name, value in load_file(path / checkpoint.LAST).items() if name in learned}
+        last = {name: value.double() for name, value in load_file(path / train_state.LAST).items() if name in learned}
         average = {name: 0.8 * average[name] + 0.2 * value for name, value in last.items()} if average else last
-        kept = load_file(path / layout.MODEL)
+        kept = load_file(path / paths.MODEL)
         for name, value in average.items():
             torch.testing.assert_close(kept[name].double(), value, rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_stored_is_what_was_evaluated(settings: Callable[..., Settings], textures: Path) -> None:
-    outcome = launch.train(settings(), progress=False)
+    outcome = launcher.train(settings(), progress=False)
     found = evaluation.evaluate(outcome.folder, textures, evaluation.Options(), lambda images: None)
     assert found.loss == pytest.approx(outcome.metrics["validation/loss"], rel=1e-5)
-    ends = layout.stored_checkpoints(outcome.folder)[-1]
-    used, last = load_file(ends / layout.MODEL), load_file(ends / checkpoint.LAST)
+    ends = paths.stored_checkpoints(outcome.folder)[-1]
+    used, last = load_file(ends / paths.MODEL), load_file(ends / train_state.LAST)
     assert not all(torch.equal(value, last[name]) for name, value in used.items())
 
 
 def test_statistics_of_the_average_are_its_own(settings: Callable[..., Settings], textures: Path) -> None:
     """They are close to those of its first batch of training images, and those of the last weights are not it."""
-    outcome = launch.train(settings("training.first_image_size=null"), progress=False)
-    ends = layout.stored_checkpoints(outcome.folder)[-1]
-    used, last = load_file(ends / layout.MODEL), load_file(ends / checkpoint.LAST)
+    outcome = launcher.train(settings("training.first_image_size=null"), progress=False)
+    ends = paths.stored_checkpoints(outcome.folder)[-1]
+    used, last = load_file(ends / paths.MODEL), load_file(ends / train_state.LAST)
     statistics = [name for name in used if "running" in name or "mean" in name or "variance" in name]
     assert any(not torch.equal(used[name], last[name]) for name in statistics)
 

@@ -13,9 +13,9 @@ import pytest
 from data_prep.common.errors import UserError
 from data_prep.format import manifest
 from data_prep.format.manifest import Manifest
-from pipeline.config import flatten, override, resolve
-from pipeline.run_folder import EXECUTION_ONLY, claim, default_name
-from pipeline.settings import Settings
+from pipeline.config.schema import Settings
+from pipeline.config.settings_io import flatten, override, resolve
+from pipeline.runs.run_folder import EXECUTION_ONLY, claim, default_name
 
 
 @pytest.fixture
@@ -118,8 +118,8 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from data_prep.format import manifest
-from pipeline.settings import DataSettings, RunSettings, Settings
-from pipeline.run_folder import claim
+from pipeline.config.schema import DataSettings, RunSettings, Settings
+from pipeline.runs.run_folder import claim
 settings = Settings(data=DataSettings(path="x"), run=RunSettings(name="mine", storage=sys.argv[1]))
 with claim(settings, manifest.load(Path(sys.argv[2]))):
     print("claimed", flush=True)

@@ -22,11 +22,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from data_prep.common.errors import UserError
-from pipeline import tracking
-from pipeline.history import EpochRecord
-from pipeline.pages import Server
-from pipeline.settings import DataSettings, RunSettings, Settings, TrackingSettings
-from pipeline.tracking import Store, Tracker
+from pipeline.config.schema import DataSettings, RunSettings, Settings, TrackingSettings
+from pipeline.runs.history import EpochRecord
+from pipeline.tracking import mlflow_run
+from pipeline.tracking.mlflow_run import Store, Tracker
+from pipeline.tracking.mlflow_server import Server
 
 RECORDS = [EpochRecord(epoch, 1.7e9 + epoch, {"train/loss": 1 / epoch, "epoch": epoch}) for epoch in (1, 2, 3)]
 
@@ -34,11 +34,11 @@ RECORDS = [EpochRecord(epoch, 1.7e9 + epoch, {"train/loss": 1 / epoch, "epoch": 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """An SQLite store: its tables take seconds to make, so the tests share it."""
-    return tracking.default_store(tmp_path_factory.mktemp("runs"))
+    return mlflow_run.default_store(tmp_path_factory.mktemp("runs"))
 
 
 def open_run(store: Store, identity: str) -> Tracker:
-    return tracking.open_run(
+    return mlflow_run.open_run(
         store,
         "experiment",
         identity=identity,
@@ -64,12 +64,12 @@ EXPECTED = [(record.epoch, 1 / record.epoch, int(record.finished_at * 1000)) for
 
 def test_the_default_store_is_a_database_inside_the_folder_of_the_runs(tmp_path: Path) -> None:
     settings = Settings(data=DataSettings(path="x"), run=RunSettings(storage=str(tmp_path)))
-    store = tracking.store_of(settings)
+    store = mlflow_run.store_of(settings)
     assert store.uri == f"sqlite:///{tmp_path}/mlflow.db"
     assert store.artifacts == f"file://{tmp_path}/artifacts"
     elsewhere = settings.model_copy(update={"tracking": TrackingSettings(uri="http://server:5000")})
-    assert tracking.store_of(elsewhere) == Store("http://server:5000")
-    assert tracking.store_of(elsewhere).artifacts is None
+    assert mlflow_run.store_of(elsewhere) == Store("http://server:5000")
+    assert mlflow_run.store_of(elsewhere).artifacts is None
 
 
 def test_a_run_holds_its_settings_tags_name_and_files(store: Store, tmp_path: Path) -> None:
@@ -124,8 +124,8 @@ def test_long_histories_are_sent_whole(store: Store) -> None:
 FIRST_USE = """
 import sys
 from pathlib import Path
-from pipeline import tracking
-print(tracking.open_run(tracking.default_store(Path(sys.argv[1])), "new", identity=sys.argv[2], name="n",
+from pipeline.tracking import mlflow_run
+print(mlflow_run.open_run(mlflow_run.default_store(Path(sys.argv[1])), "new", identity=sys.argv[2], name="n",
                         folder=Path("f"), parameters={}, tags={}).run_id)
 """
 
@@ -142,7 +142,7 @@ def test_two_processes_may_be_the_first_to_use_a_store(tmp_path: Path) -> None:
     ]
     results = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
-    client = MlflowClient(tracking_uri=tracking.default_store(tmp_path).uri)
+    client = MlflowClient(tracking_uri=mlflow_run.default_store(tmp_path).uri)
     assert {client.get_run(output.strip()).info.experiment_id for output, _ in results} == {"1"}
 
 
@@ -153,13 +153,13 @@ def test_a_store_that_is_not_there_is_named(tmp_path: Path) -> None:
         open_run(Store("nonsense://x"), "a")
     (tmp_path / "mlflow.db").write_text("no database")
     with pytest.raises(UserError, match=r"tracking\.uri: sqlite:///.*mlflow\.db"):
-        open_run(tracking.default_store(tmp_path), "a")
+        open_run(mlflow_run.default_store(tmp_path), "a")
 
 
 @contextlib.contextmanager
 def pages(storage: Path, port: int) -> Iterator[str]:
     """``phasecollapse ui`` as a user starts it, ended by Ctrl-C; gives the address that it prints."""
-    command = [sys.executable, "-m", "pipeline.cli", "ui", "--storage", str(storage), "--port", str(port)]
+    command = [sys.executable, "-m", "pipeline.cli.main", "ui", "--storage", str(storage), "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout and process.stderr
@@ -249,7 +249,7 @@ def test_the_last_line_of_a_server_that_ended_is_kept() -> None:
 
 def test_pages_of_a_store_that_is_not_there_are_refused(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", "ui", "--storage", str(tmp_path)],
+        [sys.executable, "-m", "pipeline.cli.main", "ui", "--storage", str(tmp_path)],
         capture_output=True,
         text=True,
         check=False,

@@ -16,8 +16,12 @@ from mlflow import MlflowClient
 from torch._dynamo.utils import counters
 
 from data_prep.common.errors import UserError
-from pipeline import checkpoint, commands, config, launch, models, tracking
-from pipeline.settings import Settings
+from pipeline.cli import train
+from pipeline.config import settings_io
+from pipeline.config.schema import Settings
+from pipeline.launch import launcher
+from pipeline.runs import train_state, trained_model
+from pipeline.tracking import mlflow_run
 from tests.ray_cluster import title
 from tests.runs import Command, assert_same_bits, final_weights, wait_for_epoch, write_configuration
 
@@ -40,30 +44,30 @@ def settings(textures: Path, storage: Path, request: pytest.FixtureRequest) -> C
         "training": {"epochs": EPOCHS, "batch_size": 60},
         "cluster": {"workers": 0},
     }
-    return lambda *assignments: config.resolve(Settings, config.override(content, assignments), "test")
+    return lambda *assignments: settings_io.resolve(Settings, settings_io.override(content, assignments), "test")
 
 
 def tracked(storage: Path, outcome_or_id: str) -> Any:
-    return MlflowClient(tracking_uri=tracking.default_store(storage).uri).get_run(outcome_or_id)
+    return MlflowClient(tracking_uri=mlflow_run.default_store(storage).uri).get_run(outcome_or_id)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits_in_the_same_tracked_run(
     settings: Callable[..., Settings], storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(folder: Path, state: checkpoint.Training, *others: Any) -> None:
+    def die(folder: Path, state: train_state.Training, *others: Any) -> None:
         save(folder, state, *others)
         if state.epochs_done == 2:
             raise KeyboardInterrupt
 
-    whole = launch.train(settings("run.name=whole", "training.recompute=true"), progress=False)
-    save = checkpoint.save
+    whole = launcher.train(settings("run.name=whole", "training.recompute=true"), progress=False)
+    save = train_state.save
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", die)
+        patch.setattr(train_state, "save", die)
         with pytest.raises(KeyboardInterrupt):
-            launch.train(settings("tracking.every_steps=3"), progress=False)
-    run_id = MlflowClient(tracking.default_store(storage).uri).search_runs(["1"])[0].info.run_id
+            launcher.train(settings("tracking.every_steps=3"), progress=False)
+    run_id = MlflowClient(mlflow_run.default_store(storage).uri).search_runs(["1"])[0].info.run_id
     assert tracked(storage, run_id).info.status == "KILLED"
-    resumed = launch.train(
+    resumed = launcher.train(
         settings("data.decode_threads=2", f"data.stage={storage / 'local'}", "tracking.every_steps=3"), progress=False
     )
     assert resumed.run_id == run_id
@@ -72,7 +76,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits_in_the_same_tracked_run(
     assert_same_bits(whole.folder, resumed.folder)
     timed = dict.fromkeys(("train/images_per_second", "train/seconds", "train/waiting_for_data", "train/saving"), 0)
     assert whole.metrics | timed == resumed.metrics | timed
-    points = MlflowClient(tracking.default_store(storage).uri).get_metric_history(run_id, "step/loss")
+    points = MlflowClient(mlflow_run.default_store(storage).uri).get_metric_history(run_id, "step/loss")
     assert sorted(point.step for point in points) == [3, 6, 9, 12], "a point for three of twelve steps, none twice"
     assert points[-1].value == pytest.approx(resumed.metrics["train/loss"], rel=0.2)
     kept = {path.name for path in (resumed.folder / "checkpoints").iterdir()}
@@ -80,7 +84,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits_in_the_same_tracked_run(
 
 
 def test_the_tracked_run_holds_all_that_the_run_was(settings: Callable[..., Settings], storage: Path) -> None:
-    outcome = launch.train(settings(), tags={"color": "blue"}, progress=False)
+    outcome = launcher.train(settings(), tags={"color": "blue"}, progress=False)
     run = tracked(storage, outcome.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["model.widths"] == "[6]"
@@ -88,12 +92,12 @@ def test_the_tracked_run_holds_all_that_the_run_was(settings: Callable[..., Sett
     assert run.data.metrics["train/images_per_second"] > 0
     expected = {"color", "version.torch", "hardware.cpu", "hardware.memory_gib", "mlflow.source.git.commit"}
     assert expected <= run.data.tags.keys()
-    client = MlflowClient(tracking.default_store(storage).uri)
+    client = MlflowClient(mlflow_run.default_store(storage).uri)
     history = client.get_metric_history(outcome.run_id, "validation/top1")
     assert [metric.step for metric in history] == [1, 2, 3]
     artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
-    assert config.load(artifacts / "settings.yaml") == settings()
-    loaded = models.load(artifacts / "model")
+    assert settings_io.load(artifacts / "settings.yaml") == settings()
+    loaded = trained_model.load(artifacts / "model")
     assert loaded.settings == settings()
     assert len(loaded.classes) == 10
     name, value = next(loaded.network.named_parameters())
@@ -103,22 +107,22 @@ def test_the_tracked_run_holds_all_that_the_run_was(settings: Callable[..., Sett
 def test_a_finished_run_says_so_and_changes_nothing(
     settings: Callable[..., Settings], storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = launch.train(settings("training.epochs=1"))
+    first = launcher.train(settings("training.epochs=1"))
     starts, epoch = capsys.readouterr().out.splitlines()
     assert starts == f"run {first.folder.name} starts, epochs: 1"
     assert re.match(r"epoch 1/1  loss \d+\.\d+  validation: top-1 \d+", epoch)
     ended = tracked(storage, first.run_id).info.end_time
-    again = launch.train(settings("training.epochs=1"))
+    again = launcher.train(settings("training.epochs=1"))
     assert again.already_finished
     assert again.metrics == first.metrics
     assert capsys.readouterr().out == ""
-    assert "had already finished: 1 epochs" in commands.summary(again, "validation")
+    assert "had already finished: 1 epochs" in train.summary(again, "validation")
     assert tracked(storage, first.run_id).info.end_time == ended
 
 
 def test_seed_and_settings_alone_decide_the_result(settings: Callable[..., Settings]) -> None:
     runs = [
-        launch.train(settings("training.epochs=1", f"run.name={name}", f"training.seed={seed}"), progress=False)
+        launcher.train(settings("training.epochs=1", f"run.name={name}", f"training.seed={seed}"), progress=False)
         for name, seed in (("seed-0", 0), ("seed-0-again", 0), ("seed-1", 1))
     ]
     assert_same_bits(runs[0].folder, runs[1].folder)
@@ -130,7 +134,7 @@ def test_a_compiled_run_learns_what_another_does(settings: Callable[..., Setting
     for on in ("false", "true"):
         counters.clear()
         chosen = settings("training.epochs=1", f"run.name=compile-{on}", f"training.compile={on}")
-        runs.append(launch.train(chosen, progress=False))
+        runs.append(launcher.train(chosen, progress=False))
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] == 0 < graphs[1]
     losses = [run.metrics["train/loss"] for run in runs]
@@ -140,15 +144,15 @@ def test_a_compiled_run_learns_what_another_does(settings: Callable[..., Setting
 
 
 def test_accuracy_can_be_measured_on_held_out_training_images(settings: Callable[..., Settings]) -> None:
-    outcome = launch.train(settings("training.epochs=1", "data.evaluate_on=holdout"), progress=False)
+    outcome = launcher.train(settings("training.epochs=1", "data.evaluate_on=holdout"), progress=False)
     assert {"holdout/loss", "holdout/top1", "holdout/top5"} <= outcome.metrics.keys()
     assert not any(name.startswith("validation/") for name in outcome.metrics)
 
 
 def test_a_run_starts_again_from_the_settings_in_a_checkpoint_alone(settings: Callable[..., Settings]) -> None:
-    first = launch.train(settings("training.epochs=1"), progress=False)
-    saved = first.folder / "checkpoints" / "epoch-00001" / checkpoint.SETTINGS
-    second = launch.train(config.load(saved, ["run.name=from-a-checkpoint"]), progress=False)
+    first = launcher.train(settings("training.epochs=1"), progress=False)
+    saved = first.folder / "checkpoints" / "epoch-00001" / train_state.SETTINGS
+    second = launcher.train(settings_io.load(saved, ["run.name=from-a-checkpoint"]), progress=False)
     assert_same_bits(first.folder, second.folder)
 
 
@@ -156,8 +160,8 @@ def test_a_diverging_run_fails_with_a_sentence_and_is_tracked_as_failed(
     settings: Callable[..., Settings], storage: Path
 ) -> None:
     with pytest.raises(UserError, match=r"the loss became (nan|inf) in epoch 1, step \d+ .*learning_rate"):
-        launch.train(settings("optimizer.learning_rate=1.0e+38"), progress=False)
-    newest = MlflowClient(tracking.default_store(storage).uri).search_runs(["1"])[0]
+        launcher.train(settings("optimizer.learning_rate=1.0e+38"), progress=False)
+    newest = MlflowClient(mlflow_run.default_store(storage).uri).search_runs(["1"])[0]
     assert newest.info.status == "FAILED"
 
 
@@ -178,10 +182,10 @@ def test_what_does_not_fit_is_refused_before_anything_starts(
     if assignment == "cluster.gpu=true" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     if assignment.startswith("training"):
-        launch.train(settings(), progress=False)
+        launcher.train(settings(), progress=False)
     before = sorted(path.name for path in storage.iterdir())
     with pytest.raises(UserError, match=message):
-        launch.train(settings(assignment), progress=False)
+        launcher.train(settings(assignment), progress=False)
     assert sorted(path.name for path in storage.iterdir()) == before, "nothing is left behind"
 
 
@@ -231,5 +235,5 @@ def test_a_second_start_is_refused_and_ctrl_c_ends_run_and_cluster(
     status, _, complaint = command.end()
     assert (status, complaint) == (130, "\ninterrupted: the same command continues\n")
     assert psutil.wait_procs(family, timeout=60)[1] == []
-    (run,) = MlflowClient(tracking.default_store(tmp_path / "runs").uri).search_runs(["1"])
+    (run,) = MlflowClient(mlflow_run.default_store(tmp_path / "runs").uri).search_runs(["1"])
     assert run.info.status == "KILLED"

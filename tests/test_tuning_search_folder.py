@@ -11,9 +11,9 @@ import pytest
 from data_prep.common.errors import UserError
 from data_prep.format import manifest
 from data_prep.format.manifest import Manifest
-from pipeline import history, run_folder
-from pipeline.config import resolve
-from pipeline.history import EpochRecord
+from pipeline.config.settings_io import resolve
+from pipeline.runs import history, run_folder
+from pipeline.runs.history import EpochRecord
 from tuning import search_folder
 from tuning.config import SearchSettings
 from tuning.search_folder import Record
@@ -112,13 +112,13 @@ def test_the_scheduler_of_the_next_session_knows_the_trials_of_the_last(tmp_path
 def test_runs_that_killed_processes_left_open_are_completed_and_ended(tmp_path: Path, data: Manifest) -> None:
     from mlflow import MlflowClient
 
-    from pipeline import tracking
+    from pipeline.tracking import mlflow_run
     from tuning.search import _end_runs
 
-    store = tracking.default_store(tmp_path)
+    store = mlflow_run.default_store(tmp_path)
     epochs = [EpochRecord(1, 1e9, {"holdout/top1": 0.25}), EpochRecord(2, 1e9 + 9, {"holdout/top1": 0.5})]
 
-    def left_open(name: str, status: tracking.Status | None) -> str:
+    def left_open(name: str, status: mlflow_run.Status | None) -> str:
         """A trial that has sent one of its two epochs, and whose tracked run has ended with `status` or not at all."""
         run = settings(folder.path).train
         run = run.model_copy(update={"run": run.run.model_copy(update={"name": name})})
@@ -126,7 +126,7 @@ def test_runs_that_killed_processes_left_open_are_completed_and_ended(tmp_path: 
             trial.begin()
         history.write(trial.path, epochs)
         identity = trial.identity.id
-        tracker = tracking.open_run(
+        tracker = mlflow_run.open_run(
             store, "phasecollapse", identity=identity, name=name, folder=trial.path, parameters={}, tags={}
         )
         tracker.follow(epochs[:1])

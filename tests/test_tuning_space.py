@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from data_prep.common.errors import UserError
-from pipeline.config import resolve
-from pipeline.settings import Settings
+from pipeline.config.schema import Settings
+from pipeline.config.settings_io import resolve
 from tuning import config, space
 from tuning.config import SearchSettings
 from tuning.space import Candidate
@@ -33,7 +33,7 @@ def test_width_doubles_at_each_octave_and_stops_at_the_cap() -> None:
 
 def test_octaves_are_those_of_the_network() -> None:
     from pipeline import models
-    from pipeline.settings import ScatteringSettings
+    from pipeline.config.schema import ScatteringSettings
 
     for first_factorized in (0, 1, 2):
         depth = 4

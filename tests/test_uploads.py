@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from data_prep.common.errors import UserError
-from pipeline import config, launch, layout, progress, uploads
-from pipeline.session import LocalSession
-from pipeline.settings import Settings
+from pipeline.config import settings_io
+from pipeline.config.schema import Settings
+from pipeline.launch import launcher
+from pipeline.runs import paths, remote_copy
+from pipeline.tracking import progress
+from pipeline.training.context import LocalSession
 from tests.object_storage import SECRETS, Storage, object_storage
 from tests.runs import assert_same_bits
 
@@ -40,7 +43,7 @@ def settings(textures: Path, tmp_path: Path) -> Callable[..., Settings]:
         "cluster": {"workers": 0},
         "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
     }
-    return lambda *overrides: config.resolve(Settings, config.override(content, overrides), "test")
+    return lambda *overrides: settings_io.resolve(Settings, settings_io.override(content, overrides), "test")
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -49,17 +52,17 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_copies_are_those_of_what_is_kept(settings: Callable[..., Settings], storage: Storage, tmp_path: Path) -> None:
     address = storage.without_key("kept")
-    run = launch.train(settings(f"checkpoint.upload={address}", "checkpoint.every_steps=2"), progress=False).folder
-    location = uploads.location_of(address, run)
-    assert uploads.checkpoints_at(location) == {path.name for path in layout.stored_checkpoints(run)}
+    run = launcher.train(settings(f"checkpoint.upload={address}", "checkpoint.every_steps=2"), progress=False).folder
+    location = remote_copy.location_of(address, run)
+    assert remote_copy.checkpoints_at(location) == {path.name for path in paths.stored_checkpoints(run)}
     fetched = tmp_path / "fetched"
     fetched.mkdir()
-    uploads.fetch_identity(location, fetched)
-    newest = uploads.fetch_newest(location, fetched)
-    assert newest == layout.stored_checkpoints(run)[-1].name
+    remote_copy.fetch_identity(location, fetched)
+    newest = remote_copy.fetch_newest(location, fetched)
+    assert newest == paths.stored_checkpoints(run)[-1].name
     assert files(fetched / "checkpoints" / newest) == files(run / "checkpoints" / newest)
-    assert (fetched / layout.IDENTITY).read_bytes() == (run / layout.IDENTITY).read_bytes()
-    assert uploads.fetch_newest(location, fetched) is None, "it is there already"
+    assert (fetched / paths.IDENTITY).read_bytes() == (run / paths.IDENTITY).read_bytes()
+    assert remote_copy.fetch_newest(location, fetched) is None, "it is there already"
     assert not (run / progress.EVENTS).exists()
 
 
@@ -70,34 +73,34 @@ def test_a_run_whose_folder_is_gone_goes_on_to_the_same_bits(
         def report(self, metrics: dict[str, float]) -> None:
             raise KeyboardInterrupt
 
-    alone = launch.train(settings("run.name=alone"), progress=False)
+    alone = launcher.train(settings("run.name=alone"), progress=False)
     option = f"checkpoint.upload={storage.without_key('gone')}"
     with monkeypatch.context() as patch:
-        patch.setattr(launch, "LocalSession", Stops)
+        patch.setattr(launcher, "LocalSession", Stops)
         with pytest.raises(KeyboardInterrupt):
-            launch.train(settings(option), progress=False)
+            launcher.train(settings(option), progress=False)
     run = tmp_path / "runs" / "uploaded"
-    before = (run / layout.IDENTITY).read_text()
+    before = (run / paths.IDENTITY).read_text()
     shutil.rmtree(run)
     with pytest.raises(UserError, match=r"started with other settings \(training\.seed: 0 → 1\)"):
-        launch.train(settings(option, "training.seed=1"), progress=False)
+        launcher.train(settings(option, "training.seed=1"), progress=False)
     shutil.rmtree(run)
-    resumed = launch.train(settings(option), progress=False)
+    resumed = launcher.train(settings(option), progress=False)
     assert_same_bits(alone.folder, resumed.folder)
-    assert (run / layout.IDENTITY).read_text() == before
+    assert (run / paths.IDENTITY).read_text() == before
     assert "checkpoint epoch-00001 was fetched from" in (run / progress.EVENTS).read_text()
     assert len(resumed.metrics) == len(alone.metrics)
 
 
 def test_a_damaged_copy_is_not_used(settings: Callable[..., Settings], storage: Storage, tmp_path: Path) -> None:
     address = storage.without_key("damaged")
-    run = launch.train(settings(f"checkpoint.upload={address}"), progress=False).folder
-    before, last = layout.stored_checkpoints(run)[-2:]
-    (run / "checkpoints" / last.name / layout.MODEL).write_bytes(b"nonsense")
+    run = launcher.train(settings(f"checkpoint.upload={address}"), progress=False).folder
+    before, last = paths.stored_checkpoints(run)[-2:]
+    (run / "checkpoints" / last.name / paths.MODEL).write_bytes(b"nonsense")
     storage.upload(last, f"damaged/{run.name}/checkpoints/{last.name}")
     fetched = tmp_path / "fetched"
     fetched.mkdir()
-    assert uploads.fetch_newest(uploads.location_of(address, run), fetched) == before.name
+    assert remote_copy.fetch_newest(remote_copy.location_of(address, run), fetched) == before.name
 
 
 def test_storage_that_goes_away_stops_no_run_but_must_be_there_when_one_starts(
@@ -111,12 +114,12 @@ def test_storage_that_goes_away_stops_no_run_but_must_be_there_when_one_starts(
                 server.close()
 
         with monkeypatch.context() as patch:
-            patch.setattr(launch, "LocalSession", Unplugs)
-            finished = launch.train(settings(f"checkpoint.upload={address}"), progress=False)
+            patch.setattr(launcher, "LocalSession", Unplugs)
+            finished = launcher.train(settings(f"checkpoint.upload={address}"), progress=False)
     assert finished.epochs == 3
     assert "checkpoint.upload: s3://images/away" in (finished.folder / progress.EVENTS).read_text()
     with pytest.raises(UserError, match=r"checkpoint\.upload: s3://images/away.* does not answer"):
-        launch.train(settings(f"checkpoint.upload={address}", "run.name=another"), progress=False)
+        launcher.train(settings(f"checkpoint.upload={address}", "run.name=another"), progress=False)
 
 
 def test_keys_stay_out_of_settings(settings: Callable[..., Settings], storage: Storage) -> None:

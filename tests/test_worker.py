@@ -14,15 +14,17 @@ from data_prep.format import manifest
 from data_prep.prepare.dataset_writer import prepare
 from data_prep.prepare.spec import Request
 from data_prep.sources.textures import Textures
-from pipeline import config, run_folder, worker
-from pipeline.session import Job, LocalSession
+from pipeline.config import settings_io
+from pipeline.runs import run_folder
+from pipeline.training import trainer
+from pipeline.training.context import Job, LocalSession
 from tests.runs import write_configuration
 
 
 @pytest.fixture
 def job(textures: Path, tmp_path: Path) -> Iterator[Job]:
     """A run that has begun."""
-    settings = config.load(
+    settings = settings_io.load(
         write_configuration(tmp_path, textures, "cluster.workers=0", "training.epochs=1", "run.name=one"), []
     )
     with run_folder.claim(settings, manifest.load(textures), None) as run:
@@ -33,7 +35,7 @@ def job(textures: Path, tmp_path: Path) -> Iterator[Job]:
 def test_a_node_that_does_not_see_the_runs_folder_is_named(job: Job) -> None:
     hidden = job.folder.path.rename(job.folder.path.with_name("hidden"))
     with pytest.raises(UserError, match=rf"^run\.storage: node {platform.node()} does not see \S+/one: name a folder"):
-        worker.train(job, LocalSession(job))
+        trainer.train(job, LocalSession(job))
     hidden.rename(job.folder.path)
 
 
@@ -48,4 +50,4 @@ def test_a_node_with_another_data_set_is_named(job: Job, textures: Path, tmp_pat
         rf"^data\.path: {other} on node {platform.node()} is another data set \({mine}\) than .* \({theirs}\): put the"
     )
     with pytest.raises(UserError, match=says):
-        worker.train(changed, LocalSession(changed))
+        trainer.train(changed, LocalSession(changed))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands import explains_settings
-from pipeline.imports import quick_imports
+from pipeline.cli.train import explains_settings
+from pipeline.runtime.imports import quick_imports
 
 
 @click.command(short_help="Search over depth and width of the network; run again to resume.")
@@ -34,11 +34,11 @@ def tune(config: Path, overrides: tuple[str, ...]) -> None:
     with quick_imports():
         from rich.console import Console
 
-        from pipeline import environment
+        from pipeline.runtime import system_info
         from tuning import frontier
         from tuning.search import search
 
-    if warning := environment.warning(settings.train.training.precision, settings.train.cluster.gpu):
+    if warning := system_info.warning(settings.train.training.precision, settings.train.cluster.gpu):
         click.echo(f"warning: {warning}", err=True)
     report = search(settings, say=click.echo)
     state = "had already finished" if report.already_finished else "finished"

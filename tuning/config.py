@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from data_prep.common.errors import UserError
-from pipeline.config import load_yaml, override, resolve
-from pipeline.settings import Positive, ScatteringSettings, Section, Settings
+from pipeline.config.schema import Positive, ScatteringSettings, Section, Settings
+from pipeline.config.settings_io import load_yaml, override, resolve
 
 
 class SearchSection(Section):

@@ -18,7 +18,7 @@ from ray.util.state import list_actors, list_jobs
 from ray.util.state.exception import RayStateApiException
 
 from data_prep.common.errors import UserError
-from pipeline import trainer
+from pipeline.launch import ray_train
 
 COORDINATOR = "AutoscalingCoordinator"
 """Name and namespace of the process through which Ray Train tells the autoscaler what it needs; it outlives jobs."""
@@ -47,7 +47,7 @@ def release(timeout_s: float = 60.0) -> list[str]:
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        groups = trainer.free_reservations()
+        groups = ray_train.free_reservations()
         try:
             processes = _processes()
             if processes == [COORDINATOR] and _is_only_job():

@@ -25,10 +25,15 @@ from ray.tune.schedulers import ASHAScheduler
 from data_prep.common.errors import UserError
 from data_prep.format import manifest
 from data_prep.format.manifest import Manifest
-from pipeline import environment, history, launch, models, run_folder, start, tracking, trainer
-from pipeline.config import flatten, to_yaml
-from pipeline.settings import ClusterSettings, Settings
-from pipeline.tracking import Status, Store, Tracker
+from pipeline import models
+from pipeline.config.schema import ClusterSettings, Settings
+from pipeline.config.settings_io import flatten, to_yaml
+from pipeline.launch import launcher, ray_train
+from pipeline.runs import history, run_folder
+from pipeline.runtime import system_info
+from pipeline.tracking import mlflow_run
+from pipeline.tracking.mlflow_run import Status, Store, Tracker
+from pipeline.training import finetune
 from tuning import frontier, release, search_folder, space, trial
 from tuning.config import SearchSettings
 from tuning.frontier import Row
@@ -70,15 +75,18 @@ def search(settings: SearchSettings, say: Say = print) -> Report:
         KeyboardInterrupt: the user stopped the search; everything it held is free, and the same call continues it.
     """
     data = manifest.load(Path(settings.train.data.path))
-    store = tracking.store_of(settings.train)
-    with search_folder.claim(settings, data, start.digest(settings.train)) as folder, ExitStack() as cluster_left_last:
+    store = mlflow_run.store_of(settings.train)
+    with (
+        search_folder.claim(settings, data, finetune.digest(settings.train)) as folder,
+        ExitStack() as cluster_left_last,
+    ):
         candidates = space.candidates(settings)
         runs = {one.name: space.trial_settings(settings, one, folder.path, store.uri) for one in candidates}
         for run in runs.values():
-            launch.check(run, data)
+            launcher.check(run, data)
         waiting = [name for name in runs if folder.record(name).status == "pending"]
         if waiting:
-            cluster_left_last.enter_context(launch.cluster_with_room(settings.train.cluster, dashboard=True))
+            cluster_left_last.enter_context(launcher.cluster_with_room(settings.train.cluster, dashboard=True))
             release.check_state_service()
         folder.begin()  # only now: a search that is refused is no search
         tracker = _open_tracked_run(settings, folder, store)
@@ -109,7 +117,7 @@ def _tuner(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the journal says it, in one line and without traceback
     shutil.rmtree(folder.path / "tune", ignore_errors=True)
     # Trials run in folders of their own, where the state of the source code cannot be seen.
-    trials = trial.Trials(runs, parent, environment.git_state(Path.cwd()))
+    trials = trial.Trials(runs, parent, system_info.git_state(Path.cwd()))
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(trial.train, trials=trials), trial.RESOURCES),
         param_space={"name": tune.grid_search(list(runs))},
@@ -160,18 +168,18 @@ def _name(ray_trial: tune.experiment.Trial) -> str:
 
 def _room(settings: ClusterSettings) -> int:
     """How many trials fit on the cluster at once. One more, and two could each wait for the other's CPUs."""
-    return trainer.room(settings) // settings.workers
+    return ray_train.room(settings) // settings.workers
 
 
 def _open_tracked_run(settings: SearchSettings, folder: SearchFolder, store: Store) -> Tracker:
-    tracker = tracking.open_run(
+    tracker = mlflow_run.open_run(
         store,
         settings.train.tracking.experiment,
         identity=folder.identity.id,
         name=settings.search.name,
         folder=folder.path,
         parameters=flatten(folder.identity.settings),
-        tags=environment.git_state(Path.cwd()),
+        tags=system_info.git_state(Path.cwd()),
     )
     if not tracker.finished:
         tracker.log_text(to_yaml(folder.identity.settings), "settings.yaml")
@@ -207,7 +215,7 @@ def _end_runs(
             if run is None:
                 continue  # not begun
             stopped = record.status == "stopped early"
-            tracker = tracking.open_run(
+            tracker = mlflow_run.open_run(
                 store,
                 settings.train.tracking.experiment,
                 identity=run.id,

@@ -3,7 +3,7 @@
 search.yaml    id, digest of the data set, resolved settings: what the search was started with
 search.lock    held while a process searches; the system releases it however that process ends
 trials.json    how far every trial has come, as the scheduler saw it
-<trial>/       the run of each trial (see pipeline/run_folder.py)
+<trial>/       the run of each trial (see pipeline/runs/run_folder.py)
 tune/          Ray Tune's own files, of the last session
 table.md, table.csv, frontier.png
 """
@@ -24,10 +24,10 @@ from pydantic import Field, ValidationError
 
 from data_prep.common.errors import UserError
 from data_prep.format.manifest import Manifest
-from pipeline import run_folder
-from pipeline.config import differences, to_yaml
-from pipeline.history import write_atomically
-from pipeline.settings import Section
+from pipeline.config.schema import Section
+from pipeline.config.settings_io import differences, to_yaml
+from pipeline.runs import run_folder
+from pipeline.runs.history import write_atomically
 from tuning.config import SearchSettings
 
 EXECUTION_ONLY = {f"train.{name}" for name in run_folder.EXECUTION_ONLY} | {"search.max_concurrent"}

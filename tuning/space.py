@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.common.errors import UserError
-from pipeline.config import override, resolve
-from pipeline.settings import Settings
+from pipeline.config.schema import Settings
+from pipeline.config.settings_io import override, resolve
 from tuning.config import SearchSettings
 
 

@@ -12,8 +12,9 @@ from ray import tune
 from ray.train import Checkpoint
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from pipeline import history, launch
-from pipeline.settings import Settings
+from pipeline.config.schema import Settings
+from pipeline.launch import launcher
+from pipeline.runs import history
 
 RESOURCES = {"node:__internal_head__": 0.001}
 """What a trial's own process reserves: a place on the head node. Its workers reserve their CPUs themselves; if this
@@ -38,12 +39,12 @@ def train(config: dict[str, str], trials: Trials) -> None:
     epoch is reported when the run is complete, when there is nothing left that could be stopped.
     """
     # Set in our own clusters from the start; processes of a cluster that was up before know nothing of it.
-    for name, value in launch.TRAIN_ENVIRONMENT.items():
+    for name, value in launcher.TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     run = trials.runs[config["name"]]
     for record in history.read(Path(run.run.storage) / config["name"])[: run.training.epochs - 1]:
         tune.report(dict(record.metrics))
-    outcome = launch.train(
+    outcome = launcher.train(
         run,
         parent_run_id=trials.parent_run_id,
         tags=trials.tags,

@@ -502,8 +502,8 @@ static PyObject *python_check(PyObject *self, PyObject *arguments) {
 
 static PyMethodDef methods[] = {
     {"fill", python_fill, METH_VARARGS,
-     "fill(jobs, out, height, width, reduce) -> [(row, kind, message)]: see data_prep.decoding.fill."},
-    {"check", python_check, METH_VARARGS, "check(jobs) -> [(row, kind, message)]: see data_prep.decoding.check."},
+     "fill(jobs, out, height, width, reduce) -> [(row, kind, message)]: see data_prep.codec.decode.fill."},
+    {"check", python_check, METH_VARARGS, "check(jobs) -> [(row, kind, message)]: see data_prep.codec.decode.check."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -23,7 +23,7 @@ class WebDataset:
 
     Args:
         folder: holds the shards.
-        names: classes in the order of their labels, see :func:`data_prep.classes.from_labels`.
+        names: classes in the order of their labels, see :func:`data_prep.format.class_names.from_labels`.
     """
 
     kind = "webdataset"

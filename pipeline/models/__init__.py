@@ -1,143 +1,16 @@
 """Phase-collapse networks in plain PyTorch: settings → a network that maps pixels to logits.
 
-wavelets.py       the fixed filters, as numbers
-transform.py      filtering, as matrix products
-operators.py      ρ, the non-linearities
-statistics.py     means and variances of a batch
-recomputation.py  blocks that run again in the backward pass
-projection.py     the learned part of a block: standardize, project, normalize
-scattering.py     blocks, classifier, network
-resnet.py         residual networks, for comparison
-trained.py        a checkpoint's network, to be used
+wavelets.py           the fixed filters, as numbers
+wavelet_transform.py  filtering, as matrix products
+nonlinearities.py     ρ, the non-linearities
+batch_stats.py        means and variances of a batch
+projection.py         the learned part of a block: standardize, project, normalize
+scattering.py         blocks, classifier, network
+resnet.py             residual networks, for comparison
+image_network.py      settings → network
 """
 
-from __future__ import annotations
+from pipeline.models.image_network import ImageNetwork, build, multiply_adds, parameters
+from pipeline.models.scattering import ScatteringNetwork
 
-from collections.abc import Iterable
-
-import torch
-from torch import Tensor, nn
-
-from pipeline.models.resnet import ResNet
-from pipeline.models.scattering import BlockKind, ScatteringNetwork
-from pipeline.models.trained import Trained, load
-from pipeline.models.wavelets import Octave, octaves_of_blocks
-from pipeline.settings import ModelSettings, ResNetSettings, ScatteringSettings
-
-__all__ = ["ImageNetwork", "ScatteringNetwork", "Trained", "build", "load", "multiply_adds", "parameters"]
-
-PIXEL_MEAN = (0.485, 0.456, 0.406)
-PIXEL_DEVIATION = (0.229, 0.224, 0.225)
-"""Mean and deviation of ImageNet's pixels in 0 … 1, for red, green and blue, as torchvision's models use them."""
-
-
-class ImageNetwork(nn.Module):
-    """Pixels, uint8 (B, H, W, 3) → logits (B, classes), float32: a network that normalizes its input itself."""
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, network: ScatteringNetwork | ResNet) -> None:
-        super().__init__()
-        self.network = network
-        # On the CPU even where the network is on no device: to multiply there, torch imports for two seconds.
-        self.register_buffer("mean", 255 * torch.tensor(PIXEL_MEAN, device="cpu"))
-        self.register_buffer("deviation", 255 * torch.tensor(PIXEL_DEVIATION, device="cpu"))
-        self._frozen: list[nn.Module] = []
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        images = (pixels.to(self.mean.dtype) - self.mean) / self.deviation
-        return self.network(images.permute(0, 3, 1, 2)).float()
-
-    def freeze(self, parts: Iterable[nn.Module]) -> None:
-        """Leaves these parts as they are from now on: no gradients, and running statistics that do not move."""
-        self._frozen += parts  # a list of modules is not registered: each part stays where it is in the network
-        for part in self._frozen:
-            part.requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> ImageNetwork:
-        """Training or evaluation mode; what is frozen evaluates in either."""
-        super().train(mode)
-        for part in self._frozen:
-            part.eval()
-        return self
-
-    def recompute_blocks(self) -> None:
-        """Makes each block keep only its input for the backward pass, and run again in it: less memory, more time."""
-        self.network.recompute = True
-
-    def no_decay_names(self) -> set[str]:
-        """Parameters that weight decay leaves alone: those of the classifier's normalization, biases, and ρ's."""
-        return {name for name, value in self.named_parameters() if value.ndim == 1 or ".operator_" in name}
-
-    def multiply_adds(self) -> int:
-        """Real multiplications with an addition, for the forward pass of one image."""
-        return self.network.multiply_adds()
-
-
-def build(model: ModelSettings, classes: int, image_size: int, seed: int = 0) -> ImageNetwork:
-    """The network of `model` for square images, with initial weights that `seed` decides.
-
-    Raises:
-        UserError: the settings do not fit together, or the input of a block would be smaller than 3 pixels.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        make = _resnet if isinstance(model, ResNetSettings) else _scattering
-        return ImageNetwork(make(model, classes, (image_size, image_size)))  # type: ignore[arg-type]
-
-
-def _scattering(model: ScatteringSettings, classes: int, size: tuple[int, int]) -> ScatteringNetwork:
-    octaves = octaves_of_blocks(len(model.widths), model.first_factorized_block)
-    return ScatteringNetwork(
-        widths=model.channels,
-        octaves=octaves if model.octaves is None else [Octave(name) for name in model.octaves],
-        angles=model.angles,
-        kind=BlockKind(
-            nonlinearity=model.nonlinearity,
-            operator_gain=model.operator_gain,
-            operator_bias=model.operator_bias,
-            operator_learned=model.operator_learned,
-            skip=model.skip,
-            complex_projection=model.projection == "complex",
-            standardize=model.standardize,
-            normalize=model.normalize,
-            synchronized=model.statistics == "synchronized",
-        ),
-        classes=classes,
-        size=size,
-        pooled=model.classifier == "pooled",
-        normalization=model.classifier_normalization,
-        bias=model.classifier_bias,
-    )
-
-
-def _resnet(model: ResNetSettings, classes: int, size: tuple[int, int]) -> ResNet:
-    return ResNet(
-        depth=model.depth,
-        stem=model.stem,
-        nonlinearity=model.nonlinearity,
-        biases=model.biases,
-        affine=model.affine,
-        classifier_bias=model.classifier_bias,
-        classes=classes,
-        size=size,
-        width_multiplier=model.width_multiplier,
-        synchronized=model.statistics == "synchronized",
-    )
-
-
-def parameters(network: nn.Module) -> int:
-    """Learned numbers; a complex one, stored as two real ones, counts as two."""
-    return sum(value.numel() for value in network.parameters())
-
-
-def multiply_adds(model: ModelSettings, classes: int, image_size: int) -> int:
-    """Multiply-adds of the forward pass of one image, without making the weights.
-
-    Raises:
-        UserError: the input of a block would be smaller than 3 pixels.
-    """
-    with torch.device("meta"):
-        return build(model, classes, image_size).multiply_adds()
+__all__ = ["ImageNetwork", "ScatteringNetwork", "build", "multiply_adds", "parameters"]

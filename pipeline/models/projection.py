@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.recomputation import runs_again
-from pipeline.models.statistics import EPSILON, MOMENTUM, all_reduce, joined_moments, moments, workers
+from pipeline.models.batch_stats import EPSILON, MOMENTUM, joined_moments, moments
+from pipeline.runtime.activation_checkpointing import runs_again
+from pipeline.runtime.collectives import all_reduce, world_size
 
 SMALLEST_NORM = 1e-12
 """Norm across channels from which on a position is normalized."""
@@ -74,7 +75,9 @@ class Projection(nn.Module):
             scaled = self.weight * torch.rsqrt(EPSILON + self.running_var)
             mean = torch.cat([self.running_mean[0], self.running_mean[1, part]])
             return _product(features, scaled, part, -mean)
-        y, mean, variance = _StandardizedProduct.apply(features, self.weight, part, self.synchronized and workers() > 1)
+        y, mean, variance = _StandardizedProduct.apply(
+            features, self.weight, part, self.synchronized and world_size() > 1
+        )
         if runs_again():
             return y
         with torch.no_grad():

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.common.errors import UserError
-from pipeline.models import recomputation
-from pipeline.models.statistics import BatchNorm
+from pipeline.models.batch_stats import BatchNorm
+from pipeline.runtime import activation_checkpointing
 
 THRESHOLD = 0.1
 """Where the learned thresholds λ start."""
@@ -187,7 +187,7 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.maxpool(self.rho1(self.bn1(self.conv1(images))))
         for block in self.blocks():
-            x = recomputation.run(block, x, recompute=self.recompute and self.training)
+            x = activation_checkpointing.run(block, x, recompute=self.recompute and self.training)
         return self.fc(x.mean((2, 3)))
 
     def multiply_adds(self) -> int:

@@ -6,9 +6,9 @@
 ρ acts on each complex coefficient, P_j is a complex 1×1 convolution without bias, and normalize divides by the
 Euclidean norm across channels at each position. Only P_j, the classifier, and what ρ may have to learn are learned.
 
-Signals are (H, parts, W, B, C), see :mod:`pipeline.models.transform`. What P_j acts on are channels filter after
-filter: φ*x of channel c is c, and ψ_θ of channel c at angle k is C + k·C + c; `published_order` translates from other
-code.
+Signals are (H, parts, W, B, C), see :mod:`pipeline.models.wavelet_transform`. What P_j acts on are channels filter
+after filter: φ*x of channel c is c, and ψ_θ of channel c at angle k is C + k·C + c; `published_order` translates
+from other code.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data_prep.common.errors import UserError
-from pipeline.models import recomputation
-from pipeline.models.operators import OPERATORS, PARAMETERS, amplitude
+from pipeline.models.batch_stats import BatchNorm
+from pipeline.models.nonlinearities import OPERATORS, PARAMETERS, amplitude
 from pipeline.models.projection import Projection, normalize
-from pipeline.models.statistics import BatchNorm
-from pipeline.models.transform import WaveletTransform, output_size
+from pipeline.models.wavelet_transform import WaveletTransform, output_size
 from pipeline.models.wavelets import Octave
+from pipeline.runtime import activation_checkpointing
 
 SMALLEST_SIDE = 3
 """Pixels that a block's input must have at least: below, reflecting its borders is not defined."""
@@ -266,7 +266,7 @@ class ScatteringNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.to_signal(images)
         for block in self.blocks:
-            x = recomputation.run(block, x, recompute=self.recompute and self.training)
+            x = activation_checkpointing.run(block, x, recompute=self.recompute and self.training)
         return self.classifier(x)
 
     def features(self, images: Tensor) -> list[Tensor]:

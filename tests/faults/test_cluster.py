@@ -20,8 +20,11 @@ import pytest
 from mlflow import MlflowClient
 
 from data_prep.common.errors import UserError
-from pipeline import config, launch, layout, progress, tracking
-from pipeline.layout import Point
+from pipeline.config import settings_io
+from pipeline.launch import launcher
+from pipeline.runs import paths
+from pipeline.runs.paths import Point
+from pipeline.tracking import mlflow_run, progress
 from tests.ranks import train_in_ranks
 from tests.ray_cluster import RAY, ExternalCluster, external_cluster, title
 from tests.runs import (
@@ -121,8 +124,8 @@ def test_elastic_training_saves_before_a_node_goes_and_uses_the_next_one(
     command.process.send_signal(signal.SIGTERM)
     status, _, complaint = command.end()
     assert (status, complaint.strip()) == (130, "interrupted: the same command continues")
-    assert layout.stored_checkpoints(run)[-1].name >= Point(epochs_done(run)).name
-    assert not (run / layout.STOP).exists()
+    assert paths.stored_checkpoints(run)[-1].name >= Point(epochs_done(run)).name
+    assert not (run / paths.STOP).exists()
     wait_for(lambda: cluster.state()["cpus"] == 4, "all CPUs")
     epochs = [record["epoch"] for record in records(run)]
     assert epochs == list(range(1, len(epochs) + 1))
@@ -142,20 +145,20 @@ def test_two_workers_one_of_which_and_whose_driver_are_killed_come_to_the_same_b
     command.kill()
     assert epochs_done(hurt) < EPOCHS
     command = start("run.name=hurt-2", *options)
-    alone = train_in_ranks(config.load(file, ["run.name=alone-2", *options]), tmp_path)
+    alone = train_in_ranks(settings_io.load(file, ["run.name=alone-2", *options]), tmp_path)
     status, _, complaint = command.end()
     assert (status, complaint) == (0, "")
     assert_same_bits(alone, hurt)
     assert [record["epoch"] for record in records(hurt)] == list(range(1, EPOCHS + 1))
     assert re.search(r"worker \d failed \(.*\): the run goes on from its newest checkpoint", events(hurt))
-    client = MlflowClient(tracking.default_store(file.parent / "runs").uri)
+    client = MlflowClient(mlflow_run.default_store(file.parent / "runs").uri)
     (tracked,) = client.search_runs(["1"], "attributes.run_name = 'hurt-2'")
     assert tracked.info.status == "FINISHED"
     steps = [metric.step for metric in client.get_metric_history(tracked.info.run_id, "train/loss")]
     assert steps == list(range(1, EPOCHS + 1)), "no epoch twice, none missing"
-    assert launch.train(config.load(file, ["run.name=hurt-2", *options])).already_finished
+    assert launcher.train(settings_io.load(file, ["run.name=hurt-2", *options])).already_finished
     with pytest.raises(UserError, match=r"run \S+/hurt-2 was started with other settings \(training\.seed: 0 → 1\)"):
-        launch.train(config.load(file, ["run.name=hurt-2", "training.seed=1", *options]))
+        launcher.train(settings_io.load(file, ["run.name=hurt-2", "training.seed=1", *options]))
 
 
 def test_four_workers_one_of_which_and_whose_controller_are_killed_come_to_the_same_bits(
@@ -164,7 +167,7 @@ def test_four_workers_one_of_which_and_whose_controller_are_killed_come_to_the_s
     chance = random.Random(4)
     cluster.lose_node()
     command = start("run.name=hurt-4", "checkpoint.every_steps=1", "cluster.wait_minutes=3")  # it waits for a node
-    alone = train_in_ranks(config.load(file, ["run.name=alone-4"]), tmp_path)
+    alone = train_in_ranks(settings_io.load(file, ["run.name=alone-4"]), tmp_path)
     cluster.add_node()
     hurt = alone.with_name("hurt-4")
     wait_for_point(hurt, Point(0, chance.randrange(1, STEPS)), command)

@@ -14,11 +14,15 @@ from pathlib import Path
 import pytest
 
 from data_prep.common.errors import UserError
-from pipeline import config, launch, layout, progress, worker
-from pipeline.checkpoints import DAMAGED
-from pipeline.data import Batch, ImageStream
-from pipeline.layout import Point
-from pipeline.settings import Settings
+from pipeline.config import settings_io
+from pipeline.config.schema import Settings
+from pipeline.launch import launcher
+from pipeline.runs import paths
+from pipeline.runs.checkpoint_store import DAMAGED
+from pipeline.runs.paths import Point
+from pipeline.tracking import progress
+from pipeline.training import trainer
+from pipeline.training.dataloader import Batch, ImageStream
 from tests.disks import fill, small_disk
 from tests.runs import Command, assert_same_bits, epochs_done, wait_for, wait_for_point, write_configuration
 
@@ -38,13 +42,13 @@ def file(textures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(file: Path, request: pytest.FixtureRequest) -> Callable[..., Settings]:
     """Settings of a run that is named after the test."""
     name = re.sub(r"\W+", "-", request.node.name)
-    return lambda *overrides: config.load(file, [f"run.name={name}", *overrides])
+    return lambda *overrides: settings_io.load(file, [f"run.name={name}", *overrides])
 
 
 @pytest.fixture(scope="module")
 def alone(file: Path) -> Path:
     """The folder of a run that nothing happened to."""
-    return launch.train(config.load(file, ["run.name=alone"]), progress=False).folder
+    return launcher.train(settings_io.load(file, ["run.name=alone"]), progress=False).folder
 
 
 class Killed(BaseException):
@@ -70,7 +74,7 @@ class Recorded(ImageStream):
 def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:
     Recorded.seen = []
     Recorded.before_batch = staticmethod(lambda number: None)
-    monkeypatch.setattr(worker, "ImageStream", Recorded)
+    monkeypatch.setattr(trainer, "ImageStream", Recorded)
     return Recorded
 
 
@@ -90,7 +94,7 @@ def test_every_image_is_once_in_each_epoch_that_led_to_the_weights(
 
         recorded.before_batch = staticmethod(kill)
         try:
-            outcome = launch.train(settings("checkpoint.every_steps=5"), progress=False)
+            outcome = launcher.train(settings("checkpoint.every_steps=5"), progress=False)
         except Killed:
             deaths += 1
         else:
@@ -129,7 +133,7 @@ def test_a_run_that_is_told_to_stop_finishes_its_step_and_saves(
     command.process.send_signal(number)
     status, _, complaint = command.end()
     assert (status, complaint.strip()) == (130, "interrupted: the same command continues")
-    assert "-step-" in layout.stored_checkpoints(run)[-1].name or epochs_done(run) > 0
+    assert "-step-" in paths.stored_checkpoints(run)[-1].name or epochs_done(run) > 0
     assert not list(run.glob("checkpoints/partial-*"))
 
 
@@ -145,12 +149,12 @@ def test_a_stop_within_an_evaluation_is_saved_too_and_changes_no_bit(
 
     with monkeypatch.context() as patch:
         patch.setattr(progress.Notes, "phase", stopping)
-        patch.setattr("pipeline.control.Control.ASK_SECONDS", 0.0)
+        patch.setattr("pipeline.runtime.coordination.Control.ASK_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
-            launch.train(settings(), progress=False)
+            launcher.train(settings(), progress=False)
     run = alone.with_name(settings().run.name or "")
-    assert layout.stored_checkpoints(run)[-1].name == Point(1, STEPS).name
-    assert_same_bits(alone, launch.train(settings(), progress=False).folder)
+    assert paths.stored_checkpoints(run)[-1].name == Point(1, STEPS).name
+    assert_same_bits(alone, launcher.train(settings(), progress=False).folder)
 
 
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
@@ -162,15 +166,15 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
 
     recorded.before_batch = staticmethod(kill)
     with pytest.raises(Killed):
-        launch.train(settings("checkpoint.every_steps=4"), progress=False)
+        launcher.train(settings("checkpoint.every_steps=4"), progress=False)
     run = alone.with_name(settings().run.name or "")
-    before, last = layout.stored_checkpoints(run)[-2:]
-    weights = last / layout.MODEL
+    before, last = paths.stored_checkpoints(run)[-2:]
+    weights = last / paths.MODEL
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
     recorded.before_batch = staticmethod(lambda number: None)
-    outcome = launch.train(settings())
+    outcome = launcher.train(settings())
     assert (
         f"checkpoint {last.name} is damaged (model.safetensors is not what was written) and was moved to "
         f"{DAMAGED}{last.name}; the run goes on from {before.name}"
@@ -192,35 +196,37 @@ def test_a_full_disk_is_survived_for_a_while_and_then_told(
 
         recorded.before_batch = staticmethod(full_for_a_while)
         options = (f"run.storage={disk / 'runs'}", "checkpoint.every_steps=4")
-        assert_same_bits(alone, launch.train(settings(*options), progress=False).folder)
+        assert_same_bits(alone, launcher.train(settings(*options), progress=False).folder)
 
         recorded.seen = []
         recorded.before_batch = staticmethod(lambda number: filler.append(fill(disk)) if number == 6 else None)
         options = (*options, "run.name=impatient", "checkpoint.failures=0")
         with pytest.raises(UserError, match=r"run\.storage: .*impatient cannot be written \(No space left.*make room"):
-            launch.train(settings(*options), progress=False)
+            launcher.train(settings(*options), progress=False)
         filler.pop().unlink()
         recorded.before_batch = staticmethod(lambda number: None)
-        assert_same_bits(alone, launch.train(settings(*options), progress=False).folder)
+        assert_same_bits(alone, launcher.train(settings(*options), progress=False).folder)
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_state(settings: Callable[..., Settings], alone: Path) -> None:
     with pytest.raises(UserError, match=r"became (nan|inf) in epoch 1, step \d+ \(training images \d+, .*clip_norm"):
-        launch.train(settings("optimizer.learning_rate=1.0e+30", "checkpoint.every_steps=1"), progress=False)
+        launcher.train(settings("optimizer.learning_rate=1.0e+30", "checkpoint.every_steps=1"), progress=False)
     run = alone.with_name(settings().run.name or "")
-    for stored in layout.stored_checkpoints(run):
-        assert all(value.isfinite().all() for value in worker.checkpoint.trained.read_weights(stored).values())
+    for stored in paths.stored_checkpoints(run):
+        assert all(value.isfinite().all() for value in trainer.checkpoint.trained.read_weights(stored).values())
 
 
 LITTLE_MEMORY = """
 import resource, sys
 from pathlib import Path
 from data_prep.common.errors import UserError
-from pipeline import config, launch, worker
+from pipeline.config import settings_io
+from pipeline.launch import launcher
+from pipeline.training import trainer
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20,) * 2)
 try:
-    launch.train(config.load(Path(sys.argv[1]), sys.argv[2:]), progress=False)
+    launcher.train(settings_io.load(Path(sys.argv[1]), sys.argv[2:]), progress=False)
 except UserError as error:
     print(error)
 """
@@ -238,7 +244,7 @@ def test_a_batch_in_parts_learns_what_a_whole_one_does(settings: Callable[..., S
     """Without statistics of batches, a sum over parts is that over the batch."""
     options = ("model.standardize=false", "model.classifier_normalization=none", "training.epochs=1")
     whole, parts = (
-        launch.train(settings(*options, f"run.name=parts-{name}", f"training.images_at_once={most}"), progress=False)
+        launcher.train(settings(*options, f"run.name=parts-{name}", f"training.images_at_once={most}"), progress=False)
         for name, most in (("none", "null"), ("three", "7"))
     )
     for name, value in whole.metrics.items():

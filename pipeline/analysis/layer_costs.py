@@ -1,0 +1,285 @@
+"""What each layer of a network holds and costs: from closed forms, and beside them measured on a forward pass.
+
+Passes run on fake tensors, which have a shape and a type and no content: torch then goes the way that it goes on a CPU,
+autocast included, and computes nothing. A network for large images is measured in seconds.
+
+A layer begins where one of the network's modules is entered or left, and ends where the next one begins. So nothing is
+left out, and the layers' costs add up to those of the network.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.config.schema import ModelSettings
+from pipeline.models import ImageNetwork, ScatteringNetwork, build
+from pipeline.models.projection import Projection
+from pipeline.models.scattering import Block
+
+SCALES = ("weight", "gain")
+"""How the names of learned numbers end that multiply. One for each channel of any other name is taken to be added."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One step of the forward pass; costs are those of one image."""
+
+    name: str
+    """That of its module or of its learned numbers in the network's state."""
+    does: str
+    complex_channels: int
+    real_channels: int
+    size: tuple[int, ...]
+    """Height and width of its output; empty for logits."""
+    fixed: int = 0
+    """Numbers of the formula that are never learned; running statistics are neither learned nor fixed."""
+    necessary: int = 0
+    """Multiply-adds of the closed form: products with weights and filters, of which none is with a known zero."""
+    overhead: str = ""
+    """Why it executes more than that."""
+    learned: int = 0
+    """Learned numbers; a complex one is two."""
+    classifier: bool = False
+    """Whether it comes after the last block: then what it learns is the classifier's."""
+    kernels: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Sides of the kernel of each learned weight that covers more than one pixel."""
+    biases: dict[str, int] = field(default_factory=dict)
+    """Numbers in each learned bias."""
+    executed: int = 0
+    """Multiply-adds that torch counts: those of matrix products and convolutions."""
+    kept_bytes: int = 0
+    """Memory of what the forward pass in training keeps for the backward pass and no earlier layer has kept."""
+
+    @property
+    def block(self) -> str | None:
+        """The block of the network that it is part of, such as blocks.2 or layer1.0."""
+        found = re.match(r"(blocks|layer\d+)\.\d+(?=\.)", self.name)
+        return found and found[0]
+
+    def output_bytes(self, precision: str) -> int:
+        """Memory of its output."""
+        numbers = (2 * self.complex_channels + self.real_channels) * math.prod(self.size)
+        return numbers * (2 if precision == "bfloat16" else 4)
+
+
+class _Step(NamedTuple):
+    """A layer, before it is measured, and where it begins: where a module is entered, or where it is left."""
+
+    layer: Layer
+    module: nn.Module
+    entered: bool = True
+
+
+def inspect(model: ModelSettings, classes: int, image_size: int, precision: str) -> list[Layer]:
+    """The layers of a network in the order in which they run.
+
+    Raises:
+        UserError: the settings do not fit together.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network = build(model, classes, image_size)
+        steps = _steps(network, image_size)
+        images = torch.zeros(3, image_size, image_size, 3, dtype=torch.uint8)
+        costs = _Costs(steps)
+        network.eval()
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter, costs.following(lambda: counter.get_total_flops() // 2):
+            network(images[:1])
+        executed = costs.by_layer()
+        network.train()
+        # What is kept whatever the batch is weights, and is not an image's; statistics need two images.
+        few, more = (_kept(network, images[:batch], costs, precision) for batch in (2, 3))
+    layers = [
+        replace(step.layer, executed=executed[number], kept_bytes=more[number] - few[number])
+        for number, step in enumerate(steps)
+    ]
+    return _with_parameters(layers, network)
+
+
+def _kept(network: nn.Module, images: Tensor, costs: _Costs, precision: str) -> list[int]:
+    """Bytes that each layer keeps for the backward pass, memory that several tensors share counted once."""
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage  # held, so that no other gets its number
+        return tensor
+
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        costs.following(lambda: sum(storage.nbytes() for storage in storages.values())),
+    ):
+        network(images)
+    return costs.by_layer()
+
+
+class _Costs:
+    """Splits a total that grows during a forward pass among the layers."""
+
+    def __init__(self, steps: list[_Step]) -> None:
+        self._steps = steps
+        self._spent: list[int] = []
+
+    @contextmanager
+    def following(self, total: Callable[[], int]) -> Iterator[None]:
+        """Follows the forward pass in the body."""
+        self._total, self._spent, self._seen, self._current = total, [0] * len(self._steps), 0, 0
+        hooks: list[Any] = []
+        for number, (_, module, entered) in enumerate(self._steps):
+
+            def begin(*ignored: object, number: int = number) -> None:
+                self._settle()
+                self._current = number
+
+            hooks.append(module.register_forward_pre_hook(begin) if entered else module.register_forward_hook(begin))
+        try:
+            yield
+            self._settle()
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def by_layer(self) -> list[int]:
+        """What each layer added to the total of the pass that was followed last."""
+        return self._spent
+
+    def _settle(self) -> None:
+        total = self._total()
+        self._spent[self._current] += total - self._seen
+        self._seen = total
+
+
+def _with_parameters(layers: list[Layer], network: ImageNetwork) -> list[Layer]:
+    """The layers with what they learn: how much, and of which kind."""
+    result = {layer.name: layer for layer in layers}
+    for name, value in network.network.named_parameters():
+        # The first layer would show what no layer owns.
+        owner = max((known for known in result if name.startswith(known)), key=len, default=layers[0].name)
+        layer = result[owner]
+        result[owner] = replace(layer, learned=layer.learned + value.numel())
+        path, _, own_name = name.rpartition(".")
+        # A weight is (out, in, side, …); that of a projection is one or two matrices (out, in).
+        sides = () if isinstance(network.network.get_submodule(path), Projection) else tuple(value.shape[2:])
+        if math.prod(sides) > 1:
+            result[owner].kernels[name] = sides
+        elif not own_name.endswith(SCALES):
+            result[owner].biases[name] = value.numel()
+    return list(result.values())
+
+
+def _steps(network: ImageNetwork, image_size: int) -> list[_Step]:
+    """The layers with their closed forms, in the order in which they run."""
+    constants = network.mean.numel() + network.deviation.numel()
+    pixels = Layer("pixels", "normalized", 0, network.mean.numel(), (image_size, image_size), fixed=constants)
+    inner = network.network
+    described = _of_scattering(inner) if isinstance(inner, ScatteringNetwork) else _of_convolutions(inner, image_size)
+    return [_Step(pixels, network), *described]
+
+
+def _of_scattering(network: ScatteringNetwork) -> Iterator[_Step]:
+    blocks, classifier = cast(list[Block], list(network.blocks)), network.classifier
+    for number, block in enumerate(blocks):
+        yield from _of_block(f"blocks.{number}", block)
+    if not isinstance(classifier.normalization, nn.Identity):
+        channels, size = 2 * blocks[-1].out_channels, blocks[-1].wavelets.output
+        layer = Layer("classifier.normalization", "batch normalization", 0, channels, size, classifier=True)
+        yield _Step(layer, classifier.normalization)
+    linear = replace(_linear("classifier.linear", classifier.linear), classifier=True)
+    yield _Step(linear, classifier.linear)
+
+
+def _of_block(name: str, block: Block) -> Iterator[_Step]:
+    wavelets, projection, kind = block.wavelets, block.projection, block.kind
+    channels, size, positions = block.in_channels, wavelets.output, math.prod(wavelets.output)
+    real = channels * (2 - wavelets.parts)  # φ*x of a real x
+    filtered = Layer(
+        f"{name}.wavelets",
+        f"φ and {wavelets.filters - 1} ψ",
+        channels * wavelets.filters - real,
+        real,
+        size,
+        fixed=wavelets.fixed_numbers(),
+        necessary=wavelets.necessary_multiply_adds(channels),
+        overhead="wavelet transforms as matrix products instead of fast Fourier transforms",
+    )
+    yield _Step(filtered, wavelets)
+    complex_channels = len(projection.imaginary)
+    acted_on = Layer(
+        f"{name}.operator",
+        f"ρ: {kind.nonlinearity}" + (", skip" if kind.skip else ""),
+        complex_channels,
+        projection.in_channels - complex_channels,
+        size,
+        fixed=sum(value.numel() for value in block.buffers(recurse=False)),
+    )
+    yield _Step(acted_on, wavelets, entered=False)
+    projected = Layer(
+        f"{name}.projection",
+        ("standardize, " if kind.standardize else "") + f"{'complex' if kind.complex_projection else 'real'} P",
+        block.out_channels,
+        0,
+        size,
+        necessary=positions * projection.multiply_adds(),
+    )
+    yield _Step(projected, projection)
+    if kind.normalize:
+        normalized = Layer(f"{name}.normalization", "norm across channels", block.out_channels, 0, size)
+        yield _Step(normalized, projection, entered=False)
+
+
+def _of_convolutions(network: nn.Module, image_size: int) -> list[_Step]:
+    """Steps of a network of torch's layers on real images: modules without modules inside, as they are entered."""
+    steps: list[_Step] = []
+
+    def note(name: str, module: nn.Module) -> Callable[..., None]:
+        def hook(entered: nn.Module, inputs: Any, output: Tensor) -> None:
+            channels, size = output.shape[1], tuple(output.shape[2:])
+            if isinstance(module, nn.Linear):
+                layer = _linear(name, module)
+            elif isinstance(module, nn.Conv2d):
+                height, width = module.kernel_size
+                necessary = module.weight.numel() * math.prod(size)
+                layer = Layer(name, f"convolution {height}×{width}", 0, channels, size, necessary=necessary)
+            else:
+                layer = Layer(name, _words(module), 0, channels, size)
+            steps.append(_Step(layer, module))
+
+        return hook
+
+    leaves = [(name, m) for name, m in network.named_modules() if not any(m.children()) and not _does_nothing(m)]
+    hooks = [module.register_forward_hook(note(name, module)) for name, module in leaves]
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, 3, image_size, image_size))
+    for hook in hooks:
+        hook.remove()
+    *before, last = steps
+    return [*before, last._replace(layer=replace(last.layer, classifier=True))]
+
+
+def _linear(name: str, linear: nn.Linear) -> Layer:
+    size = linear.weight.numel()
+    return Layer(name, "linear", 0, linear.out_features, (), necessary=size)
+
+
+def _words(module: nn.Module) -> str:
+    if isinstance(module, nn.BatchNorm2d):
+        return "batch normalization"
+    if isinstance(module, nn.MaxPool2d):
+        return f"maximum of {module.kernel_size}×{module.kernel_size}"
+    function = getattr(module, "function", None)  # a non-linearity's
+    return f"ρ: {function.__name__}" if function else type(module).__name__
+
+
+def _does_nothing(module: nn.Module) -> bool:
+    return isinstance(module, nn.Identity)

@@ -1,0 +1,227 @@
+"""A network before it is trained: its layers, what it learns and what it costs, from the settings of a run alone."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from data_prep.common.errors import UserError
+from data_prep.common.files import in_words
+from data_prep.format import manifest
+from pipeline.analysis.layer_costs import Layer, inspect
+from pipeline.config.schema import Settings
+
+TOLERANCE = 0.01
+"""Fraction of the necessary multiply-adds from which a difference to the executed ones is explained."""
+NAMED = 3
+"""Layers that a sentence names before it counts the others."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """A network's layers and what they add up to; multiply-adds and memory are those of one image."""
+
+    family: str
+    classes: int
+    image_size: int
+    precision: str
+    recompute: bool
+    worker_batch: int
+    """Images of a worker in one step of training."""
+    layers: Sequence[Layer]
+
+    @property
+    def learned(self) -> int:
+        """Learned numbers, a complex one counted as two."""
+        return sum(layer.learned for layer in self.layers)
+
+    @property
+    def learned_in_classifier(self) -> int:
+        return sum(layer.learned for layer in self.layers if layer.classifier)
+
+    @property
+    def fixed(self) -> int:
+        return sum(layer.fixed for layer in self.layers)
+
+    @property
+    def necessary(self) -> int:
+        return sum(layer.necessary for layer in self.layers)
+
+    @property
+    def executed(self) -> int:
+        return sum(layer.executed for layer in self.layers)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that the forward pass in training fills for the backward pass."""
+        return sum(layer.kept_bytes for layer in self.layers)
+
+    @property
+    def held_bytes(self) -> int:
+        """The most memory that a backward pass holds of it: with `recompute`, the input of each block, all of the block
+        that keeps most, and what is outside of blocks."""
+        if not self.recompute:
+            return self.kept_bytes
+        blocks: Counter[str] = Counter()
+        inputs = outside = 0
+        for before, layer in itertools.pairwise(self.layers):
+            if layer.block and layer.block not in blocks:
+                inputs += before.output_bytes(self.precision)
+            if layer.block:
+                blocks[layer.block] += layer.kept_bytes
+            else:
+                outside += layer.kept_bytes
+        return self.layers[0].kept_bytes + inputs + outside + max(blocks.values())
+
+    @property
+    def kernels(self) -> dict[str, tuple[int, ...]]:
+        """Learned spatial filters before the classifier: the sides of their kernels, by parameter."""
+        return {name: sides for layer in self.layers if not layer.classifier for name, sides in layer.kernels.items()}
+
+    @property
+    def biases(self) -> dict[str, int]:
+        """Learned biases before the classifier: their numbers, by parameter."""
+        return {name: count for layer in self.layers if not layer.classifier for name, count in layer.biases.items()}
+
+    @property
+    def overhead(self) -> str | None:
+        """Why the multiply-adds executed are not those necessary; None if they are, to one in a hundred."""
+        if abs(self.executed - self.necessary) <= TOLERANCE * self.necessary:
+            return None
+        reasons: dict[str, int] = {}
+        for layer in self.layers:
+            if layer.executed != layer.necessary:
+                reason = layer.overhead or f"{layer.name}, for a reason unknown"
+                reasons[reason] = reasons.get(reason, 0) + layer.executed - layer.necessary
+        parts = ", ".join(f"{reason} ({_millions(count, '+')})" for reason, count in reasons.items())
+        return f"executed are {100 * (self.executed / self.necessary - 1):+.0f} % against necessary: {parts}"
+
+    def to_json(self) -> str:
+        """Layers and totals, for programs."""
+        names = (
+            *("learned", "learned_in_classifier", "fixed", "necessary", "executed", "kept_bytes", "held_bytes"),
+            *("kernels", "biases", "overhead"),
+        )
+        content = asdict(self) | {"totals": {name: getattr(self, name) for name in names}}
+        return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def describe(settings: Settings, classes: int | None = None) -> Description:
+    """What the network of a run is and costs; `classes` replaces the number that the settings or the data set give.
+
+    Raises:
+        UserError: the settings do not fit together, or nothing says how many classes there are.
+    """
+    count = classes or settings.data.classes or _prepared_classes(Path(settings.data.path))
+    workers = max(1, settings.cluster.workers)
+    return Description(
+        family=settings.model.family,
+        classes=count,
+        image_size=settings.data.image_size,
+        precision=settings.training.precision,
+        recompute=settings.training.recompute,
+        worker_batch=-(-settings.training.batch_size // workers),
+        layers=inspect(settings.model, count, settings.data.image_size, settings.training.precision),
+    )
+
+
+def _prepared_classes(folder: Path) -> int:
+    if not (folder / manifest.FILE).exists():
+        raise UserError(
+            f"how many classes there are is not known: data.classes is not set and data.path ({folder}) holds no "
+            "prepared data set; say data.classes=N or --classes N"
+        )
+    return len(manifest.load(folder).classes)
+
+
+def show(description: Description, console: Console) -> None:
+    """Prints the table, the totals and the flags."""
+    console.print(_table(description))
+    for line in _totals(description):
+        console.print(line, soft_wrap=True)
+
+
+def _table(description: Description) -> Table:
+    size = description.image_size
+    title = f"{description.family}, {size}×{size} pixels → {description.classes} classes"
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("layer", no_wrap=True)
+    for name in ("what it does", "output"):
+        table.add_column(name, overflow="fold")
+    for name in ("learned", "fixed", "necessary M", "executed M", "kept kB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("flags", style="yellow")
+    for layer in description.layers:
+        costs = (layer.necessary / 1e6, layer.executed / 1e6, layer.kept_bytes / 1e3)
+        table.add_row(
+            layer.name,
+            layer.does,
+            _output(layer),
+            *(f"{count:,}" if count else "" for count in (layer.learned, layer.fixed)),
+            *(f"{cost:,.2f}" if cost else "" for cost in costs),
+            _flags(layer),
+        )
+    return table
+
+
+def _output(layer: Layer) -> str:
+    kinds = [(layer.complex_channels, "ℂ"), (layer.real_channels, "ℝ")]
+    channels = " + ".join(f"{count} {kind}" for count, kind in kinds if count)
+    return f"{channels}, {_sides(layer.size)}" if layer.size else channels
+
+
+def _flags(layer: Layer) -> str:
+    if layer.classifier:
+        return ""
+    filters = [f"{_sides(sides)} filters" for sides in layer.kernels.values()]
+    return ", ".join([*filters, *(["bias"] if layer.biases else [])])
+
+
+def _totals(description: Description) -> list[Text]:
+    learned, inside = description.learned, description.learned_in_classifier
+    held, again = description.held_bytes, ", as blocks run again" if description.recompute else ""
+    lines = [
+        f"parameters: {learned:,} learned, {learned - inside:,} before the classifier and {inside:,} in it; "
+        f"{description.fixed:,} numbers fixed",
+        f"multiply-adds of an image: {_millions(description.necessary)} necessary, "
+        f"{_millions(description.executed)} executed",
+        *([description.overhead] if description.overhead else []),
+        f"kept for the backward pass in {description.precision}{again}: {in_words(held)} an image, "
+        f"{in_words(held * description.worker_batch)} for the {description.worker_batch} images of a worker",
+    ]
+    return [*map(Text, lines), _verdict(description.kernels, description.biases)]
+
+
+def _verdict(kernels: dict[str, tuple[int, ...]], biases: dict[str, int]) -> Text:
+    """One sentence on learned spatial filters and learned biases before the classifier."""
+    if not kernels and not biases:
+        return Text("no learned spatial filter, no learned bias before the classifier", "green")
+    filters = _listed(
+        "learned spatial filter", [f"{name.removesuffix('.weight')} {_sides(kernels[name])}" for name in kernels]
+    )
+    return Text(f"{filters}; {_listed('learned bias', list(biases))} before the classifier", "yellow")
+
+
+def _listed(what: str, names: list[str]) -> str:
+    """In how many layers they are, with the first few by name."""
+    if not names:
+        return f"no {what}"
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{what} in {len(names)} layers ({', '.join(names[:NAMED])}{more})"
+
+
+def _sides(sides: tuple[int, ...]) -> str:
+    return "×".join(map(str, sides))
+
+
+def _millions(count: int, sign: str = "") -> str:
+    return f"{count / 1e6:{sign},.1f} million"

@@ -1,0 +1,137 @@
+"""The commands for trained networks: ``evaluate``, ``predict`` and ``export``; slow imports wait until one runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.runtime.imports import quick_imports
+
+STORAGE = "Folder of the runs, for models:/ and runs:/ [runs]."
+URI = "Store of models:/ and runs:/, if it is not the one inside --storage."
+
+
+@click.command(short_help="Measure a trained network on a prepared data set.")
+@click.argument("source")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--split", type=click.Choice(["validation", "train"]), default="validation", help="Images [validation].")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for tables, a picture and JSON of everything.")
+@click.option("--flip", is_flag=True, help="Average over each image and its mirror image.")
+@click.option("--batch-size", type=click.IntRange(1), default=100, help="Images at a time [100].")
+@click.option("--threads", type=click.IntRange(1), help="Of the decoder and of torch on a CPU [all cores].")
+@click.option("--on-damage", type=click.Choice(["stop", "skip"]), default="stop", help="At a damaged image [stop].")
+@click.option("--gpu", is_flag=True, help="Compute on this machine's first GPU.")
+@click.option("--bfloat16", is_flag=True, help="Compute in bfloat16, where training would.")
+@click.option("--storage", type=click.Path(path_type=Path), default=Path("runs"), help=STORAGE)
+@click.option("--uri", help=URI)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def evaluate(
+    source: str,
+    data: Path,
+    output: Path | None,
+    threads: int | None,
+    gpu: bool,
+    bfloat16: bool,
+    storage: Path,
+    uri: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Passes every image of DATA, a folder written by 'prepare', through the network of SOURCE.
+
+    SOURCE is the folder of a run (its newest checkpoint) or of one checkpoint, or what MLflow knows: runs:/ID or
+    models:/NAME/VERSION. Prints top-1 and top-5 accuracy, loss and calibration error, and the best and the worst
+    classes. The data set may lack classes of the network: they are found by their ids.
+
+    \b
+    Examples:
+      phasecollapse evaluate runs/imagenette-64 datasets/imagenette
+      phasecollapse evaluate runs/imagenette-64/checkpoints/epoch-00010 datasets/imagenette --flip --output results
+    """
+    with quick_imports():
+        from data_prep.common import progress
+        from data_prep.format import manifest
+        from pipeline.inference import evaluation
+        from pipeline.metrics import report
+        from pipeline.tracking import mlflow_run
+
+    described = manifest.load(data)
+    with mlflow_run.checkpoint_of(source, storage, uri) as checkpoint:
+        total = described.splits[options["split"]].samples
+        computing = evaluation.computing(gpu, bfloat16, threads)
+        with progress.images(total) as on_images, computing as place:
+            result = evaluation.evaluate(checkpoint, data, evaluation.Options(**place, **options), on_images)
+    if output:
+        report.write(result, output)
+    click.echo(report.to_json(result) if as_json else report.summary(result))
+    if output and not as_json:
+        click.echo(f"tables, picture and JSON: {output}")
+
+
+@click.command(short_help="Ask a trained network what image files show.")
+@click.argument("source")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--top", type=click.IntRange(1), default=5, help="Classes for each image [5].")
+@click.option("--batch-size", type=click.IntRange(1), default=64, help="Images at a time [64].")
+@click.option("--storage", type=click.Path(path_type=Path), default=Path("runs"), help=STORAGE)
+@click.option("--uri", help=URI)
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each image, for programs.")
+def predict(
+    source: str,
+    images: tuple[Path, ...],
+    top: int,
+    batch_size: int,
+    storage: Path,
+    uri: str | None,
+    as_json: bool,
+) -> None:
+    """Prints the most probable classes of IMAGES, which are files, or folders that are searched at any depth.
+
+    SOURCE is the folder of a run (its newest checkpoint) or of one checkpoint, or what MLflow knows: runs:/ID or
+    models:/NAME/VERSION. A file that cannot be read is named, the others go on, and the exit status is 1.
+
+    \b
+    Examples:
+      phasecollapse predict runs/imagenette-64 photo.jpg
+      phasecollapse predict runs/imagenette-64 holiday/ --top 1 --json > holiday.jsonl
+    """
+    with quick_imports():
+        from pipeline.inference import prediction
+        from pipeline.tracking import mlflow_run
+
+    files = prediction.find(images)
+    with mlflow_run.checkpoint_of(source, storage, uri) as checkpoint:
+        show = prediction.to_json if as_json else prediction.to_row
+        unreadable = 0
+        for one in prediction.predict(checkpoint, files, top=top, batch_size=batch_size):
+            click.echo(show(one))
+            unreadable += one.problem is not None
+    if unreadable:
+        click.echo(f"{unreadable} of {len(files)} files cannot be read", err=True)
+        sys.exit(1)
+
+
+@click.command(short_help="Write a trained network into one file, for ONNX Runtime or torch.export.")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--format", "kind", type=click.Choice(["onnx", "torch-export"]), default="onnx", help="Format [onnx].")
+@click.option("--output", type=click.Path(path_type=Path), help="File [named after SOURCE, in the current folder].")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+def export(source: Path, kind: str, output: Path | None, force: bool) -> None:
+    """Writes the network of SOURCE, the folder of a run or of one of its checkpoints, into one file.
+
+    It maps pixels, uint8 (batch, height, width, 3), to logits, and holds the names of the classes. The file is run and
+    compared with the network before it gets its name.
+
+    \b
+    Examples:
+      phasecollapse export runs/textures
+      phasecollapse export runs/textures/checkpoints/epoch-00003 --format torch-export --output textures.pt2
+    """
+    with quick_imports():
+        from pipeline.inference import export as exporting
+
+    written = exporting.export(source, kind, output, replace=force)
+    click.echo(exporting.summary(written))

@@ -1,0 +1,129 @@
+"""The commands ``train``, ``describe`` and ``ui``; what is slow to import is imported when one runs."""
+
+from __future__ import annotations
+
+import pkgutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from data_prep.common.errors import UserError
+from pipeline.runtime.imports import quick_imports
+
+if TYPE_CHECKING:
+    from pipeline.launch.launcher import Outcome
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def explains_settings(tree: str) -> Callable[[Command], Command]:
+    """The option --settings, which shows every setting of a tree; `tree` names its class, as module:class."""
+
+    def show(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
+        if asked:
+            from pipeline.config.settings_io import explain
+
+            click.echo_via_pager(explain(pkgutil.resolve_name(tree)).strip())
+            context.exit()
+
+    words = "Explain every setting, with its default."
+    return click.option("--settings", is_flag=True, is_eager=True, expose_value=False, callback=show, help=words)
+
+
+@click.command(short_help="Train a network on a prepared data set; run again to resume.")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")
+@explains_settings("pipeline.config.schema:Settings")
+@click.option("--dry-run", is_flag=True, help="Check everything, print the plan and start nothing.")
+@click.option("--profile", is_flag=True, help="Write a trace of a few steps into the run's folder (torch.profiler).")
+def train(config: Path, overrides: tuple[str, ...], dry_run: bool, profile: bool) -> None:
+    """Trains the run that the YAML file CONFIG describes; SECTION.FIELD=VALUE overrides single settings.
+
+    A run lives in a folder, run.storage/run.name. The same command resumes one that was interrupted, from its newest
+    checkpoint, and says so if nothing is left to do. Ctrl-C lets it save first; a second one does not wait.
+
+    \b
+    Examples:
+      phasecollapse train configs/imagenette_64.yaml
+      phasecollapse train configs/imagenette_64.yaml model.skip=true 'model.widths=[32, 64, 64]'
+      phasecollapse train configs/imagenette_64.yaml --dry-run
+      phasecollapse train configs/imagenette_64.yaml cluster.workers=8 cluster.gpu=true training.precision=bfloat16
+    """
+    from pipeline.config import settings_io as settings_tree
+
+    settings = settings_tree.load(config, overrides)
+    with quick_imports():
+        from pipeline.launch import launcher
+        from pipeline.runtime import system_info
+
+    if warning := system_info.warning(settings.training.precision, settings.cluster.gpu):
+        click.echo(f"warning: {warning}", err=True)
+    if dry_run:
+        click.echo(str(launcher.dry_run(settings)))
+        return
+    outcome = launcher.train(settings, profile=profile)
+    click.echo(summary(outcome, settings.data.evaluate_on))
+    address = f"--uri {settings.tracking.uri}" if settings.tracking.uri else f"--storage {settings.run.storage}"
+    click.echo(f"curves and settings: phasecollapse ui {address}")
+
+
+def summary(outcome: Outcome, measured_on: str) -> str:
+    """The result of a run in two lines."""
+    top1, top5 = (100 * outcome.metrics[f"{measured_on}/{name}"] for name in ("top1", "top5"))
+    state = "had already finished" if outcome.already_finished else "finished"
+    return (
+        f"run {outcome.folder.name} {state}: {outcome.epochs} epochs, "
+        f"{measured_on} top-1 {top1:.2f} %, top-5 {top5:.2f} %\n"
+        f"folder: {outcome.folder}"
+    )
+
+
+@click.command(short_help="Show a network's layers, parameters and costs; needs no data set.")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")
+@click.option("--classes", type=click.IntRange(1), help="Number of classes [data.classes, or the prepared data set's].")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def describe(config: Path, overrides: tuple[str, ...], classes: int | None, as_json: bool) -> None:
+    """Shows the network of the run that the YAML file CONFIG describes, and trains nothing.
+
+    A row is a layer. "learned" and "fixed" count numbers, a complex one as two; running statistics are neither.
+    "necessary" are the millions of multiply-adds that one image needs, by closed forms, with wavelets by fast Fourier
+    transforms; "executed" are those that torch counts, in matrix products and convolutions. What is done number by
+    number (a modulus, a normalization) is in neither. "kept" is the memory that one image fills until the backward
+    pass, in training.precision. "flags" are learned spatial filters and learned biases before the classifier.
+
+    \b
+    Examples:
+      phasecollapse describe configs/imagenette_64.yaml
+      phasecollapse describe configs/imagenette_64.yaml data.image_size=224 --classes 1000
+    """
+    from pipeline.config import settings_io as settings_tree
+
+    settings = settings_tree.load(config, overrides)
+    from rich.console import Console
+
+    with quick_imports():
+        from pipeline.analysis.model_summary import describe as described
+        from pipeline.analysis.model_summary import show
+
+    description = described(settings, classes)
+    if as_json:
+        click.echo(description.to_json())
+    else:
+        show(description, Console(width=None if sys.stdout.isatty() else 200, highlight=False))
+
+
+@click.command(short_help="Show tracked runs in the browser (MLflow, on this machine only).")
+@click.option("--storage", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of the runs [runs].")
+@click.option("--uri", help="Store that the runs are tracked in, if it is not the one inside the folder.")
+@click.option("--port", type=click.IntRange(0, 65535), default=5000, help="Port [5000, or a free one].")
+def ui(storage: Path, uri: str | None, port: int) -> None:
+    """Serves MLflow's pages on the loopback interface and prints their address, until Ctrl-C."""
+    from pipeline.tracking import mlflow_server
+
+    if uri and uri.startswith("http"):
+        raise UserError(f"--uri: {uri} is a tracking server, which shows its own pages: open {uri}")
+    mlflow_server.serve(storage, uri, port, announce=click.echo)

@@ -1,0 +1,182 @@
+"""Configuration files and overrides → the settings tree, and back.
+
+A configuration file is YAML with the sections of :class:`pipeline.config.schema.Settings`; the command line overrides
+single fields with ``section.field=value``.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+
+from data_prep.common.errors import UserError
+from pipeline.config.schema import Section, Settings
+
+END_OF_DOCUMENT = "...\n"
+"""Tells a file that was cut off from one in which defaults are left out."""
+
+Tree = TypeVar("Tree", bound=Section)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Reads a YAML mapping safely.
+
+    Raises:
+        UserError: the file is missing, is not YAML (the line is named), or is not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"configuration file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"configuration file {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"configuration file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"configuration file {path} must hold sections such as 'data:', not a {type(content).__name__}")
+    return content
+
+
+def override(content: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """A copy of `content` with each ``section.field=value`` of `assignments` put in; values are read as YAML.
+
+    Raises:
+        UserError: an assignment is not of that form, or goes through something that is not a section.
+    """
+    result = {key: dict(value) if isinstance(value, dict) else value for key, value in content.items()}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        keys = path.split(".")
+        if not equals or not all(keys):
+            raise UserError(f"override '{assignment}' is not of the form section.field=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"override '{assignment}': the value is not valid YAML") from None
+        section = result
+        for key in keys[:-1]:
+            inner = section.get(key)
+            if inner is None:
+                inner = {}
+            if not isinstance(inner, dict):
+                raise UserError(f"override '{assignment}': '{key}' is a value, not a section")
+            section[key] = dict(inner)
+            section = section[key]
+        section[keys[-1]] = value
+    return result
+
+
+def resolve(tree: type[Tree], content: Mapping[str, Any], source: str) -> Tree:
+    """Checks `content` against the tree `tree`; `source` names it in errors.
+
+    Raises:
+        UserError: names each wrong field, its value and what is allowed.
+    """
+    try:
+        return tree.model_validate(content)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(problem, tree, source) for problem in error.errors())) from None
+
+
+def load(path: Path, assignments: Sequence[str] = ()) -> Settings:
+    """The settings of a configuration file, with overrides.
+
+    Raises:
+        UserError: see :func:`load_yaml`, :func:`override` and :func:`resolve`.
+    """
+    content = load_yaml(path)
+    if "search" in content and "train" in content:
+        raise UserError(f"{path} describes a search, not a run: phasecollapse tune {path}")
+    return resolve(Settings, override(content, assignments), str(path))
+
+
+def explain(tree: type[Section], prefix: str = "") -> str:
+    """Every setting of a tree with its default and what it means, as text for a terminal."""
+    lines = []
+    for name, field in tree.model_fields.items():
+        path, words = f"{prefix}{name}", " ".join((field.description or "").split())
+        if families := sections(field.annotation):
+            for family, section in families.items():
+                title = " ".join((section.__doc__ or "").split())
+                which = f" (family {family})" if family else ""
+                lines += ["", f"{path}{which}: {title}", explain(section, f"{path}.")]
+            continue
+        lines.append(f"  {path} (required)" if field.is_required() else f"  {path} = {json.dumps(field.default)}")
+        if get_origin(field.annotation) is Literal and len(get_args(field.annotation)) > 1:
+            words += f" One of: {', '.join(map(str, get_args(field.annotation)))}."
+        lines += textwrap.wrap(words, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def to_yaml(settings: Section) -> str:
+    """The whole resolved tree; :func:`load` reads it back to an equal one. It ends with YAML's END_OF_DOCUMENT."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, explicit_end=True)
+
+
+def flatten(settings: Section) -> dict[str, Any]:
+    """The tree as ``{"section.field": value}``."""
+
+    def walk(prefix: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        leaves: dict[str, Any] = {}
+        for key, inner in value.items():
+            leaves |= walk(f"{prefix}.{key}" if prefix else key, inner)
+        return leaves
+
+    return walk("", settings.model_dump(mode="json"))
+
+
+def differences(before: Section, after: Section, ignored: Collection[str] = ()) -> list[str]:
+    """``section.field: old → new`` for each field in which two trees of a kind differ, but for the `ignored` ones."""
+    old, new = flatten(before), flatten(after)
+    # Families of networks have different fields: then model.family tells them apart.
+    both = [key for key in new if key in old and key not in ignored]
+    return [f"{key}: {old[key]} → {new[key]}" for key in both if old[key] != new[key]]
+
+
+def sections(annotation: Any) -> dict[str, type[Section]]:
+    """The sections that a field may be, by family; one without a name where there is no choice, none for a value."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return {"": annotation}
+    members = [(get_args(member) or (None,))[0] for member in get_args(annotation)]
+    if not all(isinstance(member, type) and issubclass(member, Section) for member in members):
+        return {}
+    return {get_args(member.model_fields["family"].annotation)[0]: member for member in members}
+
+
+def _locate(place: Sequence[str | int], tree: type[Section]) -> tuple[str, type[Section]]:
+    """The dotted path of a field, and the section it is in; `place` names families beside fields."""
+    path, section, families = [], tree, {"": tree}
+    for part in place:
+        if part in families and len(families) > 1:
+            section = families[str(part)]
+            continue
+        path.append(str(part))
+        field = section.model_fields.get(str(part))
+        families = sections(field.annotation) if field else {}
+        section = families.get("", section)
+    return ".".join(path), section
+
+
+def _explain(problem: Any, tree: type[Section], source: str) -> str:
+    path, section = _locate(problem["loc"], tree)
+    if problem["type"] == "extra_forbidden":
+        return f"{source}: unknown setting '{path}'; allowed here: {', '.join(section.model_fields)}"
+    if problem["type"] == "missing":
+        return f"{source}: setting '{path}' is missing"
+    if problem["type"] == "union_tag_invalid":
+        tag, expected = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace(", ", " or ")
+        return f"{source}: setting '{path}.family' is '{tag}': Input should be {expected}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":  # a check over several fields: the message names them
+        return f"{source}: {path + ': ' if path else ''}{message}"
+    return f"{source}: setting '{path}' is {problem['input']!r}: {message}"

@@ -1,0 +1,202 @@
+"""A trained network as one file that needs none of this code: an ONNX model, or a program of torch.export.
+
+    pixels   uint8 (batch, H, W, 3), red, green and blue; any batch, H and W those of the training
+    logits   float32 (batch, classes)
+
+The normalization of pixels is inside, and so are the names of the classes. Nothing gets its name before the file was
+run, on batches of other sizes than the one it was made with, and gave the network's logits.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_prep.common.errors import UserError
+from pipeline.runs import paths, trained_model
+from pipeline.runs.trained_model import Trained
+
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch-export": ()}
+"""What a format needs beside PyTorch."""
+CLASSES_FILE = "classes.json"
+"""In a file of torch.export; ONNX has metadata, of which the key is `classes`."""
+TRACED_BATCH, CHECKED_BATCHES = 2, (1, 3)
+TOLERANCE = 1e-4
+"""Largest difference between logits, relative to the largest of them where that is above 1."""
+LARGEST_ONNX = 2**31 - 1
+"""Bytes that one ONNX file can have."""
+
+Run = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    path: Path
+    kind: str
+    size: int
+    """Bytes."""
+    side: int
+    """H and W."""
+    classes: int
+    difference: float
+    """Largest difference between the file's logits and the network's."""
+
+
+def export(source: Path, kind: str, output: Path | None = None, *, replace: bool = False) -> Exported:
+    """Writes the network of a run, or of a checkpoint, into one file, and checks it.
+
+    Args:
+        kind: onnx or torch-export.
+        output: the file; by default named after `source`, in the current folder.
+        replace: take the place of a file that is there.
+
+    Raises:
+        UserError: `source` is no checkpoint, `output` cannot be written, a package is missing, or the file computes
+            something else than the network.
+    """
+    for package in PACKAGES[kind]:
+        _needed(package)
+    network = trained_model.load(source)
+    path = output or Path(_name(source) + SUFFIXES[kind])
+    if path.suffix != SUFFIXES[kind]:
+        raise UserError(f"--output: the name of a file of format {kind} ends in {SUFFIXES[kind]}, not {path.name}")
+    if path.exists() and not replace:
+        raise UserError(f"--output: {path} is there already: name another file, or replace it with --force")
+    write, load = {"onnx": (_write_onnx, _load_onnx), "torch-export": (_write_program, _load_program)}[kind]
+    try:
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as scratch, torch.no_grad():
+            partial = Path(scratch) / path.name
+            write(_trace(network), network, partial)
+            difference = _compare(load(partial, network.classes), network)
+            size = partial.stat().st_size
+            partial.replace(path)
+    except OSError as error:
+        raise UserError(f"--output: {path} cannot be written: {error.strerror}") from None
+    return Exported(path, kind, size, network.settings.data.image_size, len(network.classes), difference)
+
+
+def summary(written: Exported) -> str:
+    """What was written, how it was checked, and how it is used."""
+    runner = "onnxruntime" if written.kind == "onnx" else "torch.export"
+    if written.kind == "onnx":
+        usage = f"""\
+  session = onnxruntime.InferenceSession("{written.path}")
+  (logits,) = session.run(["logits"], {{"pixels": pixels}})  # a NumPy array
+  classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])"""
+    else:
+        usage = f"""\
+  program = torch.export.load("{written.path}", extra_files=(files := {{"{CLASSES_FILE}": ""}})).module()
+  logits = program(pixels)  # a tensor
+  classes = json.loads(files["{CLASSES_FILE}"])"""
+    return (
+        f"{written.path}: {written.size / 1e6:.1f} MB; pixels, uint8 (batch, {written.side}, {written.side}, 3) → "
+        f"logits, float32 (batch, {written.classes})\n"
+        f"checked with {runner} on batches of {' and '.join(map(str, CHECKED_BATCHES))} random images: "
+        f"logits differ from the network's by {written.difference:.1e} at most\n"
+        f"to use it in Python:\n{usage}"
+    )
+
+
+def _name(source: Path) -> str:
+    """Of the run; for a checkpoint in a run's folder, of the run and the checkpoint."""
+    source = source.absolute()
+    return f"{source.parent.parent.name}-{source.name}" if source.parent.name == paths.CHECKPOINTS else source.name
+
+
+def _pixels(batch: int, network: Trained) -> Tensor:
+    side = network.settings.data.image_size
+    generator = torch.Generator().manual_seed(batch)
+    return torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8, generator=generator)
+
+
+def _trace(network: Trained) -> torch.export.ExportedProgram:
+    # A batch of 1 would become a constant. Without a derivative, functions with one of their own are traced as others.
+    batch = torch.export.Dim("batch", min=1)
+    # Files hold weights in the order of their axes.
+    module = network.network.to(memory_format=torch.contiguous_format)
+    program = torch.export.export(
+        module, (_pixels(TRACED_BATCH, network),), dynamic_shapes={"pixels": {0: batch}}, strict=False
+    )
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names folders of this machine
+    return program
+
+
+def _write_program(program: torch.export.ExportedProgram, network: Trained, path: Path) -> None:
+    torch.export.save(program, path, extra_files={CLASSES_FILE: json.dumps(network.classes)})
+
+
+def _load_program(path: Path, classes: tuple[str, ...]) -> Run:
+    files = {CLASSES_FILE: ""}
+    program = torch.export.load(path, extra_files=files).module()
+    _check_classes(files[CLASSES_FILE], classes)
+    return program
+
+
+def _write_onnx(program: torch.export.ExportedProgram, network: Trained, path: Path) -> None:
+    onnx = _needed("onnx")
+    written = torch.onnx.export(
+        program, (), dynamo=True, input_names=["pixels"], output_names=["logits"], external_data=False, verbose=False
+    )
+    model = written.model_proto  # type: ignore[union-attr]
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.helper.set_model_props(model, {"classes": json.dumps(network.classes)})
+    if model.ByteSize() > LARGEST_ONNX:
+        raise UserError("--format: the network is larger than the 2 GiB that one ONNX file can have: use torch-export")
+    path.write_bytes(model.SerializeToString())
+
+
+def _load_onnx(path: Path, classes: tuple[str, ...]) -> Run:
+    runtime = _needed("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    _check_classes(session.get_modelmeta().custom_metadata_map["classes"], classes)
+    return lambda pixels: torch.from_numpy(session.run(["logits"], {"pixels": pixels.numpy()})[0])
+
+
+def _needed(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(
+            f"--format onnx needs the package {package} ({error}): pip install onnx onnxscript onnxruntime, "
+            "or pip install 'phasecollapse[export]'"
+        ) from None
+
+
+def _check_classes(stored: str, classes: tuple[str, ...]) -> None:
+    if json.loads(stored) != list(classes):
+        raise UserError("the written file has lost the names of the classes: nothing was kept")
+
+
+def _compare(run: Run, network: Trained) -> float:
+    """The largest difference between the logits of `run` and the network's.
+
+    Raises:
+        UserError: it is larger than rounding explains.
+    """
+    differences = []
+    for batch in CHECKED_BATCHES:
+        pixels = _pixels(batch, network)
+        expected = network.network(pixels)
+        difference = (run(pixels) - expected).abs().max()
+        if not difference <= TOLERANCE * expected.abs().max().clamp_min(1):
+            raise UserError(
+                f"the written file gives other logits than the network (they differ by {difference:.1e}), so it was "
+                "not kept: try the other --format"
+            )
+        differences.append(difference.item())
+    return max(differences)

@@ -1,0 +1,127 @@
+"""What a trained network says of image files: its best classes, each with a probability."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_prep.codec import convert
+from data_prep.codec.decode import JOB, DecodeError, fill
+from data_prep.common.errors import UserError
+from data_prep.loading.transforms import CenterCrop
+from data_prep.prepare.spec import MAX_SIDE
+from pipeline.runs import trained_model
+from pipeline.runs.trained_model import Trained
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+"""What files in a folder are images; a file that is named is read whatever it is called."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A class, and how likely the network finds it."""
+
+    id: str
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is said of one file."""
+
+    file: str
+    answers: tuple[Answer, ...]
+    """The best first; none if the file is no image that can be read."""
+    problem: str | None = None
+    """Why not."""
+
+
+def find(places: Sequence[Path]) -> list[Path]:
+    """The image files that are named, and those in the folders that are named, at any depth, by name.
+
+    Raises:
+        UserError: there is no such file, or no image.
+    """
+    found: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            inside = (path for path in sorted(place.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file())
+            found += [path for path in inside if not path.name.startswith(".")]
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise UserError(f"{place} does not exist: name image files, or folders of them")
+    if not found:
+        raise UserError(f"no images in {', '.join(map(str, places))}: their names end in {', '.join(sorted(SUFFIXES))}")
+    return found
+
+
+def predict(source: Path, files: Iterable[Path], *, top: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
+    """What the network of a run, or of a checkpoint, says of each file, in order.
+
+    Images are treated as those of a validation: turned upright, made RGB, cropped to the center and resized as the
+    run's settings say.
+
+    Raises:
+        UserError: `source` is no checkpoint, or damaged.
+    """
+    checkpoint = trained_model.find(source)
+    network, classes = trained_model.load(checkpoint), trained_model.describe(checkpoint).classes
+    remaining = iter(files)
+    while part := list(itertools.islice(remaining, batch_size)):
+        pixels, problems = _read(part, network)
+        readable = [row for row, problem in enumerate(problems) if problem is None]
+        with torch.inference_mode():
+            best = network.network(torch.from_numpy(pixels[readable])).softmax(1).topk(min(top, len(classes)), dim=1)
+        rows = dict(zip(readable, zip(best.values.tolist(), best.indices.tolist(), strict=True), strict=True))
+        for row, (file, problem) in enumerate(zip(part, problems, strict=True)):
+            likely, indices = rows.get(row, ((), ()))
+            answers = [Answer(classes[i].id, classes[i].name, p) for p, i in zip(likely, indices, strict=True)]
+            yield Prediction(str(file), tuple(answers), problem)
+
+
+def to_row(prediction: Prediction) -> str:
+    """One line for people."""
+    if prediction.problem:
+        return f"{prediction.file}  cannot be read: {prediction.problem}"
+    answers = (f"{100 * one.probability:5.1f} % {one.name}" for one in prediction.answers)
+    return f"{prediction.file}  {'  '.join(answers)}"
+
+
+def to_json(prediction: Prediction) -> str:
+    """One line for programs."""
+    return json.dumps(asdict(prediction))
+
+
+def _read(files: Sequence[Path], network: Trained) -> tuple[np.ndarray, list[str | None]]:
+    """Pixels (n, H, W, 3) as the network wants them, and what is wrong with each file; those are black."""
+    settings = network.settings.data
+    pixels = np.zeros((len(files), settings.image_size, settings.image_size, 3), np.uint8)
+    problems: list[str | None] = []
+    for row, file in enumerate(files):
+        try:
+            _fill(pixels[row : row + 1], convert.to_stored(file.read_bytes(), MAX_SIDE["jpeg"]), settings.center_crop)
+            problems.append(None)
+        except DecodeError as error:
+            problems.append(str(error))
+        except OSError as error:
+            problems.append(error.strerror or str(error))
+    return pixels, problems
+
+
+def _fill(out: np.ndarray, stored: convert.StoredImage, fraction: float) -> None:
+    content = np.frombuffer(stored.content, np.uint8)
+    crops = CenterCrop(fraction).crops(np.array([stored.height]), np.array([stored.width]), 0, 0, np.zeros(1, np.int64))
+    jobs = np.zeros(1, JOB)
+    jobs["address"], jobs["size"] = content.ctypes.data, content.size
+    jobs["mode"], jobs["height"], jobs["width"] = stored.mode, stored.height, stored.width
+    jobs["top"], jobs["left"], jobs["crop_height"], jobs["crop_width"], jobs["mirrored"] = crops
+    for problem in fill(jobs, out):
+        raise DecodeError(problem.message, problem.kind)

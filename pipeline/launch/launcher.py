@@ -1,0 +1,253 @@
+"""Settings → a finished, tracked run.
+
+Checks everything that can be checked before a worker starts, claims the run's folder, and lets workers train while
+MLflow and the display follow what they write there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from data_prep.common import ray_cluster
+from data_prep.common.errors import UserError
+from data_prep.common.ray_cluster import Connection
+from data_prep.format import manifest
+from data_prep.format.manifest import Manifest
+from pipeline import models
+from pipeline.config.schema import ClusterSettings, Settings
+from pipeline.config.settings_io import flatten, to_yaml
+from pipeline.launch import run_plan
+from pipeline.runs import history, run_folder
+from pipeline.runs.run_folder import RunFolder
+from pipeline.runtime import malloc, system_info
+from pipeline.tracking import mlflow_run
+from pipeline.tracking.mlflow_run import Tracker
+from pipeline.tracking.progress import Display, Follower
+from pipeline.training import finetune, trainer
+from pipeline.training.context import Job, LocalSession
+
+if TYPE_CHECKING:
+    from ray.train import UserCallback
+
+
+TRAIN_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+"""How often Ray Train looks at its workers: an epoch's report waits for it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    folder: Path
+    epochs: int
+    metrics: dict[str, float]
+    """Those of the last epoch."""
+    run_id: str
+    """Of the run in MLflow."""
+    already_finished: bool
+    """Nothing was left to train."""
+
+
+def train(
+    settings: Settings,
+    *,
+    parent_run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    callbacks: Sequence[UserCallback] = (),
+    progress: bool = True,
+    profile: bool = False,
+) -> Outcome:
+    """Trains the run that `settings` name, from its last checkpoint on; one that has finished stays as it is.
+
+    Works in a Ray process, too (a Tune trial): a connection that is there is used.
+
+    Args:
+        parent_run_id: MLflow run whose child this one becomes.
+        tags: more tags for the MLflow run.
+        callbacks: for Ray Train's controller; they see the metrics of each epoch after its checkpoint is stored.
+        progress: show epochs and time left on standard output.
+        profile: write what a few steps spend their time on into the run's folder.
+
+    Raises:
+        UserError: something that the user can mend, see the functions that are called here.
+        KeyboardInterrupt: the user stopped the run; the same call continues it.
+    """
+    settings = _absolute(settings)
+    data = manifest.load(Path(settings.data.path))
+    starting_point = check(settings, data)
+    with run_folder.claim(settings, data, finetune.digest(settings)) as folder, ExitStack() as cluster_left_last:
+        finished_before = folder.finished()
+        connection = Connection()
+        if settings.cluster.workers and not finished_before:
+            connection = cluster_left_last.enter_context(cluster_with_room(settings.cluster))
+        folder.begin()  # only now: a run that is refused is no run
+        tracker = _open_tracked_run(folder, parent_run_id, tags or {}, settings)
+        if not (finished_before and tracker.finished):
+            with (
+                _status(tracker, folder),
+                _followed(folder, tracker, starting_point, shown=progress and not finished_before),
+            ):
+                if not finished_before:
+                    _run_workers(Job(settings, folder, profile), callbacks, connection)
+        records = folder.history()
+        return Outcome(folder.path, len(records), records[-1].metrics, tracker.run_id, finished_before)
+
+
+def check(settings: Settings, data: Manifest) -> finetune.Start | None:
+    """Compares settings with the data set, the checkpoint to start from and, without a cluster, with this machine.
+
+    Returns:
+        What training starts with; None if that is new weights, or the run goes on from its own.
+
+    Raises:
+        UserError: names the setting that does not fit.
+    """
+    classes = settings.data.classes
+    if classes is not None and classes != len(data.classes):
+        raise UserError(
+            f"data.classes is {classes}, but the data set in {settings.data.path} has {len(data.classes)} classes: "
+            "correct it, or leave it out"
+        )
+    if settings.data.digest and not data.digest.startswith(settings.data.digest):
+        raise UserError(
+            f"data.digest is {settings.data.digest}, but the data set in {settings.data.path} has {data.digest}: it is "
+            "another one; correct data.path, or leave data.digest out"
+        )
+    models.multiply_adds(settings.model, len(data.classes), settings.data.image_size)  # raises where a block gets small
+    images = data.splits["train"].samples
+    if images < 2 * max(1, settings.cluster.workers):
+        raise UserError(
+            f"the data set in {settings.data.path} has {images} training images, too few for "
+            f"{settings.cluster.workers} workers: lower cluster.workers"
+        )
+    if settings.cluster.gpu and settings.cluster.workers == 0 and not torch.cuda.is_available():
+        raise UserError("cluster.gpu is true, but torch sees no GPU on this machine: set it to false")
+    return finetune.check(settings, data.classes)
+
+
+def dry_run(settings: Settings) -> run_plan.Plan:
+    """What a run would do, after every check that needs no worker; writes nothing.
+
+    A cluster is asked for its room only if it is up already (`cluster.address`).
+
+    Raises:
+        UserError: names the setting that does not fit.
+    """
+    settings = _absolute(settings)
+    data = manifest.load(Path(settings.data.path))
+    check(settings, data)
+    if settings.cluster.workers and (settings.cluster.address or os.environ.get("RAY_ADDRESS")):
+        with cluster_with_room(settings.cluster):
+            pass
+    return run_plan.plan(settings, data)
+
+
+@contextmanager
+def cluster_with_room(settings: ClusterSettings, *, dashboard: bool = False) -> Iterator[Connection]:
+    """Joins or starts the cluster, and leaves it with the body, as `data_prep.common.ray_cluster.connect` does.
+
+    Raises:
+        UserError: there is none, or it is too small for the workers that `settings` ask for.
+    """
+    from pipeline.launch import ray_train  # imports Ray, which a run in this process does not need
+
+    with ray_cluster.connect(settings.address, TRAIN_ENVIRONMENT, dashboard=dashboard) as connection:
+        ray_train.check_capacity(settings)
+        yield connection
+
+
+def _absolute(settings: Settings) -> Settings:
+    """The same settings with absolute paths: workers run in folders of their own."""
+    run = settings.run.model_copy(update={"storage": str(Path(settings.run.storage).absolute())})
+    places = {"path": settings.data.path, "stage": settings.data.stage}
+    absolute = {name: str(Path(place).absolute()) for name, place in places.items() if place}
+    data = settings.data.model_copy(update=absolute)
+    return settings.model_copy(update={"run": run, "data": data, "start": settings.start.absolute()})
+
+
+def _open_tracked_run(
+    folder: RunFolder, parent_run_id: str | None, tags: Mapping[str, str], settings: Settings
+) -> Tracker:
+    original = folder.identity.settings  # what the run was started with; parameters do not change
+    digests = {"data.digest": folder.identity.data_digest}
+    if folder.identity.start_digest:
+        digests["start.digest"] = folder.identity.start_digest
+    tracker = mlflow_run.open_run(
+        mlflow_run.store_of(settings),
+        settings.tracking.experiment,
+        identity=folder.identity.id,
+        name=folder.path.name,
+        folder=folder.path,
+        parameters={**flatten(original), **digests},
+        tags={**system_info.git_state(Path.cwd()), **tags},
+        parent_run_id=parent_run_id,
+    )
+    if not tracker.finished:
+        tracker.log_text(to_yaml(original), "settings.yaml")
+    return tracker
+
+
+@contextmanager
+def _status(tracker: Tracker, folder: RunFolder) -> Iterator[None]:
+    """Ends the tracked run as the body ends: finished (then it gets the final model), killed or failed."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        tracker.end("KILLED")
+        raise
+    except BaseException:
+        tracker.end("FAILED")
+        raise
+    described = folder.path / trainer.ENVIRONMENT_FILE
+    tracker.tag(json.loads(described.read_text(encoding="utf-8")))
+    final = folder.latest_checkpoint()
+    if final is not None:
+        tracker.log_file(final, mlflow_run.MODEL_ARTIFACT)
+    if (folder.path / trainer.REPORT).is_dir():
+        tracker.log_file(folder.path / trainer.REPORT, trainer.REPORT)
+    tracker.end("FINISHED")
+
+
+@contextmanager
+def _followed(
+    folder: RunFolder, tracker: Tracker, starting_point: finetune.Start | None, shown: bool
+) -> Iterator[None]:
+    """Passes what workers write into the run's folder on to MLflow and the display, while the body runs."""
+    epochs, done = folder.identity.settings.training.epochs, len(folder.history())
+    display = Display(epochs, shown)
+    display.announce(f"run {folder.path.name} {f'goes on after epoch {done}' if done else 'starts'}, epochs: {epochs}")
+    if starting_point and not done:
+        display.announce(str(starting_point))
+
+    def send(epochs: list[history.EpochRecord]) -> None:
+        tracker.follow(epochs, history.read_steps(folder.path))
+
+    with Follower(folder.path, folder.history, send, display).following():
+        yield
+
+
+def _run_workers(job: Job, callbacks: Sequence[UserCallback], connection: Connection) -> None:
+    if job.settings.cluster.workers == 0:
+        _run_here(job)
+        return
+    from pipeline.launch import ray_train
+
+    ray_train.fit(job, callbacks, connection)
+
+
+def _run_here(job: Job) -> None:
+    malloc.keep_freed_memory()
+    threads = torch.get_num_threads()
+    try:
+        if not trainer.train(job, LocalSession(job)):
+            raise KeyboardInterrupt
+    finally:
+        torch.set_num_threads(threads)

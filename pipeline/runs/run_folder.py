@@ -1,0 +1,219 @@
+"""A run has one identity: a folder, made of what decides its result, that one process at a time may train.
+
+run.yaml         id, digests of the data set and of the weights it starts with, resolved settings: what the run is
+run.lock         held while a process trains the run; the system releases it however that process ends
+checkpoints/     the newest checkpoints, and the best one
+history.json     what every epoch came to, as in the last checkpoint
+steps.jsonl      what so many steps at a time came to
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from data_prep.common.errors import UserError
+from data_prep.format.manifest import Manifest
+from pipeline.config.schema import ModelSettings, ResNetSettings, Section, Settings
+from pipeline.config.settings_io import differences, flatten, to_yaml
+from pipeline.runs import history, paths, remote_copy
+from pipeline.runs.paths import IDENTITY
+
+EXECUTION_ONLY = frozenset(
+    {
+        "run.name",
+        "run.storage",
+        "data.path",  # the digest of the data set decides, wherever it lies
+        "data.decode_threads",
+        "data.digest",
+        "data.stage",
+        "checkpoint.every_minutes",
+        "checkpoint.every_steps",
+        "checkpoint.failures",
+        "checkpoint.grace_seconds",
+        "checkpoint.keep",
+        "checkpoint.keep_best",
+        "checkpoint.upload",
+        "cluster.address",
+        "cluster.cpus_per_worker",
+        "cluster.gpu",
+        "cluster.max_failures",
+        "cluster.min_workers",
+        "cluster.network_interface",
+        "cluster.numa",
+        "cluster.resize_seconds",
+        "cluster.wait_minutes",
+        "cluster.workers",
+        "start.checkpoint",  # the digest of its weights decides
+        "tracking.every_steps",
+        "tracking.experiment",
+        "tracking.uri",
+        "training.recompute",
+    }
+)
+"""Settings that may change while a run is interrupted: where and how fast it computes, and where it is tracked, but
+nothing that it is trained on. With another number of workers sums round differently and, unless they are synchronized,
+statistics of standardization are those of other parts of a batch; the history says how many there were."""
+
+
+LOCK, OWNER = "run.lock", "run.owner"
+
+
+class Identity(Section):
+    """The content of run.yaml."""
+
+    id: str
+    """Unique; the run's tag in MLflow."""
+    data_digest: str
+    settings: Settings
+    start_digest: str | None = None
+    """Of the weights that the run started with; None if they were new."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the parts of a run lie."""
+
+    path: Path
+    identity: Identity
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / paths.CHECKPOINTS
+
+    def begin(self) -> None:
+        """Writes down what the run is; from here on its settings are fixed."""
+        if not (self.path / IDENTITY).exists():
+            history.write_atomically(self.path / IDENTITY, to_yaml(self.identity))
+
+    def latest_checkpoint(self) -> Path | None:
+        """The last checkpoint of those that are there in full."""
+        return next(reversed(paths.stored_checkpoints(self.path)), None)
+
+    def history(self) -> list[history.EpochRecord]:
+        """The epochs finished so far."""
+        return history.read(self.path)
+
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return len(self.history()) >= self.identity.settings.training.epochs
+
+
+def default_name(settings: Settings, data: Manifest, start_digest: str | None = None) -> str:
+    """Data set, network and a digest of all that decides the result, as in ``imagenette-collapse-32-64x2-1f00ba12``."""
+    what_decides = {field: value for field, value in flatten(settings).items() if field not in EXECUTION_ONLY}
+    decisive = json.dumps([what_decides, data.digest, start_digest], sort_keys=True)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", data.name).strip("-._") or "data"
+    return f"{name}-{_network_name(settings.model)}-{hashlib.sha256(decisive.encode()).hexdigest()[:8]}"
+
+
+@contextmanager
+def claim(settings: Settings, data: Manifest, start_digest: str | None = None) -> Iterator[RunFolder]:
+    """Opens the run of `settings`, or makes a folder for it, for this process alone.
+
+    A run that the body does not begin (see :meth:`RunFolder.begin`) leaves nothing behind.
+
+    Args:
+        start_digest: of the weights that `start.checkpoint` names.
+
+    Raises:
+        UserError: another process trains it; it was started with other settings or another data set (each difference is
+            named); or the folder holds something else.
+    """
+    path = Path(settings.run.storage) / (settings.run.name or default_name(settings, data, start_digest))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / LOCK, timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"run {path} is being trained by {_owner(path)}: wait for it, or choose another run.name"
+        ) from None
+    except OSError as error:
+        raise UserError(f"run.storage: {path} cannot be written: {error.strerror}") from None
+    try:
+        (path / OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        if settings.checkpoint.upload:
+            remote_copy.fetch_identity(remote_copy.location_of(settings.checkpoint.upload, path), path)
+        yield RunFolder(path, _identify(path, settings, data, start_digest))
+    finally:
+        remove_unless_begun(path, IDENTITY, OWNER, LOCK)
+        lock.release()
+
+
+def remove_unless_begun(path: Path, identity: str, *ours: str) -> None:
+    """Takes back the folder `path` if its file `identity` was never written: files named in `ours`, then the folder."""
+    if (path / identity).exists():
+        return
+    for name in ours:
+        (path / name).unlink(missing_ok=True)
+    with suppress(OSError):  # not empty: it is somebody else's
+        path.rmdir()
+
+
+def read_identity(path: Path) -> Identity | None:
+    """What the run in the folder `path` was started with; None if no run has begun there.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = path / IDENTITY
+    if not file.exists():
+        return None
+    try:
+        return Identity.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise UserError(f"{file} cannot be read ({str(error).splitlines()[0]}): choose another run.name") from None
+
+
+def _identify(path: Path, settings: Settings, data: Manifest, start_digest: str | None) -> Identity:
+    identity = read_identity(path)
+    if identity is None:
+        foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in {LOCK, OWNER})
+        if foreign:
+            raise UserError(f"{path} exists and is not a run (it holds {foreign[0]}): choose another run.name")
+        return Identity(id=uuid.uuid4().hex, data_digest=data.digest, settings=settings, start_digest=start_digest)
+    changes = differences(identity.settings, settings, ignored=EXECUTION_ONLY)
+    if identity.data_digest != data.digest:
+        changes.append(f"data set: {identity.data_digest[:12]} → {data.digest[:12]}")
+    if identity.start_digest != start_digest:
+        changes.append(f"weights of start.checkpoint: {_weights(identity.start_digest)} → {_weights(start_digest)}")
+    if changes:
+        raise UserError(
+            f"run {path} was started with other settings ({'; '.join(changes)}): "
+            "put them back to resume it, or choose another run.name"
+        )
+    return identity
+
+
+def _network_name(model: ModelSettings) -> str:
+    if isinstance(model, ResNetSettings):
+        return f"resnet{model.depth}-{model.nonlinearity}"
+    runs = [(width, len(list(group))) for width, group in itertools.groupby(model.channels)]
+    widths = "-".join(f"{width}x{times}" if times > 1 else str(width) for width, times in runs)
+    return f"{model.nonlinearity}{'-skip' if model.skip else ''}-{widths}"
+
+
+def _weights(start_digest: str | None) -> str:
+    return start_digest[:12] if start_digest else "new ones"
+
+
+def _owner(path: Path) -> str:
+    try:
+        return (path / "run.owner").read_text(encoding="utf-8")
+    except OSError:
+        return "another process"

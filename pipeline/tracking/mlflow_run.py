@@ -1,0 +1,318 @@
+"""MLflow: one tracked run for each run, found again by a tag when it is resumed.
+
+The records in the run's folder are the truth, and MLflow follows them: each is sent with the time at which it was made.
+MLflow stores a metric once for each (name, step, time, value), so sending a record again does nothing, and a server
+that was away is brought up to date at the next chance. Nothing here ever stops a training that is under way.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import Experiment, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from data_prep.common.errors import UserError
+from pipeline.config.schema import Settings
+from pipeline.runs import history
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+IDENTITY_TAG, FOLDER_TAG, PARENT_TAG = "phasecollapse.id", "phasecollapse.folder", "mlflow.parentRunId"
+MODEL_ARTIFACT = "model"
+"""Folder, among a run's artifacts, of its final checkpoint."""
+METRICS_IN_A_BATCH = 1000  # MLflow refuses more
+
+_Problem = (MlflowException, SQLAlchemyError, OSError)  # requests' exceptions are OSErrors
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where runs are tracked."""
+
+    uri: str
+    """A database such as ``sqlite:////data/runs/mlflow.db``, or the address of a tracking server."""
+
+    @property
+    def database(self) -> Path | None:
+        """The file of an SQLite store."""
+        return Path(self.uri.removeprefix("sqlite:///")) if self.uri.startswith("sqlite:///") else None
+
+    @property
+    def artifacts(self) -> str | None:
+        """Where new experiments put files: beside an SQLite database; a server decides for itself."""
+        return (self.database.parent / "artifacts").as_uri() if self.database else None
+
+
+def store_of(settings: Settings) -> Store:
+    """The store of `tracking.uri`; by default SQLite and a folder inside `run.storage`."""
+    return Store(settings.tracking.uri) if settings.tracking.uri else default_store(Path(settings.run.storage))
+
+
+def default_store(storage: Path) -> Store:
+    """The store that runs in the folder `storage` use if they name none."""
+    return Store(f"sqlite:///{storage.absolute() / 'mlflow.db'}")
+
+
+def open_run(
+    store: Store,
+    experiment: str,
+    *,
+    identity: str,
+    name: str,
+    folder: Path,
+    parameters: Mapping[str, object],
+    tags: Mapping[str, str],
+    parent_run_id: str | None = None,
+) -> Tracker:
+    """The tracked run with this identity, found or created, and set to running unless it has finished.
+
+    Args:
+        identity: unique for what is tracked; decides whether the run exists.
+        folder: of what is tracked; tagged, for those who look at the run.
+        parameters: logged where the run does not have them yet; MLflow does not change a parameter.
+
+    Raises:
+        UserError: the store does not answer, or refuses.
+    """
+    if store.uri.startswith("http"):  # by default a call to a server that is away blocks for four minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    with _explained(store), _alone(store):
+        client = _client(store)
+        place = _find_or_create_experiment(client, store, experiment)
+        found = client.search_runs([place.experiment_id], f"tags.`{IDENTITY_TAG}` = '{identity}'", max_results=1)
+        run: Run = found[0] if found else client.create_run(place.experiment_id, run_name=name)
+        run_id = run.info.run_id
+        every_tag = {**tags, IDENTITY_TAG: identity, FOLDER_TAG: str(folder)}
+        if parent_run_id:
+            every_tag[PARENT_TAG] = parent_run_id
+        finished = run.info.status == "FINISHED"
+        missing = [Param(key, str(value)) for key, value in parameters.items() if key not in run.data.params]
+        client.log_batch(run_id, params=missing, tags=[RunTag(key, value) for key, value in every_tag.items()])
+        if not finished:
+            client.update_run(run_id, status="RUNNING")
+    return Tracker(client, store, run_id, finished)
+
+
+class Tracker:
+    """One run in MLflow. Its methods warn where the store does not answer, and return whether it did."""
+
+    def __init__(self, client: MlflowClient, store: Store, run_id: str, finished: bool) -> None:
+        self._client = client
+        self._store = store
+        self.run_id = run_id
+        self.finished = finished
+        """It was complete when it was opened."""
+        self._sent = (0, 0)  # epochs, steps
+        self._away = False
+
+    def follow(self, epochs: Sequence[history.EpochRecord], steps: Sequence[history.StepRecord] = ()) -> bool:
+        """Sends the records that the store does not have from this tracker yet."""
+        points = [
+            *(_Point(record.metrics, record.finished_at, record.epoch) for record in epochs[self._sent[0] :]),
+            *(_Point(record.metrics, record.recorded_at, record.step) for record in steps[self._sent[1] :]),
+        ]
+        if not points:
+            return True
+        there = (len(epochs), len(steps))
+        with self._forgiving():
+            _send(self._client, self.run_id, points)
+            self._sent = there
+        return self._sent == there
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> bool:
+        """Logs numbers that belong to the run as a whole."""
+        with self._forgiving():
+            for key, value in metrics.items():
+                self._client.log_metric(self.run_id, key, value, step=step)
+        return not self._away
+
+    def tag(self, tags: Mapping[str, str]) -> bool:
+        """Sets tags."""
+        with self._forgiving():
+            self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        return not self._away
+
+    def log_text(self, text: str, file: str) -> bool:
+        """Stores `text` as the artifact `file`."""
+        with self._forgiving():
+            self._client.log_text(self.run_id, text, file)
+        return not self._away
+
+    def log_file(self, path: Path, folder: str | None = None) -> bool:
+        """Stores a file (a table, a picture), or all files of a folder, among the artifacts."""
+        with self._forgiving():
+            if path.is_dir():
+                self._client.log_artifacts(self.run_id, str(path), folder)
+            else:
+                self._client.log_artifact(self.run_id, str(path), folder)
+        return not self._away
+
+    def end(self, status: Status) -> bool:
+        """Ends the run; resuming sets it to running again."""
+        with self._forgiving():
+            self._client.set_terminated(self.run_id, status)
+        return not self._away
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        """Warns, once until the store answers again, instead of raising."""
+        try:
+            yield
+            self._away = False
+        except _Problem as error:
+            if not self._away:
+                logger.warning(
+                    "tracking.uri: %s does not answer (%s); training goes on, and what the store misses is sent "
+                    "when it is back, or when the same command is run again",
+                    self._store.uri,
+                    _first_line(error),
+                )
+            self._away = True
+
+
+@contextmanager
+def checkpoint_of(source: str, storage: Path, uri: str | None = None) -> Iterator[Path]:
+    """The folder of a run or checkpoint that `source` names, fetched from MLflow if it is models:/… or runs:/….
+
+    Args:
+        storage: folder of the runs, whose store is asked; or `uri`.
+
+    Raises:
+        UserError: MLflow knows no such model or run, or does not answer.
+    """
+    if not source.startswith(("models:/", "runs:/")):
+        yield Path(source)
+        return
+    store = Store(uri) if uri else default_store(storage)
+    with tempfile.TemporaryDirectory(prefix="phasecollapse-") as scratch:
+        with _explained(store, source):
+            client = _client(store)
+            kind, _, rest = source.partition(":/")
+            if kind == "models":
+                name, _, version = rest.strip("/").partition("/")
+                found = (
+                    client.get_model_version(name, version)
+                    if version
+                    else max(client.search_model_versions(f"name='{name}'"), key=lambda one: int(one.version))
+                )
+                artifacts = found.source
+            else:
+                run, _, path = rest.strip("/").partition("/")
+                artifacts = f"{client.get_run(run).info.artifact_uri}/{path or MODEL_ARTIFACT}"
+            fetched = download_artifacts(artifact_uri=artifacts, dst_path=scratch, tracking_uri=store.uri)
+        yield Path(fetched)
+
+
+def newest_experiment(store: Store) -> str | None:
+    """Id of the experiment that was changed last; None if there is none but MLflow's own.
+
+    Raises:
+        UserError: the store does not answer.
+    """
+    with _explained(store):
+        found = _client(store).search_experiments(order_by=["last_update_time DESC"])
+    return next((experiment.experiment_id for experiment in found if experiment.name != "Default"), None)
+
+
+def serve(store: Store, port: int) -> subprocess.Popen[bytes]:
+    """Starts MLflow's own pages for a store in this machine's loopback, as a process group that the caller ends.
+
+    Requests are answered only if they name this machine as localhost or 127.0.0.1 (MLflow checks the Host header).
+    """
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", store.uri]
+    command += ["--allowed-hosts", f"127.0.0.1:{port},localhost:{port}"]
+    if store.artifacts:
+        command += ["--default-artifact-root", store.artifacts, "--no-serve-artifacts"]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # else eight more processes
+    )
+
+
+def _client(store: Store) -> MlflowClient:
+    for noisy in ("mlflow", "alembic", "urllib3"):  # tables that are made, tracebacks of what we say in a sentence
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    return MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
+
+
+def _find_or_create_experiment(client: MlflowClient, store: Store, name: str) -> Experiment:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        experiment = client.get_experiment(client.create_experiment(name, artifact_location=store.artifacts))
+    elif experiment.lifecycle_stage != "active":
+        raise UserError(
+            f"tracking.experiment: '{name}' was deleted in {store.uri}: restore it there, or choose another name"
+        )
+    return experiment
+
+
+class _Point(NamedTuple):
+    """Metrics at one place of their curves."""
+
+    metrics: dict[str, float]
+    time: float
+    """Seconds since 1970."""
+    step: int
+
+
+def _send(client: MlflowClient, run_id: str, points: Sequence[_Point]) -> None:
+    metrics = [
+        Metric(key, value, int(point.time * 1000), point.step)
+        for point in points
+        for key, value in point.metrics.items()
+    ]
+    for start in range(0, len(metrics), METRICS_IN_A_BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + METRICS_IN_A_BATCH])
+
+
+@contextmanager
+def _alone(store: Store) -> Iterator[None]:
+    """One process at a time makes the tables of an SQLite store, and the experiment: MLflow does not see to it."""
+    if store.database is None:
+        yield
+        return
+    store.database.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(store.database.with_suffix(".lock")):
+        yield
+
+
+@contextmanager
+def _explained(store: Store, wanted: str | None = None) -> Iterator[None]:
+    try:
+        yield
+    except (*_Problem, ValueError) as error:
+        if wanted and not isinstance(error, SQLAlchemyError):
+            raise UserError(
+                f"{wanted} is not in {store.uri} ({_first_line(error)}): look at 'phasecollapse ui'"
+            ) from None
+        raise UserError(
+            f"tracking.uri: {store.uri} does not answer ({_first_line(error)}): start it, or leave tracking.uri out"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -1,0 +1,164 @@
+"""What a run's settings say about data, put into practice: the images of a subset, as a stream of batches.
+
+Decoding, order and augmentation are :mod:`data_prep.loading.loader`'s; here settings are checked against the data set,
+and pixels become tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_prep.common.counter_rng import Purpose, uniform
+from data_prep.common.errors import UserError
+from data_prep.format import manifest
+from data_prep.format.manifest import ImageClass, Manifest
+from data_prep.loading.loader import Blocks, Cropping, Loader
+from data_prep.loading.transforms import CenterCrop, RandomCrop
+from pipeline.config.schema import DataSettings
+
+Subset = Literal["train", "validation", "holdout"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's part of a global batch; b may differ by one between ranks (and be 0 with fewer images than ranks)."""
+
+    images: Tensor
+    """(b, H, W, 3) uint8, red green blue."""
+    labels: Tensor
+    """(b,) int64."""
+    indices: Tensor
+    """(b,) int64: the images' numbers in their split, as stored."""
+    size: int
+    """Images in the global batch, over all ranks; damaged ones that were skipped count."""
+    end: int = 0
+    """Position in the epoch behind this global batch: where to start again after it."""
+    skipped: int = 0
+    """Damaged images that this rank left out."""
+
+
+class ImageStream:
+    """The images of a subset, epoch by epoch, as one rank sees them.
+
+    Training epochs are shuffled and augmented; epochs of the validation split and of the holdout go through every image
+    once, in the order of the shards, cropped to the center.
+
+    Args:
+        folder: of a prepared data set.
+        subset: `holdout` is a part of the training images, which `train` leaves out if `data.evaluate_on` says so.
+        batch_size: images in a global batch, over all ranks.
+
+    Raises:
+        UserError: the data set is missing or damaged, or does not fit the settings.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        data: DataSettings,
+        subset: Subset,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        described = manifest.load(folder)
+        _check_fit(folder, described, data, subset)
+        split: Literal["train", "validation"] = "validation" if subset == "validation" else "train"
+        members = _members(subset, described.splits[split].samples, data, seed)
+        if members is not None and len(members) == 0:
+            raise UserError(f"data.holdout is {data.holdout}, which leaves no image in the {subset} part of {folder}")
+        self._loader = Loader(
+            folder,
+            split,
+            batch_size=batch_size,
+            size=data.image_size,
+            cropping=_cropping(data, training=subset == "train"),
+            shuffle=data.shuffle if subset == "train" else "none",
+            blocks=Blocks(lanes=data.shuffle_lanes),
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            threads=data.decode_threads or 1,
+            members=members,
+            on_damage=data.on_damage,
+            allocate=_pinned if pin_memory else None,
+            described=described,
+        )
+        self.samples = self._loader.samples
+        self.classes: list[ImageClass] = described.classes
+
+    def steps(self) -> int:
+        """Global batches in an epoch."""
+        return self._loader.steps()
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """This rank's part of each global batch of an epoch. Its threads end with the iterator, finished or not.
+
+        Args:
+            start: position in the epoch to begin at: :attr:`Batch.end` of the last batch that was used.
+
+        Raises:
+            UserError: an image cannot be decoded; names its shard and number, and why.
+        """
+        batches = self._loader.epoch(epoch, start)
+        try:
+            for batch in batches:
+                images, labels, indices = (
+                    torch.from_numpy(part) for part in (batch.images, batch.labels, batch.indices)
+                )
+                yield Batch(images, labels, indices, batch.size, batch.end, batch.skipped)
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+
+
+def numbers(data: DataSettings, described: Manifest, seed: int) -> tuple[int, int]:
+    """How many images are trained on, and how many evaluated, in an epoch."""
+    subsets: tuple[Subset, ...] = ("train", data.evaluate_on)
+    counts = []
+    for subset in subsets:
+        samples = described.splits["validation" if subset == "validation" else "train"].samples
+        members = _members(subset, samples, data, seed)
+        counts.append(samples if members is None else len(members))
+    return counts[0], counts[1]
+
+
+def _cropping(data: DataSettings, training: bool) -> Cropping:
+    if training and data.random_crop:
+        return RandomCrop(data.crop_scale, data.crop_ratio, data.flip)
+    return CenterCrop(data.center_crop, training and data.flip)
+
+
+def _pinned(shape: tuple[int, ...]) -> np.ndarray:
+    """Memory that is copied to a GPU without waiting; torch takes care that no copy under way is overwritten."""
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+
+
+def _members(subset: Subset, samples: int, data: DataSettings, seed: int) -> np.ndarray | None:
+    """(members,) int64: the images of a subset among the `samples` of their split, ascending; None if it is all."""
+    if subset == "validation" or (subset == "train" and data.evaluate_on == "validation"):
+        return None
+    everything = np.arange(samples, dtype=np.int64)
+    held_out = uniform(1, seed, Purpose.HOLDOUT, everything)[:, 0] < data.holdout
+    return everything[held_out if subset == "holdout" else ~held_out]
+
+
+def _check_fit(folder: Path, described: Manifest, data: DataSettings, subset: Subset) -> None:
+    if data.classes is not None and data.classes != len(described.classes):
+        raise UserError(f"data.classes is {data.classes}, but {folder} has {len(described.classes)} classes")
+    if data.image_size > described.max_side:
+        raise UserError(
+            f"data.image_size is {data.image_size}, but no side of an image of {folder} is longer than "
+            f"{described.max_side} pixels: make it smaller, or prepare larger images"
+        )
+    if subset == "train" and data.flip and described.source.kind == "textures":
+        raise UserError(f"data.flip must be false for {folder}: mirroring a texture changes its class")

@@ -1,0 +1,210 @@
+"""Where a run starts: with the weights of another network, parts of which may stay as they are (fine-tuning).
+
+What fits is loaded: all parameters and running statistics, but for the classifier's linear map where the classes or its
+size are others. A run does this once, before its first epoch; resumed, it goes on from its own checkpoints.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from data_prep.common.errors import UserError
+from data_prep.format.manifest import ImageClass
+from pipeline import models
+from pipeline.config import settings_io
+from pipeline.config.schema import ModelSettings, ScatteringSettings, Settings
+from pipeline.models import ImageNetwork
+from pipeline.models.wavelets import octaves_of_blocks
+from pipeline.runs import paths, run_folder, trained_model
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a network starts with."""
+
+    checkpoint: Path
+    fresh: tuple[str, ...]
+    """Parameters that keep their new, random values; empty if all are loaded."""
+    frozen: int
+    """Learned numbers that stay as they are."""
+    learned: int
+    """Learned numbers in all."""
+
+    def __str__(self) -> str:
+        words = f"weights from {self.checkpoint}"
+        if self.fresh:
+            words += f"; new: {', '.join(self.fresh)}"
+        return words + (f"; frozen: {self.frozen:,} of {self.learned:,} parameters" if self.frozen else "")
+
+
+def digest(settings: Settings) -> str | None:
+    """The hash of the weights that a run starts with; None if it starts with new ones.
+
+    Raises:
+        UserError: `start.checkpoint` names none, and no run that goes on without.
+    """
+    if under_way := _without_checkpoint(settings):
+        return under_way.start_digest
+    checkpoint = _checkpoint(settings)
+    return None if checkpoint is None else _digest(checkpoint)
+
+
+def check(settings: Settings, classes: Sequence[ImageClass]) -> Start | None:
+    """What a run of `settings` starts with, found out without making its weights; None if it starts with new ones.
+
+    Raises:
+        UserError: `start.checkpoint` does not fit `model`; or `start.freeze` names no part of it, or all of it, or one
+            that would be new.
+    """
+    checkpoint = None if _without_checkpoint(settings) else _checkpoint(settings)
+    if checkpoint is None:
+        return None
+    with torch.device("meta"):
+        network = models.build(settings.model, len(classes), settings.data.image_size)
+    freeze(network, settings)
+    fresh = _load(network, checkpoint, settings, classes)
+    parameters = dict(network.named_parameters())
+    if stuck := [_short(name) for name in fresh if not parameters[name].requires_grad]:
+        raise UserError(
+            f"start.freeze: {stuck[0]} is new, as the checkpoint's is for other classes or another image size: "
+            "leave it out, so that it is trained"
+        )
+    return Start(
+        checkpoint,
+        tuple(map(_short, fresh)),
+        sum(parameter.numel() for parameter in parameters.values() if not parameter.requires_grad),
+        sum(parameter.numel() for parameter in parameters.values()),
+    )
+
+
+def load(network: ImageNetwork, settings: Settings, classes: Sequence[ImageClass], expected: str | None) -> None:
+    """Puts the weights that `settings.start` names into a new network.
+
+    Args:
+        expected: what `digest` was when the run was started, so that all workers load the same.
+
+    Raises:
+        UserError: they do not fit, or are others by now.
+    """
+    checkpoint = _checkpoint(settings)
+    if checkpoint is None:
+        return
+    if _digest(checkpoint) != expected:
+        raise UserError(
+            f"start.checkpoint: the weights in {checkpoint} have changed since the run was started, or are others on "
+            "this node: name a checkpoint that stays as it is"
+        )
+    _load(network, checkpoint, settings, classes)
+
+
+def freeze(network: ImageNetwork, settings: Settings) -> None:
+    """Freezes the parts of `network` that `start.freeze` names.
+
+    Raises:
+        UserError: a name matches no part that has weights, or nothing would be left to train.
+    """
+    parts = {name: part for name, part in network.network.named_modules() if name and part.state_dict()}
+    for pattern in settings.start.freeze:
+        matching = fnmatch.filter(parts, pattern)
+        if not matching:
+            there = ", ".join(name for name in parts if name.count(".") < 2)
+            raise UserError(f"start.freeze: no part is called '{pattern}'; there are {there}, and parts of these")
+        network.freeze(parts[name] for name in matching)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise UserError("start.freeze: all parts are frozen, so that nothing is left to train: leave some of them out")
+
+
+def _checkpoint(settings: Settings) -> Path | None:
+    """The folder of the checkpoint to start from.
+
+    Raises:
+        UserError: there is none.
+    """
+    if settings.start.checkpoint is None:
+        return None
+    try:
+        return trained_model.find(Path(settings.start.checkpoint))
+    except UserError as error:
+        raise UserError(f"start.checkpoint: {error}") from None
+
+
+def _without_checkpoint(settings: Settings) -> run_folder.Identity | None:
+    """The run that goes on, if it has checkpoints of its own and the one that it started with is gone."""
+    given, run = settings.start.checkpoint, settings.run
+    if given is None or run.name is None or not paths.stored_checkpoints(Path(run.storage) / run.name):
+        return None
+    try:
+        trained_model.find(Path(given))
+    except UserError:
+        return run_folder.read_identity(Path(run.storage) / run.name)
+    return None
+
+
+def _digest(checkpoint: Path) -> str:
+    with (checkpoint / paths.MODEL).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _load(network: ImageNetwork, checkpoint: Path, settings: Settings, classes: Sequence[ImageClass]) -> list[str]:
+    """Loads what fits; returns the names of the parameters that are new."""
+    its = trained_model.describe(checkpoint)
+    if changes := settings_io.differences(_comparable(its.settings.model), _comparable(settings.model)):
+        raise UserError(f"start.checkpoint: the network in {checkpoint} is another than that of model: {changes[0]}")
+    weights, wanted = trained_model.read_weights(checkpoint), network.state_dict()
+    linear = _linear_map(network)
+    same_classes = [one.id for one in its.classes] == [one.id for one in classes]
+    if not same_classes or any(_shape(weights, name) != wanted[name].shape for name in linear):
+        weights |= {name: wanted[name] for name in linear}
+    else:
+        linear = []
+    for name in sorted(weights.keys() | wanted.keys()):
+        theirs, ours = _shape(weights, name), _shape(wanted, name)
+        if theirs != ours:
+            raise UserError(
+                f"start.checkpoint: {name} is {_words(theirs)} in {checkpoint} and {_words(ours)} in the network of "
+                "model: start from a checkpoint that this version wrote for the same model"
+            )
+    if not any(value.is_meta for value in wanted.values()):
+        network.load_state_dict(weights)
+    return linear
+
+
+def _linear_map(network: ImageNetwork) -> list[str]:
+    """The parameters of the classifier's linear map, the last of the network."""
+    name, last = [(name, part) for name, part in network.named_modules() if isinstance(part, nn.Linear)][-1]
+    return [f"{name}.{parameter}" for parameter, _ in last.named_parameters()]
+
+
+def _comparable(model: ModelSettings) -> ModelSettings:
+    """The same network, told in one way of several, without what matters in training alone."""
+    model = model.model_copy(update={"statistics": "worker"})
+    if not isinstance(model, ScatteringSettings):
+        return model
+    octaves = octaves_of_blocks(len(model.widths), model.first_factorized_block)
+    told = {
+        "widths": model.channels,
+        "width_multiplier": 1.0,
+        "octaves": model.octaves or tuple(octave.value for octave in octaves),
+        "first_factorized_block": 0,
+    }
+    return model.model_copy(update=told)
+
+
+def _short(name: str) -> str:
+    """As parts are named in `start.freeze`."""
+    return name.removeprefix("network.")
+
+
+def _shape(weights: dict[str, Tensor], name: str) -> torch.Size | None:
+    return weights[name].shape if name in weights else None
+
+
+def _words(shape: torch.Size | None) -> str:
+    return "missing" if shape is None else f"of shape {tuple(shape)}"
