@@ -34,11 +34,11 @@ from pipeline.runtime import system_info
 from pipeline.tracking import mlflow_run
 from pipeline.tracking.mlflow_run import Status, Store, Tracker
 from pipeline.training import finetune
-from tuning import frontier, release, search_folder, space, trial
+from tuning import frontier, ray_cleanup, search_folder, space, trial
 from tuning.config import SearchSettings
 from tuning.frontier import Row
-from tuning.journal import Journal
 from tuning.search_folder import SearchFolder
+from tuning.trial_recorder import Journal
 
 OUTCOME_TAG = "phasecollapse.outcome"
 """Tag of the MLflow runs that the search stopped early: says when."""
@@ -87,7 +87,7 @@ def search(settings: SearchSettings, say: Say = print) -> Report:
         waiting = [name for name in runs if folder.record(name).status == "pending"]
         if waiting:
             cluster_left_last.enter_context(launcher.cluster_with_room(settings.train.cluster, dashboard=True))
-            release.check_state_service()
+            ray_cleanup.check_state_service()
         folder.begin()  # only now: a search that is refused is no search
         tracker = _open_tracked_run(settings, folder, store)
         if waiting or not tracker.finished:
@@ -105,7 +105,7 @@ def _try(runs: Mapping[str, Settings], settings: SearchSettings, folder: SearchF
     try:
         _tuner(runs, settings, folder, parent, at_once, say).fit()
     finally:
-        for held in release.release():
+        for held in ray_cleanup.release():
             say(f"warning: the cluster still holds {held} of this search")
     if any(folder.record(name).status == "pending" for name in runs):  # Tune returns early only if it was interrupted
         raise KeyboardInterrupt

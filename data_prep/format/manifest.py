@@ -65,7 +65,7 @@ class Part(Record):
 
     samples: Count
     sha256: str
-    """Over the samples' content, see :func:`data_prep.format.beton.content_digest`: wherever and in whatever file they lie."""
+    """Over the samples' content, see :func:`data_prep.format.beton.content_digest`: the same wherever they lie."""
 
 
 class LeftOut(Record):

@@ -1,8 +1,8 @@
 """What a source of images lists: every image as a range of bytes in a file, with its class.
 
 Whatever images come in (folders, archives, tables), they are listed the same way, so that writing shards knows one way
-to read: :func:`data_prep.common.storage.read_range`. A source whose images are no such ranges (compressed archives, Parquet,
-generated images) unpacks them into a scratch folder first.
+to read: :func:`data_prep.common.storage.read_range`. A source whose images are no such ranges (compressed archives,
+Parquet, generated images) unpacks them into a scratch folder first.
 """
 
 from __future__ import annotations

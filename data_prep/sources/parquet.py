@@ -38,8 +38,8 @@ class ParquetTables:
 
     Args:
         folder: holds the files, also in folders below.
-        names: classes in the order of their labels, see :func:`data_prep.format.class_names.from_labels`; by default those that
-            Hugging Face keeps in the files.
+        names: classes in the order of their labels, see :func:`data_prep.format.class_names.from_labels`; by default
+            those that Hugging Face keeps in the files.
     """
 
     kind = "parquet"
