@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format breakage
+.PHONY: help setup demo test lint format mutation
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -34,5 +34,5 @@ format: setup ## format the code and mend what ruff can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-breakage: setup ## break the code on purpose, one line at a time, and see that a test fails each time
-	@$(BIN)/python -m tests.breakage
+mutation: setup ## break the code on purpose, one line at a time, and see that a test fails each time
+	@$(BIN)/python -m tests.mutation

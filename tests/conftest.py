@@ -15,7 +15,7 @@ from data_prep.common.parallel import Threads
 from data_prep.prepare.dataset_writer import prepare
 from data_prep.prepare.spec import Request
 from data_prep.sources.textures import Textures
-from tests.ray_cluster import EAGER
+from tests.helpers.ray_cluster import EAGER
 
 
 def pytest_configure() -> None:
@@ -26,7 +26,7 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The module that takes longest comes first: of two processes, none waits for it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_tuning_search.py")
+    items.sort(key=lambda item: item.path.name != "test_search.py")
 
 
 @pytest.fixture

@@ -25,9 +25,9 @@ from pipeline.launch import launcher
 from pipeline.runs import paths
 from pipeline.runs.paths import Point
 from pipeline.tracking import mlflow_run, progress
-from tests.ranks import train_in_ranks
-from tests.ray_cluster import RAY, ExternalCluster, external_cluster, title
-from tests.runs import (
+from tests.helpers.ranks import train_in_ranks
+from tests.helpers.ray_cluster import RAY, ExternalCluster, external_cluster, title
+from tests.helpers.runs import (
     Command,
     assert_same_bits,
     epochs_done,

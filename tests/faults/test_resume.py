@@ -23,8 +23,8 @@ from pipeline.runs.paths import Point
 from pipeline.tracking import progress
 from pipeline.training import trainer
 from pipeline.training.dataloader import Batch, ImageStream
-from tests.disks import fill, small_disk
-from tests.runs import Command, assert_same_bits, epochs_done, wait_for, wait_for_point, write_configuration
+from tests.helpers.disks import fill, small_disk
+from tests.helpers.runs import Command, assert_same_bits, epochs_done, wait_for, wait_for_point, write_configuration
 
 EPOCHS = 3
 STEPS = 12

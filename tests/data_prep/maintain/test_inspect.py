@@ -1,0 +1,140 @@
+"""Looking into a data set: its numbers are those of its images, and a sheet shows the images themselves."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from data_prep.common.errors import UserError
+from data_prep.format import manifest
+from data_prep.format.beton import RAW, Shard
+from data_prep.format.manifest import LeftOut
+from data_prep.maintain import contact_sheet
+from data_prep.maintain.contact_sheet import CELL, MARGIN, draw
+from data_prep.maintain.merge import merge
+from data_prep.maintain.summary import render, summarize
+from tests.helpers.datasets import make_samples, save, write_dataset
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_dataset(tmp_path / "set")
+    return tmp_path / "set"
+
+
+def test_the_numbers_are_those_of_the_images_as_shards_and_merged(folder: Path) -> None:
+    samples = make_samples(22, seed=0)
+    shorter = sorted(min(sample.height, sample.width) for sample in samples)
+    for files in (3, 1):
+        train = summarize(folder).splits["train"]
+        assert (train.samples, train.files, train.parts, train.raw, train.untouched, train.encoded) == (
+            22,
+            files,
+            3,
+            sum(sample.mode == RAW for sample in samples),
+            sum(sample.mode != RAW for sample in samples),
+            0,
+        )
+        assert train.bytes_per_image == sum(len(sample.content) for sample in samples) / 22
+        sides = train.shorter_sides
+        assert (sides.smallest, sides.largest) == (shorter[0], shorter[-1])
+        assert (sides.lower_quartile, sides.median, sides.upper_quartile) == (shorter[5], shorter[10], shorter[16])
+        assert sides.histogram == [shorter.count(side) for side in range(40, 45)]
+        assert train.samples_per_class == (7, 7.0, 8)
+        assert [(each.name, each.samples) for each in train.most] == [("noise 0", 8), ("noise 1", 7), ("noise 2", 7)]
+        assert train.file_bytes == sum(path.stat().st_size for path in folder.glob("train*.beton"))
+        merge(folder)
+    assert summarize(folder).digest == manifest.read(folder).digest
+
+
+def test_the_most_and_the_least_frequent_classes_are_told_apart(folder: Path) -> None:
+    described = manifest.read(folder)
+    classes = [manifest.ImageClass(index=i, id=f"n{i}", name=f"class {i}") for i in range(12)]
+    counts = [5, 1, 9, 2, 8, 3, 7, 4, 6, 0, 11, 10]
+    train = described.splits["train"].model_copy(update={"samples_per_class": counts})
+    save(folder, described.model_copy(update={"classes": classes, "splits": {"train": train}}))
+    split = summarize(folder).splits["train"]
+    assert [each.samples for each in split.most] == [11, 10, 9, 8, 7]
+    assert [each.samples for each in split.least] == [0, 1, 2, 3, 4]
+    assert split.least[0].name == "class 9"
+
+
+def test_the_summary_reads_well_and_names_what_was_left_out(folder: Path) -> None:
+    described = manifest.read(folder)
+    left_out = [LeftOut(image=f"photo [{i}].jpg", reason="it is cut off") for i in range(7)]
+    train = described.splits["train"].model_copy(update={"left_out": left_out})
+    save(folder, described.model_copy(update={"splits": {**described.splits, "train": train}}))
+    console = Console(file=io.StringIO(), width=120)
+    console.print(render(summarize(folder)))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for expected in (
+        described.digest,
+        "22",
+        "photo [4].jpg: it is cut off",
+        "… and 2 more, in manifest.json",
+        "noise 1",
+    ):
+        assert expected in text
+    assert "photo [5].jpg" not in text
+
+
+def test_a_sheet_shows_the_pixels_of_the_samples_in_the_order_of_their_classes(folder: Path) -> None:
+    page = np.asarray(draw(folder, splits=["validation"], columns=3, rows=3))
+    shards = [Shard(folder / f"validation-0000{i}.beton") for i in range(2)]
+    samples = [shard.read(i) for shard in shards for i in range(shard.samples)]
+    samples.sort(key=lambda sample: sample.label)  # all 9 of them
+    top = MARGIN + contact_sheet.TITLE + contact_sheet.HEADING
+    for i, sample in enumerate(samples):
+        row, column = divmod(i, 3)
+        y, x = (
+            top + row * (CELL + contact_sheet.CAPTION + contact_sheet.GAP),
+            MARGIN + column * (CELL + contact_sheet.GAP),
+        )
+        frame = page[y : y + CELL, x : x + CELL].astype(int)
+        expected = contact_sheet._pixels(sample)
+        factor = CELL // max(expected.size)
+        height, width = factor * sample.height, factor * sample.width
+        inside = frame[(CELL - height) // 2 :, (CELL - width) // 2 :][:height, :width]
+        shown = inside[factor // 2 :: factor, factor // 2 :: factor]
+        difference = np.abs(shown - np.asarray(expected, int))
+        assert np.median(difference) == 0 and (difference > 3).mean() < 0.05  # corners are round
+
+
+def test_the_same_seed_draws_the_same_sheet_and_another_one_another(folder: Path) -> None:
+    pictures = [draw(folder, columns=2, rows=2, seed=seed).tobytes() for seed in (0, 0, 1)]
+    assert pictures[0] == pictures[1] != pictures[2]
+    merge(folder)
+    assert draw(folder, columns=2, rows=2, seed=0).tobytes() == pictures[0]
+
+
+def test_one_class_is_found_by_id_name_and_index_and_an_unknown_one_is_told(folder: Path) -> None:
+    described = manifest.read(folder)
+    by_id, by_name, by_index = (
+        draw(folder, class_name=name, columns=4, rows=2).tobytes() for name in ("n00000002", "Noise 2", "2")
+    )
+    assert by_id == by_name == by_index
+    chosen = contact_sheet._choose(folder, described.splits["train"], 100, (0,), described.classes[2])
+    assert len(chosen) == 7 and {each.sample.label for each in chosen} == {2}
+    with pytest.raises(UserError, match="no class 'dog': give an id, a name or an index, such as n00000000 or noise 0"):
+        draw(folder, class_name="dog")
+    save(folder, described.model_copy(update={"splits": {"train": described.splits["train"]}}))
+    with pytest.raises(UserError, match="has no validation images: choose one of train"):
+        draw(folder, splits=["validation"])
+    assert isinstance(draw(folder), Image.Image)
+
+
+def test_a_sheet_of_damaged_samples_shows_what_is_wrong_with_them(folder: Path) -> None:
+    whole = np.asarray(draw(folder, columns=3, rows=3, splits=["validation"]))
+    path = folder / "validation-00000.beton"
+    entry = Shard(path).locate(np.array([0]))
+    with path.open("r+b") as file:
+        file.seek(int(entry.start[0]))
+        file.write(b"no JPEG any more")
+    damaged = np.asarray(draw(folder, columns=3, rows=3, splits=["validation"]))
+    alarm = np.array([0xB3, 0x26, 0x1E])
+    assert not np.all(whole == alarm, axis=-1).any() and np.all(damaged == alarm, axis=-1).sum() > 20

@@ -1,0 +1,301 @@
+"""Staging: a data set comes to a node's disk once, whole, whoever asks and whatever happens on the way."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from data_prep.common.errors import UserError
+from data_prep.format import manifest
+from data_prep.maintain import remote_reader
+from data_prep.maintain.merge import merge
+from data_prep.maintain.stage import stage
+from tests.helpers.checkout import ROOT
+from tests.helpers.datasets import content, write_dataset
+from tests.helpers.disks import fill, small_disk
+from tests.helpers.object_storage import object_storage
+
+SHARDS = {"train-00000.beton", "train-00001.beton", "train-00002.beton", "validation-00000.beton"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_dataset(tmp_path / "set", {"train": (9, 6, 7), "validation": (4,)})
+    return tmp_path / "set"
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def bytes_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.beton"))
+
+
+def flip(path: Path, place: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
+        [byte] = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+
+
+PROGRAM = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from data_prep.maintain import remote_reader
+from data_prep.maintain.stage import stage
+remote_reader.BLOCK = 2**18
+location, folder, kill_after, pause = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+copied, lock = 0, threading.Lock()
+def advance(count):
+    global copied
+    with lock:
+        copied += count
+        if kill_after and copied >= kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(pause)
+target = stage(location, folder, advance=advance, waiting=lambda target: print("waiting", target.name, flush=True))
+print("copied", copied, target)
+"""
+
+
+def start(location: Path, folder: Path, kill_after: int = 0, pause: float = 0) -> subprocess.Popen[str]:
+    """Stages in a process of its own, which kills itself after so many bytes."""
+    arguments = [str(location), str(folder), str(kill_after), str(pause)]
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def test_a_data_set_is_copied_once_and_found_again(folder: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    described = manifest.load(folder)
+    copied: list[int] = []
+    announced: list[int] = []
+    target = stage(str(folder), disk, advance=copied.append, copying=announced.append)
+    assert announced == [bytes_of(folder)]
+    assert target == disk / f"noise-{described.digest[:12]}"
+    assert sum(copied) == bytes_of(folder)
+    assert names(disk) == {target.name} and names(target) == {manifest.FILE, *SHARDS}
+    assert manifest.load(target) == described and content(target) == content(folder)
+    copied.clear()
+    assert stage(str(folder), disk, advance=copied.append) == target
+    merge(folder)
+    assert stage(f"file://{folder}", disk, check=True, advance=copied.append) == target  # merging leaves the digest
+    assert copied == []
+
+
+def test_a_staged_copy_that_was_damaged_is_mended(folder: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    target = stage(str(folder), disk)
+    copied: list[int] = []
+    flip(target / "train-00001.beton", 2**21 + 100)
+    assert stage(str(folder), disk, advance=copied.append) == target and copied == []
+    assert stage(str(folder), disk, check=True, advance=copied.append) == target
+    (target / "train-00000.beton").unlink()
+    (target / "validation-00000.beton").write_bytes(b"short")
+    assert stage(str(folder), disk) == target
+    (target / manifest.FILE).write_text("{")
+    assert stage(str(folder), disk) == target
+    assert content(target) == content(folder) and names(disk) == {target.name}
+    assert names(target) == {manifest.FILE, *SHARDS}
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "longer"])
+def test_a_damaged_source_is_named_and_nothing_gets_the_final_name(folder: Path, tmp_path: Path, damage: str) -> None:
+    disk, shard = tmp_path / "disk", folder / "train-00001.beton"
+    whole = shard.read_bytes()
+    message = {
+        "flipped": "is not what its manifest describes, its SHA-256 is another one: prepare the data set again",
+        "cut": "has .* bytes instead of",
+        "missing": "is missing",
+        "longer": "has .* bytes instead of",
+    }[damage]
+    if damage == "flipped":
+        flip(shard, len(whole) // 2)
+    elif damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(whole[:-1] if damage == "cut" else whole + b"x")
+    for _ in range(2):
+        with pytest.raises(UserError, match=rf"{shard}.* {message}"):
+            stage(str(folder), disk)
+        assert all(name.startswith(".") for name in names(disk))
+    shard.write_bytes(whole)
+    assert content(stage(str(folder), disk)) == content(folder)
+    assert all(not name.startswith(".") for name in names(disk))
+
+
+def test_a_process_that_is_killed_leaves_what_it_has_and_the_next_one_continues(folder: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    total = bytes_of(folder)
+    for kill_after in (1, total // 3, total * 2 // 3):
+        with start(folder, disk, kill_after) as process:
+            assert process.wait() == -signal.SIGKILL
+        assert all(name.startswith(".") for name in names(disk))
+    [partial] = disk.glob(".*.partial")
+    growing = [path for path in partial.rglob("*") if path.is_file()]
+    present = sum(path.stat().st_size for path in growing)
+    assert total // 3 <= present < total
+    damaged = max(growing, key=lambda path: path.name.endswith(".partial"))
+    assert damaged.name.endswith(".partial")
+    flip(damaged, damaged.stat().st_size // 2)  # as a power cut may
+    (partial / ".old.beton.partial").write_bytes(b"of another copy")
+    copied: list[int] = []
+    target = stage(str(folder), disk, advance=copied.append)
+    assert content(target) == content(folder) and sum(copied) == total
+    assert names(disk) == {target.name} and names(target) == {manifest.FILE, *SHARDS}
+
+
+def test_what_was_copied_is_not_copied_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = tmp_path / "disk"
+    with start(folder, disk, bytes_of(folder) // 2) as process:
+        process.wait()
+    fetched: list[int] = []
+    blocks = remote_reader.Origin.blocks
+
+    def watched(self: remote_reader.Origin, name: str, begin: int, end: int) -> object:
+        fetched.append(end - begin)
+        return blocks(self, name, begin, end)
+
+    monkeypatch.setattr(remote_reader.Origin, "blocks", watched)
+    [partial] = disk.glob(".*.partial")
+    present = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+    assert content(stage(str(folder), disk)) == content(folder)
+    assert sum(fetched) == bytes_of(folder) - present
+
+
+def test_of_two_at_once_one_copies_and_the_other_waits_for_it(folder: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    processes = [start(folder, disk, pause=0.02) for _ in range(3)]
+    outputs = []
+    for process in processes:
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        outputs.append(output.splitlines())
+    copied = sorted(int(lines[-1].split()[1]) for lines in outputs)
+    assert copied == [0, 0, bytes_of(folder)]
+    assert [lines[0].split()[0] for lines in outputs].count("waiting") == 2
+    assert len({lines[-1].split()[2] for lines in outputs}) == 1
+    assert content(Path(outputs[0][-1].split()[2])) == content(folder)
+
+
+def test_whoever_waits_for_a_process_that_is_killed_takes_over(folder: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with start(folder, disk, kill_after=bytes_of(folder) // 2, pause=0.1) as first:
+        while not list(disk.glob(".*.partial/*")):
+            assert first.poll() is None
+        waited: list[Path] = []
+        target = stage(str(folder), disk, waiting=waited.append)
+        assert first.wait() == -signal.SIGKILL
+    assert waited == [target] and content(target) == content(folder)
+    assert names(disk) == {target.name}
+
+
+def test_threads_of_one_process_stage_once_too(folder: Path, tmp_path: Path) -> None:
+    copied: list[int] = []
+    threads = [
+        threading.Thread(target=stage, args=(str(folder), tmp_path / "disk"), kwargs={"advance": copied.append})
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(copied) == bytes_of(folder)
+
+
+def test_a_full_disk_is_told_before_and_while_copying_and_the_next_call_continues(folder: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", 20) as disk:
+        with pytest.raises(
+            UserError, match=r"small has .* free, and 2.* are needed: free some, or stage to another disk"
+        ):
+            stage(str(folder), disk)
+        assert not any(disk.glob("noise-*"))
+    with small_disk(tmp_path / "larger", 28) as disk:
+        fillers: list[Path] = []
+
+        def fill_up(count: int) -> None:
+            if not fillers:
+                fillers.append(disk / "filler")
+                fill(disk)
+
+        with pytest.raises(UserError, match=r"no space is left on the disk of .*noise-\w+: free some, then the same"):
+            stage(str(folder), disk, advance=fill_up)
+        assert not any(disk.glob("noise-*"))
+        fillers[0].unlink()
+        assert content(stage(str(folder), disk)) == content(folder)
+
+
+@pytest.mark.parametrize("failures", [0, 2, 5])
+def test_object_storage_that_fails_at_first_then_answers_is_staged(folder: Path, tmp_path: Path, failures: int) -> None:
+    with object_storage(failures) as storage:
+        storage.upload(folder, "prepared/set")
+        target = stage(storage.location("prepared/set"), tmp_path / "disk")
+        assert content(target) == content(folder)
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_read_that_fails_twice_is_repeated_and_a_third_failure_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    monkeypatch.setattr(remote_reader, "PAUSES", (0, 0))
+    stale = [OSError(errno.ESTALE, "Stale file handle")] * failures  # what a network file system may say
+
+    def request() -> str:
+        if stale:
+            raise stale.pop()
+        return "answer"
+
+    source = remote_reader.Origin(str(folder))
+    if failures == 2:
+        assert source._repeat("a.beton", request) == "answer"
+    else:
+        with pytest.raises(UserError, match=r"a\.beton cannot be read, tried 3 times \(Stale file handle\): mend"):
+            source._repeat("a.beton", request)
+
+
+def test_object_storage_that_is_damaged_missing_or_away_is_told_without_its_key(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with object_storage() as storage:
+        flip(folder / "train-00001.beton", 2**21 + 100)
+        storage.upload(folder, "set")
+        with pytest.raises(
+            UserError, match=r"s3://images/set/train-00001\.beton .* its SHA-256 is another one"
+        ) as told:
+            stage(storage.location("set"), tmp_path / "disk")
+        assert "secret" not in str(told.value)
+        with pytest.raises(UserError, match=r"s3://images/none/manifest\.json.* is missing: is this the address"):
+            stage(storage.location("none"), tmp_path / "disk")
+        location = storage.location("set")
+    monkeypatch.setattr(remote_reader, "PAUSES", ())  # pyarrow's own attempts take seconds
+    with pytest.raises(UserError, match=r"manifest\.json.* cannot be read, tried 1 times .*mend that, or try") as told:
+        stage(location, tmp_path / "disk")
+    assert "secret" not in str(told.value) and "\n" not in str(told.value)
+
+
+def test_addresses_and_names_that_cannot_be_are_told(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="pigeon://x/y is no address that can be read: "):
+        stage("pigeon://me:secret@x/y", tmp_path / "disk")
+    with pytest.raises(UserError, match=r"set/no/manifest\.json is missing"):
+        stage(str(folder / "no"), tmp_path / "disk")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file cannot be read or written"):
+        stage(str(folder), tmp_path / "file")
+    path = folder / manifest.FILE
+    described = json.loads(path.read_text())
+    path.write_text(json.dumps(described | {"name": "../../my photos"}))
+    assert stage(str(folder), tmp_path / "disk").name.startswith("my-photos-")
+    described["splits"]["train"]["files"][0]["file"] = "../../escape"
+    path.write_text(json.dumps(described))
+    with pytest.raises(UserError, match="is not a file inside the data set's folder"):
+        stage(str(folder), tmp_path / "disk")

@@ -1,0 +1,48 @@
+"""Claims about what ranks agree on after a step."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.runtime.coordination import Control, Wish
+from tests.helpers.ranks import in_ranks
+
+
+def test_one_process_gets_its_wishes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Control, "ASK_SECONDS", 0.0)
+    asked = iter([False, True])
+    control = Control(lambda: next(asked), save_seconds=3600, look_seconds=0)
+    assert control.after_step() == Wish.LOOK
+    assert control.after_step() == Wish.LOOK | Wish.STOP
+
+
+def test_time_to_save_begins_anew_after_a_save() -> None:
+    control = Control(lambda: False, save_seconds=0.2)
+    time.sleep(0.25)
+    control.saved()
+    assert control.after_step() == Wish.NOTHING
+    time.sleep(0.25)
+    assert control.after_step() == Wish.SAVE
+    assert control.after_step() == Wish.NOTHING
+    assert Control(lambda: False).after_step() == Wish.NOTHING
+
+
+def twenty_steps(rank: int) -> list[int]:
+    """Steps after which there was something to do. Ranks do not take equally long; only the first one has a wish."""
+    Control.ASK_SECONDS = 0.0
+    steps = 0
+    control = Control(lambda: rank == 1 or steps == 10)
+    seen = []
+    for steps in range(20):
+        time.sleep(0.001 * rank)
+        if control.after_step():
+            seen.append(steps)
+    control.close()
+    return seen
+
+
+def test_ranks_act_on_the_first_ones_wish_after_the_same_step(tmp_path: Path) -> None:
+    assert in_ranks(twenty_steps, tmp_path) == [[11], [11]]

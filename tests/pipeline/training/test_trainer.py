@@ -1,0 +1,53 @@
+"""Claims about what a worker refuses before its first step: its node may hold something else than the command's."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data_prep.common.errors import UserError
+from data_prep.common.parallel import Threads
+from data_prep.format import manifest
+from data_prep.prepare.dataset_writer import prepare
+from data_prep.prepare.spec import Request
+from data_prep.sources.textures import Textures
+from pipeline.config import settings_io
+from pipeline.runs import run_folder
+from pipeline.training import trainer
+from pipeline.training.context import Job, LocalSession
+from tests.helpers.runs import write_configuration
+
+
+@pytest.fixture
+def job(textures: Path, tmp_path: Path) -> Iterator[Job]:
+    """A run that has begun."""
+    settings = settings_io.load(
+        write_configuration(tmp_path, textures, "cluster.workers=0", "training.epochs=1", "run.name=one"), []
+    )
+    with run_folder.claim(settings, manifest.load(textures), None) as run:
+        run.begin()
+        yield Job(settings, run)
+
+
+def test_a_node_that_does_not_see_the_runs_folder_is_named(job: Job) -> None:
+    hidden = job.folder.path.rename(job.folder.path.with_name("hidden"))
+    with pytest.raises(UserError, match=rf"^run\.storage: node {platform.node()} does not see \S+/one: name a folder"):
+        trainer.train(job, LocalSession(job))
+    hidden.rename(job.folder.path)
+
+
+def test_a_node_with_another_data_set_is_named(job: Job, textures: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    source = Textures(seed=1, train_per_class=24, validation_per_class=7)
+    prepare(source, other, Request.of(source), Threads(1))
+    mine, theirs = (manifest.load(folder).digest[:12] for folder in (other, textures))
+    settings = job.settings.model_copy(update={"data": job.settings.data.model_copy(update={"path": str(other)})})
+    changed = Job(settings, job.folder)
+    says = (
+        rf"^data\.path: {other} on node {platform.node()} is another data set \({mine}\) than .* \({theirs}\): put the"
+    )
+    with pytest.raises(UserError, match=says):
+        trainer.train(changed, LocalSession(changed))
