@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.models.scattering import BlockKind, ScatteringNetwork
+from pipeline.models.scattering import BlockConfig, ScatteringNetwork
 from pipeline.models.wavelets import octaves_of_blocks
 
 
@@ -26,7 +26,7 @@ class Geometry:
             widths=self.widths,
             angles=self.angles,
             octaves=octaves_of_blocks(len(self.widths), self.first_factorized_block),
-            kind=BlockKind(skip=skip),
+            kind=BlockConfig(skip=skip),
             classes=self.classes,
             size=(self.size, self.size),
         )

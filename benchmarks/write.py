@@ -39,7 +39,7 @@ from data_prep.common.parallel import Threads
 from data_prep.format import manifest
 from data_prep.format.beton import Shard
 from data_prep.prepare.dataset_writer import prepare
-from data_prep.prepare.spec import Request
+from data_prep.prepare.spec import PrepareSpec
 from data_prep.sources.folders import ClassFolders
 
 MAX_SIDE = 512
@@ -109,7 +109,7 @@ def repeated(parser: argparse.ArgumentParser, images: Path, root: Path, samples:
 def ours(root: Path, workers: int) -> Callable[[Path], object]:
     """This project's writer, as the command `phasecollapse prepare` uses it."""
     source = ClassFolders(root)
-    request = Request.of(source, max_side=MAX_SIDE, shard_samples=SHARD_SAMPLES)
+    request = PrepareSpec.of(source, max_side=MAX_SIDE, shard_samples=SHARD_SAMPLES)
     return lambda output: prepare(source, output, request, Threads(2), threads=workers)
 
 

@@ -19,7 +19,7 @@ from matplotlib.colors import hsv_to_rgb
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.models.scattering import Block, BlockKind
+from pipeline.models.scattering import Block, BlockConfig
 from pipeline.models.wavelet_transform import WaveletTransform
 from pipeline.models.wavelets import Octave, angle, filter_bank
 
@@ -48,7 +48,7 @@ def picture(shift: int = 0) -> NDArray[np.float64]:
 def filtered(pixels: NDArray[np.float64]) -> tuple[NDArray[np.complex128], NDArray[np.float64]]:
     """Of a block without subsampling: φ*x and ψ_θ*x, (1 + L, SIDE, SIDE), and φ*x and |ψ_θ*x|, likewise."""
     wavelets = WaveletTransform(SIDE, SIDE, Octave.FIRST_HALF, ANGLES, parts=1)
-    block = Block((1, 1), 1, wavelets, BlockKind())
+    block = Block((1, 1), 1, wavelets, BlockConfig())
     x = torch.from_numpy(pixels).float()[:, None, :, None, None]  # (H, parts, W, B, C)
     z = block.wavelets(x)  # (S, 2, T, 1 + L, M, N, B, C)
     features = block.act(z)  # (M, S, N, T, B, 1 + L, C)

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.models.scattering import Block, BlockKind, ScatteringNetwork, published_order
+from pipeline.models.scattering import Block, BlockConfig, ScatteringNetwork, published_order
 from pipeline.models.wavelets import filter_bank, octaves_of_blocks
 
 FORWARD_TOLERANCE = 2e-4
@@ -49,7 +49,7 @@ def build(golden: dict[str, NDArray]) -> ScatteringNetwork:
         widths=[int(width) for width in golden["widths"]],
         angles=int(golden["angles"]),
         octaves=octaves_of_blocks(blocks, int(golden["first_factorized_block"])),
-        kind=BlockKind(nonlinearity=NONLINEARITIES[str(golden["nonlinearity"])], skip=bool(golden["skip"])),
+        kind=BlockConfig(nonlinearity=NONLINEARITIES[str(golden["nonlinearity"])], skip=bool(golden["skip"])),
         classes=golden["classifier_weight"].shape[0],
         size=golden["input"].shape[2:],
         in_channels=golden["input"].shape[1],

@@ -15,7 +15,7 @@ from data_prep.common.errors import UserError
 
 if TYPE_CHECKING:
     from data_prep.format.manifest import Manifest, SplitName
-    from data_prep.maintain.verification_report import Report
+    from data_prep.maintain.verification_report import VerificationReport
 
 SHEET = "contact-sheet.png"
 """In the data set's folder, by default."""
@@ -197,7 +197,7 @@ def _describe(described: Manifest) -> str:
     return f"{counts} images in {number}, {size}, digest {described.digest[:12]}"
 
 
-def _report(dataset: Path, report: Report, hashes_only: bool) -> dict[str, object]:
+def _report(dataset: Path, report: VerificationReport, hashes_only: bool) -> dict[str, object]:
     return {
         "dataset": str(dataset),
         "digest": report.manifest.digest,

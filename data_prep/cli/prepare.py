@@ -14,7 +14,7 @@ from data_prep.common.errors import UserError
 if TYPE_CHECKING:
     from data_prep.common.parallel import Advance, Workers
     from data_prep.prepare.dataset_writer import Estimate, Prepared
-    from data_prep.prepare.spec import Request
+    from data_prep.prepare.spec import PrepareSpec
     from data_prep.sources.registry import ImageSource
 
 TEXTURES = "textures"
@@ -138,14 +138,14 @@ def _select(source: ImageSource, options: dict[str, Any]) -> ImageSource:
     return Selection(source, classes, limit, validation_limit, options["seed"])
 
 
-def _request(source: ImageSource, options: dict[str, Any]) -> Request:
-    from data_prep.prepare.spec import Request
+def _request(source: ImageSource, options: dict[str, Any]) -> PrepareSpec:
+    from data_prep.prepare.spec import PrepareSpec
 
     encoding = options["encoding"]
     if options["raw_share"] is not None and encoding != "mixed":
         raise UserError(f"--raw-share is for --encoding mixed, not for {encoding}: leave it out")
     del options["class_names"]
-    return Request.of(source, **{key: value for key, value in options.items() if value is not None})
+    return PrepareSpec.of(source, **{key: value for key, value in options.items() if value is not None})
 
 
 def _refuse(options: Mapping[str, object], message: str) -> None:
@@ -189,7 +189,13 @@ class _Progress:
 
 
 def _write(
-    source: ImageSource, output: Path, request: Request, workers: Workers, threads: int, restart: bool, progress: Any
+    source: ImageSource,
+    output: Path,
+    request: PrepareSpec,
+    workers: Workers,
+    threads: int,
+    restart: bool,
+    progress: Any,
 ) -> Prepared:
     from contextlib import ExitStack
 

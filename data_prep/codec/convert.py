@@ -194,7 +194,7 @@ def _fill(content: np.ndarray, mode: int, size: tuple[int, ...], final: tuple[in
     jobs = np.zeros(1, decode.JOB)
     jobs[0] = decode.whole(content, mode, size[0], size[1])
     pixels = np.empty((1, *final, 3), np.uint8)
-    for problem in decode.fill(jobs, pixels, reduce):
+    for problem in decode.decode_batch(jobs, pixels, reduce):
         raise DecodeError(problem.message, problem.kind)
     return pixels[0]
 

@@ -54,7 +54,7 @@ class Kind(IntEnum):
     """There are no pixels."""
 
 
-class Problem(NamedTuple):
+class DecodeIssue(NamedTuple):
     """What is wrong with one image of a table."""
 
     row: int
@@ -110,7 +110,7 @@ def read_header(jpeg: Bytes) -> JpegHeader:
     raise DecodeError("its JPEG header is damaged or cut off")
 
 
-def fill(jobs: np.ndarray, out: np.ndarray, reduce: bool = True) -> list[Problem]:
+def decode_batch(jobs: np.ndarray, out: np.ndarray, reduce: bool = True) -> list[DecodeIssue]:
     """Decodes, crops and resizes images into `out`; those that have a problem are black there.
 
     Resizing averages areas where it shrinks, and interpolates linearly where it enlarges.
@@ -130,23 +130,23 @@ def fill(jobs: np.ndarray, out: np.ndarray, reduce: bool = True) -> list[Problem
     if not (fits and out.flags.c_contiguous):
         raise ValueError(f"jobs fill contiguous (n, height, width, 3) uint8, not {jobs.dtype} {out.shape} {out.dtype}")
     problems = _pixels.fill(np.ascontiguousarray(jobs), out, out.shape[1], out.shape[2], reduce)
-    return [Problem(row, Kind(kind), message) for row, kind, message in problems]
+    return [DecodeIssue(row, Kind(kind), message) for row, kind, message in problems]
 
 
-def check(jobs: np.ndarray) -> list[Problem]:
-    """Finds the problems that :func:`fill` would find in whole images, at several times its speed.
+def check(jobs: np.ndarray) -> list[DecodeIssue]:
+    """Finds the problems that :func:`decode_batch` would find in whole images, at several times its speed.
 
     Of a JPEG the codes are read from the first to the last, but no pixels are computed from them.
 
     Args:
-        jobs: as for :func:`fill`.
+        jobs: as for :func:`decode_batch`.
 
     Raises:
-        ValueError: as for :func:`fill`.
+        ValueError: as for :func:`decode_batch`.
     """
     if jobs.dtype != JOB:
         raise ValueError(f"{jobs.dtype} are no jobs")
-    return [Problem(row, Kind(kind), message) for row, kind, message in _pixels.check(np.ascontiguousarray(jobs))]
+    return [DecodeIssue(row, Kind(kind), message) for row, kind, message in _pixels.check(np.ascontiguousarray(jobs))]
 
 
 def whole(content: np.ndarray, mode: int, height: int, width: int) -> tuple[int, ...]:
@@ -169,5 +169,5 @@ def decode(jpeg: Bytes, height: int, width: int, out: np.ndarray) -> None:
     jobs[0] = whole(content, JPEG, height, width)
     if out.shape != (height, width, 3):
         raise ValueError(f"an image of ({height}, {width}, 3) does not fit into {out.shape}")
-    for problem in fill(jobs, out[None], reduce=False):
+    for problem in decode_batch(jobs, out[None], reduce=False):
         raise DecodeError(problem.message, problem.kind)

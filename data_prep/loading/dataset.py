@@ -27,10 +27,10 @@ class Located:
 
     entries: Entry
     addresses: np.ndarray
-    """(n,) uint64: where in memory their bytes begin, as long as the :class:`StoredImages` live."""
+    """(n,) uint64: where in memory their bytes begin, as long as the :class:`ShardedImages` live."""
 
 
-class StoredImages:
+class ShardedImages:
     """The images of one split of a prepared data set. Opening takes a moment whatever their number.
 
     Raises:

@@ -18,11 +18,11 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from data_prep.codec.decode import JOB, Problem, fill
+from data_prep.codec.decode import JOB, DecodeIssue, decode_batch
 from data_prep.common.errors import UserError
 from data_prep.format import manifest
 from data_prep.format.manifest import ImageClass, Manifest, SplitName
-from data_prep.loading.dataset import StoredImages
+from data_prep.loading.dataset import ShardedImages
 from data_prep.loading.shuffle import BlockShuffle, FullShuffle, Order, Sequential
 from data_prep.loading.transforms import CenterCrop, Crops
 
@@ -108,7 +108,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         threads: int = 1,
-        members: np.ndarray | None = None,
+        subset_indices: np.ndarray | None = None,
         on_damage: OnDamage = "stop",
         reduce: bool = True,
         allocate: Callable[[tuple[int, ...]], np.ndarray] | None = None,
@@ -117,9 +117,9 @@ class Loader:
         folder = Path(folder)
         described = described or manifest.load(folder)
         self.classes: list[ImageClass] = described.classes
-        self._images = StoredImages(folder, described, split)
-        self._members = members
-        self.samples = len(self._images) if members is None else len(members)
+        self._images = ShardedImages(folder, described, split)
+        self._subset_indices = subset_indices
+        self.samples = len(self._images) if subset_indices is None else len(subset_indices)
         self._batch_size, self._size = batch_size, size
         self._cropping = cropping or CenterCrop()
         self._shuffle, self._blocks = shuffle, blocks or Blocks()
@@ -151,16 +151,16 @@ class Loader:
             UserError: an image cannot be decoded; names its file, number and what is wrong.
         """
         pool = ThreadPoolExecutor(self._threads, "decode")
-        under_way: deque[_Pending] = deque()
-        prefetcher = _Prefetcher(self._images, self.order(epoch), self._members, self._world_size, self._rank)
+        in_flight: deque[_Pending] = deque()
+        prefetcher = _Prefetcher(self._images, self.order(epoch), self._subset_indices, self._world_size, self._rank)
         try:
             for first, end in pairwise(batch_bounds(self.samples, self._batch_size, start)):
                 prefetcher.at(first)
-                under_way.append(self._start(pool, epoch, first, end))
-                if len(under_way) > BATCHES_AHEAD:
-                    yield self._finish(under_way.popleft())
-            while under_way:
-                yield self._finish(under_way.popleft())
+                in_flight.append(self._start(pool, epoch, first, end))
+                if len(in_flight) > BATCHES_AHEAD:
+                    yield self._finish(in_flight.popleft())
+            while in_flight:
+                yield self._finish(in_flight.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -169,15 +169,15 @@ class Loader:
         own = first + (self._rank - first) % self._world_size
         positions = np.arange(own, end, self._world_size)
         indices = self.order(epoch).at(positions)
-        if self._members is not None:
-            indices = self._members[indices]
+        if self._subset_indices is not None:
+            indices = self._subset_indices[indices]
         images = self._allocate((len(indices), self._size, self._size, 3))
         labels = np.empty(len(indices), np.int64)
         chunks = [slice(at, min(at + CHUNK, len(indices))) for at in range(0, len(indices), CHUNK)]
         batch = Batch(images, labels, indices, end - first, end, 0)
         return _Pending(batch, [(rows, pool.submit(self._fill, epoch, batch, rows)) for rows in chunks])
 
-    def _fill(self, epoch: int, batch: Batch, rows: slice) -> list[Problem]:
+    def _fill(self, epoch: int, batch: Batch, rows: slice) -> list[DecodeIssue]:
         """Decodes a part of a batch. Runs in a thread."""
         indices = batch.indices[rows]
         found = self._images.locate(indices)
@@ -188,7 +188,7 @@ class Loader:
         jobs["mode"], jobs["height"], jobs["width"] = entries.mode, entries.height, entries.width
         jobs["top"], jobs["left"], jobs["crop_height"], jobs["crop_width"], jobs["mirrored"] = crops
         batch.labels[rows] = entries.label
-        return fill(jobs, batch.images[rows], self._reduce)
+        return decode_batch(jobs, batch.images[rows], self._reduce)
 
     def _finish(self, pending: _Pending) -> Batch:
         batch, damaged = pending.batch, []
@@ -204,7 +204,7 @@ class Loader:
         np.take(batch.images, whole, axis=0, out=images)
         return Batch(images, batch.labels[whole], batch.indices[whole], batch.size, batch.end, len(damaged))
 
-    def _describe(self, index: int, problem: Problem) -> str:
+    def _describe(self, index: int, problem: DecodeIssue) -> str:
         path, sample = self._images.place(index)
         return (
             f"{path}: sample {sample} (image {index} of the {self._images.split} split) cannot be decoded: "
@@ -229,16 +229,16 @@ class _Pending:
     """A batch, and the work that fills it in."""
 
     batch: Batch
-    chunks: list[tuple[slice, Future[list[Problem]]]]
+    chunks: list[tuple[slice, Future[list[DecodeIssue]]]]
 
 
 class _Prefetcher:
     """Has the blocks of a window read from the disk while the one before is in use."""
 
     def __init__(
-        self, images: StoredImages, order: Order, members: np.ndarray | None, world_size: int, rank: int
+        self, images: ShardedImages, order: Order, subset_indices: np.ndarray | None, world_size: int, rank: int
     ) -> None:
-        self._images, self._order, self._members = images, order, members
+        self._images, self._order, self._subset_indices = images, order, subset_indices
         self._world_size, self._rank = world_size, rank
         self._asked: set[tuple[int, int]] = set()
 
@@ -263,8 +263,8 @@ class _Prefetcher:
             return
         self._asked.add((lane, number))
         for first, end in self._order.blocks(lane, number):
-            if self._members is not None:
-                first, end = int(self._members[first]), int(self._members[end - 1]) + 1
+            if self._subset_indices is not None:
+                first, end = int(self._subset_indices[first]), int(self._subset_indices[end - 1]) + 1
             self._images.prefetch(first, end)
 
 

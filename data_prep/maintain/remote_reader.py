@@ -20,7 +20,7 @@ REQUESTS = 4
 Result = TypeVar("Result")
 
 
-class Origin:
+class RemoteDataset:
     """The folder of a data set, wherever it is.
 
     Args:

@@ -22,7 +22,7 @@ from data_prep.common.files import BLOCK
 from data_prep.format import beton, manifest
 from data_prep.format.beton import JPEG, RAW, Entry, Sample, Shard
 from data_prep.format.manifest import File, Split, SplitName
-from data_prep.maintain.verification_report import Report
+from data_prep.maintain.verification_report import VerificationReport
 
 _WINDOW = 64  # images that are located, and then decoded by one thread
 _AHEAD = 2  # windows in the making, beside one for each thread
@@ -40,7 +40,7 @@ class SplitCheck:
         threads: how many decode.
     """
 
-    def __init__(self, folder: Path, name: SplitName, report: Report, threads: int) -> None:
+    def __init__(self, folder: Path, name: SplitName, report: VerificationReport, threads: int) -> None:
         self.folder = folder
         self.name = name
         self.split = report.manifest.splits[name]
@@ -207,7 +207,7 @@ class _Reading:
 class _Parts:
     """Compares the parts of a split with the hashes of their samples, which come in order."""
 
-    def __init__(self, split: Split, report: Report) -> None:
+    def __init__(self, split: Split, report: VerificationReport) -> None:
         self._report = report
         self._parts = iter(split.parts)
         self.taken = 0

@@ -20,7 +20,7 @@ from data_prep.common.errors import UserError
 from data_prep.common.files import BLOCK, hash_file, in_sentences, locked, require_space, sync_folder, write_atomically
 from data_prep.format import manifest
 from data_prep.format.manifest import File, Manifest
-from data_prep.maintain.remote_reader import Origin
+from data_prep.maintain.remote_reader import RemoteDataset
 
 FILES = 4
 """Files that are copied at the same time, each by several requests: see :mod:`data_prep.maintain.remote_reader`."""
@@ -55,7 +55,7 @@ def stage(
         UserError: there is no data set, one of its files is missing or not what its manifest says, it cannot be
             reached, or the disk is too small or refuses. What was copied stays, and the next call continues.
     """
-    origin = Origin(location)
+    origin = RemoteDataset(location)
     content = origin.read(manifest.FILE)
     described = manifest.parse(content, origin.address(manifest.FILE))
     target = folder / folder_name(described)
@@ -106,7 +106,9 @@ class _StoppedError(Exception):
 class _Staging:
     """One data set on its way; its process holds the lock."""
 
-    def __init__(self, origin: Origin, described: Manifest, content: bytes, target: Path, advance: Advance) -> None:
+    def __init__(
+        self, origin: RemoteDataset, described: Manifest, content: bytes, target: Path, advance: Advance
+    ) -> None:
         self.origin = origin
         self.files = _files(described)
         self.content = content

@@ -27,7 +27,7 @@ class Problem:
 
 
 @dataclass
-class Report:
+class VerificationReport:
     """What was found; threads may add to it."""
 
     manifest: Manifest

@@ -14,12 +14,12 @@ from data_prep.format import manifest
 from data_prep.format.manifest import File, Manifest
 from data_prep.maintain.merge import NOTE
 from data_prep.maintain.split_check import Advance, SplitCheck
-from data_prep.maintain.verification_report import Report
+from data_prep.maintain.verification_report import VerificationReport
 
 
 def verify(
     folder: Path, *, hashes_only: bool = False, threads: int | None = None, advance: Advance = lambda count: None
-) -> Report:
+) -> VerificationReport:
     """Checks a prepared data set.
 
     Args:
@@ -31,7 +31,7 @@ def verify(
     Raises:
         UserError: there is no manifest, or it cannot be understood.
     """
-    report = Report(manifest.read(folder))
+    report = VerificationReport(manifest.read(folder))
     _check_manifest(report)
     _look_for_strangers(folder, report)
     threads = threads or cores()
@@ -50,7 +50,7 @@ def verify(
     return report
 
 
-def _check_manifest(report: Report) -> None:
+def _check_manifest(report: VerificationReport) -> None:
     """That the manifest agrees with itself."""
     described = report.manifest
     if [each.index for each in described.classes] != list(range(len(described.classes))):
@@ -70,7 +70,7 @@ def _check_manifest(report: Report) -> None:
             report.add(manifest.FILE, None, f"{name} counts the samples of {len(split.samples_per_class)} classes")
 
 
-def _look_for_strangers(folder: Path, report: Report) -> None:
+def _look_for_strangers(folder: Path, report: VerificationReport) -> None:
     named = {folder / file.file for split in report.manifest.splits.values() for file in split.files}
     for path in sorted(set(folder.rglob("*.beton")) - named):
         report.add(str(path.relative_to(folder)), None, "the manifest does not name it: remove it")
@@ -78,7 +78,7 @@ def _look_for_strangers(folder: Path, report: Report) -> None:
         report.add(str(path.relative_to(folder)), None, "a command was interrupted: run it again, or remove this file")
 
 
-def _hash(folder: Path, file: File, report: Report) -> None:
+def _hash(folder: Path, file: File, report: VerificationReport) -> None:
     try:
         size = (folder / file.file).stat().st_size
         if size != file.bytes:
@@ -92,7 +92,7 @@ def _hash(folder: Path, file: File, report: Report) -> None:
         report.add(file.file, None, f"it cannot be read: {error.strerror}")
 
 
-def _check_sides(checks: list[SplitCheck], report: Report) -> None:
+def _check_sides(checks: list[SplitCheck], report: VerificationReport) -> None:
     """That the manifest's smallest and largest side are those of the images, where all of them were seen."""
     if not checks or not all(check.complete for check in checks):
         return

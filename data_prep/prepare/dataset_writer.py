@@ -22,10 +22,10 @@ from data_prep.common.parallel import Workers
 from data_prep.format import beton, manifest
 from data_prep.format.manifest import SPLITS, Manifest, Source, Split
 from data_prep.prepare import shard_writer, workspace
-from data_prep.prepare.shard_writer import Shard, WriteShard
-from data_prep.prepare.spec import Request
-from data_prep.prepare.workspace import ShardRecord, WorkFolder
-from data_prep.sources.image_index import Listing
+from data_prep.prepare.shard_writer import ShardPlan, WriteShard
+from data_prep.prepare.spec import PrepareSpec
+from data_prep.prepare.workspace import PrepareWorkspace, ShardRecord
+from data_prep.sources.image_index import ImageIndex
 from data_prep.sources.registry import ImageSource
 
 PROBES = 32
@@ -56,7 +56,7 @@ class Estimate(NamedTuple):
 def prepare(
     source: ImageSource,
     output: Path,
-    request: Request,
+    request: PrepareSpec,
     workers: Workers,
     *,
     threads: int = 1,
@@ -93,7 +93,7 @@ def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _recognize(source: ImageSource, output: Path, request: Request, workers: Workers) -> Manifest:
+def _recognize(source: ImageSource, output: Path, request: PrepareSpec, workers: Workers) -> Manifest:
     """The data set that is already in `output`, if it is what was asked for."""
     if not (output / manifest.FILE).exists():
         raise UserError(f"{output} already exists and is not a prepared data set: choose another output")
@@ -119,9 +119,9 @@ def _recognize(source: ImageSource, output: Path, request: Request, workers: Wor
 
 
 def _write(
-    folder: WorkFolder,
-    listing: Listing,
-    request: Request,
+    folder: PrepareWorkspace,
+    listing: ImageIndex,
+    request: PrepareSpec,
     workers: Workers,
     threads: int,
     announce: Callable[[Estimate], None],
@@ -148,17 +148,19 @@ def _write(
     return _describe(listing, request, {shard: record for shard, record in records.items() if record})
 
 
-def _plan(listing: Listing, request: Request) -> list[Shard]:
+def _plan(listing: ImageIndex, request: PrepareSpec) -> list[ShardPlan]:
     size = request.shard_samples
     return [
-        Shard(split, number, first, min(first + size, table.num_rows))
+        ShardPlan(split, number, first, min(first + size, table.num_rows))
         for split in SPLITS
         if (table := listing.splits.get(split)) is not None
         for number, first in enumerate(range(0, table.num_rows, size))
     ]
 
 
-def _estimate(folder: Path, listing: Listing, request: Request, missing: list[Shard], parallel: int) -> Estimate:
+def _estimate(
+    folder: Path, listing: ImageIndex, request: PrepareSpec, missing: list[ShardPlan], parallel: int
+) -> Estimate:
     """From images spread over what is missing; damaged ones are for later."""
     count = sum(shard.end - shard.first for shard in missing)
     probed = [
@@ -170,7 +172,7 @@ def _estimate(folder: Path, listing: Listing, request: Request, missing: list[Sh
     return Estimate(count, size, per_image * count / parallel, shutil.disk_usage(folder).free)
 
 
-def _describe(listing: Listing, request: Request, records: dict[Shard, ShardRecord]) -> Manifest:
+def _describe(listing: ImageIndex, request: PrepareSpec, records: dict[ShardPlan, ShardRecord]) -> Manifest:
     splits = {
         split: _describe_split([records[each] for each in records if each.split == split]) for split in listing.splits
     }

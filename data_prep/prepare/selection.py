@@ -13,7 +13,7 @@ from data_prep.common.counter_rng import Purpose, uniform
 from data_prep.common.errors import UserError
 from data_prep.common.parallel import Workers
 from data_prep.format.manifest import ImageClass, SplitName
-from data_prep.sources.image_index import BATCH_ROWS, IMAGES, Listing, map_table, pick, write_table
+from data_prep.sources.image_index import BATCH_ROWS, IMAGES, ImageIndex, map_table, pick, write_table
 from data_prep.sources.registry import ImageSource
 
 
@@ -43,7 +43,7 @@ class Selection:
         chosen: dict[str, int | float | str] = {"classes": ",".join(classes)} if classes else {}
         self.options: dict[str, int | float | str] = {**source.options, **chosen, **limits}
 
-    def list(self, scratch: Path, workers: Workers) -> Listing:
+    def list(self, scratch: Path, workers: Workers) -> ImageIndex:
         """The chosen images.
 
         Raises:
@@ -60,7 +60,7 @@ class Selection:
             path = scratch / f"{split}-chosen.arrow"
             write_table(self._choose(table, split, renumbered), path)
             tables[split] = map_table(path)
-        return Listing(described, tables)
+        return ImageIndex(described, tables)
 
     def _choose(self, table: pa.Table, split: SplitName, renumbered: np.ndarray) -> Iterator[pa.RecordBatch]:
         labels = renumbered[table["label"].to_numpy()]

@@ -29,9 +29,9 @@ from data_prep.format.beton import RAW, Sample, write_shard
 from data_prep.format.manifest import SPLITS, File, LeftOut, Part, SplitName
 from data_prep.loading.shuffle import permute
 from data_prep.prepare import workspace
-from data_prep.prepare.spec import Request
+from data_prep.prepare.spec import PrepareSpec
 from data_prep.prepare.workspace import ShardRecord
-from data_prep.sources.image_index import Listing, pick
+from data_prep.sources.image_index import ImageIndex, pick
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -42,7 +42,7 @@ AHEAD = 2
 """Chunks for each thread that are read before they are written."""
 
 
-class Shard(NamedTuple):
+class ShardPlan(NamedTuple):
     """The images `first` … `end` − 1 of a split's shuffled order."""
 
     split: SplitName
@@ -71,7 +71,7 @@ class _Image(NamedTuple):
     """Whether it is to be stored as pixels."""
 
 
-def probe(listing: Listing, request: Request, shard: Shard, count: int) -> Probe:
+def probe(listing: ImageIndex, request: PrepareSpec, shard: ShardPlan, count: int) -> Probe:
     """Reads at least one image of a shard as if to write it."""
     sizes: list[int] = []
     started = time.perf_counter()
@@ -86,11 +86,11 @@ class WriteShard:
 
     folder: Path
     """The work folder, which every node sees."""
-    request: Request
+    request: PrepareSpec
     threads: int
     """That read, decode and encode."""
 
-    def __call__(self, shard: Shard, advance: Advance) -> tuple[Shard, ShardRecord]:
+    def __call__(self, shard: ShardPlan, advance: Advance) -> tuple[ShardPlan, ShardRecord]:
         """Writes the shard, and then its record.
 
         Raises:
@@ -172,7 +172,7 @@ def check_allowed(left_out: list[LeftOut], allowed: int) -> None:
         raise _too_many(left_out, allowed)
 
 
-def _images(listing: Listing, request: Request, shard: Shard) -> Iterator[_Image]:
+def _images(listing: ImageIndex, request: PrepareSpec, shard: ShardPlan) -> Iterator[_Image]:
     """The images of a shard, in its order."""
     split = SPLITS.index(shard.split)
     table = listing.splits[shard.split]
@@ -187,7 +187,7 @@ def _images(listing: Listing, request: Request, shard: Shard) -> Iterator[_Image
         yield _Image(*values)
 
 
-def _convert(images: list[_Image], request: Request) -> list[tuple[_Image, StoredImage | LeftOut]]:
+def _convert(images: list[_Image], request: PrepareSpec) -> list[tuple[_Image, StoredImage | LeftOut]]:
     """Reads images and brings them into their stored form. Runs in threads."""
     contents = [storage.read_range(image.file, image.offset, image.size) for image in images]
     jpegs = [b"" if image.raw else content for image, content in zip(images, contents, strict=True)]
@@ -198,7 +198,7 @@ def _convert(images: list[_Image], request: Request) -> list[tuple[_Image, Store
     ]
 
 
-def _bring(content: bytes, raw: bool, name: str, request: Request) -> StoredImage | LeftOut:
+def _bring(content: bytes, raw: bool, name: str, request: PrepareSpec) -> StoredImage | LeftOut:
     try:
         return to_raw(content, request.max_side) if raw else to_stored(content, request.max_side, request.quality)
     except DecodeError as error:

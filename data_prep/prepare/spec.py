@@ -16,7 +16,7 @@ SHARD_SAMPLES = 4096
 """Images in a shard by default: photographs of 500 pixels make shards of about 450 MB."""
 
 
-class Request(Record):
+class PrepareSpec(Record):
     """A source, and how its images are to be stored."""
 
     kind: str
@@ -40,7 +40,7 @@ class Request(Record):
     """Images that may be left out because they cannot be decoded; may change when an interrupted request goes on."""
 
     @classmethod
-    def of(cls, source: ImageSource, **options: Any) -> Request:
+    def of(cls, source: ImageSource, **options: Any) -> PrepareSpec:
         """A request for the images of a source."""
         max_side = options.pop("max_side", None) or MAX_SIDE[options.get("encoding", "jpeg")]
         return cls(
@@ -53,7 +53,7 @@ class Request(Record):
         share = {"raw_share": self.raw_share} if self.encoding == "mixed" else {}
         return {**own, **share, **self.source_options}
 
-    def difference(self, other: Request) -> str:
+    def difference(self, other: PrepareSpec) -> str:
         """Where another request differs, in words; empty if it does not."""
         ours = {"kind": self.kind, "location": self.location, "seed": self.seed, **self.options()}
         theirs = {"kind": other.kind, "location": other.location, "seed": other.seed, **other.options()}

@@ -28,8 +28,8 @@ from data_prep.common.errors import UserError
 from data_prep.common.files import locked, sync_folder, write_atomically
 from data_prep.format import manifest
 from data_prep.format.manifest import SPLITS, File, ImageClass, LeftOut, Manifest, Part, Record, SplitName
-from data_prep.prepare.spec import Request
-from data_prep.sources.image_index import Listing, map_table, write_table
+from data_prep.prepare.spec import PrepareSpec
+from data_prep.sources.image_index import ImageIndex, map_table, write_table
 
 LOCK, REQUEST, LISTING, SCRATCH = ".lock", "request.json", "listing", "scratch"
 _CLASSES = "classes.json"
@@ -51,7 +51,7 @@ class ShardRecord(Record):
 
 
 @dataclass(frozen=True)
-class WorkFolder:
+class PrepareWorkspace:
     """The folder of one request, while its lock is held."""
 
     path: Path
@@ -63,7 +63,7 @@ class WorkFolder:
         folder.mkdir(exist_ok=True)
         return folder
 
-    def listing(self, make: Callable[[], Listing]) -> Listing:
+    def listing(self, make: Callable[[], ImageIndex]) -> ImageIndex:
         """The source's listing: the one that is here, or a new one, which is kept."""
         folder = self.path / LISTING
         if not folder.is_dir():
@@ -106,7 +106,7 @@ class WorkFolder:
 
 
 @contextmanager
-def claim(output: Path, request: Request, restart: bool) -> Iterator[WorkFolder]:
+def claim(output: Path, request: PrepareSpec, restart: bool) -> Iterator[PrepareWorkspace]:
     """The work folder of an output, for one command at a time. It stays if the body fails before it is finished.
 
     Raises:
@@ -119,13 +119,13 @@ def claim(output: Path, request: Request, restart: bool) -> Iterator[WorkFolder]
             if restart:
                 _empty(folder)
             _check_request(folder, output, request)
-            yield WorkFolder(folder)
+            yield PrepareWorkspace(folder)
         finally:
             if folder.is_dir() and not any(folder.glob("*-*.json")):
                 shutil.rmtree(folder, ignore_errors=True)  # nothing in it is worth going on with
 
 
-def load_listing(folder: Path) -> Listing:
+def load_listing(folder: Path) -> ImageIndex:
     """The listing in a work folder, mapped into memory."""
     stored = folder / LISTING
     classes = [ImageClass.model_validate(each) for each in json.loads((stored / _CLASSES).read_text(encoding="utf-8"))]
@@ -134,7 +134,7 @@ def load_listing(folder: Path) -> Listing:
         path = stored / f"{split}.arrow"
         if path.exists():
             splits[split] = map_table(path)
-    return Listing(classes, splits)
+    return ImageIndex(classes, splits)
 
 
 def record_path(folder: Path, split: SplitName, number: int) -> Path:
@@ -142,21 +142,21 @@ def record_path(folder: Path, split: SplitName, number: int) -> Path:
     return folder / f"{split}-{number:05d}.json"
 
 
-def _store(listing: Listing, folder: Path) -> None:
+def _store(listing: ImageIndex, folder: Path) -> None:
     classes = json.dumps([each.model_dump() for each in listing.classes])
     (folder / _CLASSES).write_text(classes, encoding="utf-8")
     for split, table in listing.splits.items():
         write_table(table.to_batches(), folder / f"{split}.arrow")
 
 
-def _check_request(folder: Path, output: Path, request: Request) -> None:
+def _check_request(folder: Path, output: Path, request: PrepareSpec) -> None:
     path = folder / REQUEST
     if not path.exists():
         _empty(folder)
         write_atomically(path, request.model_dump_json(indent=2).encode())
         return
     try:
-        begun = Request.model_validate_json(path.read_bytes())
+        begun = PrepareSpec.model_validate_json(path.read_bytes())
     except ValidationError:
         raise UserError(f"{path} is damaged: discard the unfinished data set with --restart") from None
     difference = request.difference(begun)

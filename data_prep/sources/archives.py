@@ -18,7 +18,7 @@ from data_prep.common import storage
 from data_prep.common.errors import UserError
 from data_prep.common.parallel import Workers
 from data_prep.sources.folders import FOLDERS, arrange
-from data_prep.sources.image_index import Found, Listing
+from data_prep.sources.image_index import ImageIndex, IndexedImage
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 BLOCK = 2**20
@@ -41,7 +41,7 @@ class ArchivedFolders:
         self.location = storage.without_secrets(self._archive)
         self.options: dict[str, int | float | str] = {}
 
-    def list(self, scratch: Path, workers: Workers) -> Listing:
+    def list(self, scratch: Path, workers: Workers) -> ImageIndex:
         """The images of both splits.
 
         Raises:
@@ -66,7 +66,7 @@ class ArchivedFolders:
         return plain
 
 
-def scan(archive: str, start: int = 0, end: int | None = None) -> Iterator[Found]:
+def scan(archive: str, start: int = 0, end: int | None = None) -> Iterator[IndexedImage]:
     """The files in a plain tar archive, as ranges of its bytes, in its order.
 
     Args:
@@ -86,7 +86,7 @@ def scan(archive: str, start: int = 0, end: int | None = None) -> Iterator[Found
                     if after > end:
                         break
                     if member.isfile():
-                        yield Found(member.name.removeprefix("./"), archive, member.offset_data, member.size)
+                        yield IndexedImage(member.name.removeprefix("./"), archive, member.offset_data, member.size)
                     name, members.members = member.name, []  # type: ignore[attr-defined]  # it would keep all it has seen
             file.seek(-(-after // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
             closed = after <= end and len(file.read(tarfile.BLOCKSIZE)) == tarfile.BLOCKSIZE
@@ -108,7 +108,7 @@ def _buffered(archive: str) -> BinaryIO:
         raise UserError(f"{archive} cannot be read: {error.strerror}") from None
 
 
-def _below_root(found: Iterator[Found]) -> Iterator[Found]:
+def _below_root(found: Iterator[IndexedImage]) -> Iterator[IndexedImage]:
     """Paths from the folder of a split on; files elsewhere, and hidden ones, are left out."""
     splits = {name for names in FOLDERS.values() for name in names}
     for image in found:

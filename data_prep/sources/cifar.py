@@ -14,7 +14,7 @@ from PIL import Image
 from data_prep.common.errors import UserError
 from data_prep.common.parallel import Workers
 from data_prep.format.manifest import SplitName
-from data_prep.sources.image_index import Found, Listing
+from data_prep.sources.image_index import ImageIndex, IndexedImage
 from data_prep.sources.labelled import Labelled, to_listing
 
 FOLDER = "cifar-10-batches-py"
@@ -40,7 +40,7 @@ class Cifar10:
         self.location = str(self._folder)
         self.options: dict[str, int | float | str] = {}
 
-    def list(self, scratch: Path, workers: Workers) -> Listing:
+    def list(self, scratch: Path, workers: Workers) -> ImageIndex:
         """Unpacks the images of both splits.
 
         Raises:
@@ -65,7 +65,7 @@ class Cifar10:
                     offset = output.tell()
                     output.write(buffer.getvalue())
                     yield Labelled(
-                        int(label), Found(f"{name}/{number:05d}", str(target), offset, output.tell() - offset)
+                        int(label), IndexedImage(f"{name}/{number:05d}", str(target), offset, output.tell() - offset)
                     )
 
     def _load(self, name: str) -> dict[str, Any]:

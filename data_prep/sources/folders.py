@@ -11,7 +11,7 @@ from data_prep.common.errors import UserError
 from data_prep.common.parallel import Workers
 from data_prep.format import class_names
 from data_prep.format.manifest import SPLITS, SplitName
-from data_prep.sources.image_index import Found, Listing, Spool
+from data_prep.sources.image_index import ImageIndex, ImageIndexBuilder, IndexedImage
 
 FOLDERS: dict[SplitName, tuple[str, ...]] = {
     "train": ("train",),
@@ -43,7 +43,7 @@ class ClassFolders:
         self.location = storage.without_secrets(self._root)
         self.options: dict[str, int | float | str] = {}
 
-    def list(self, scratch: Path, workers: Workers) -> Listing:
+    def list(self, scratch: Path, workers: Workers) -> ImageIndex:
         """The images of both splits.
 
         Raises:
@@ -53,7 +53,7 @@ class ClassFolders:
             raise UserError(f"source folder {self.location} does not exist")
         if storage.is_remote(self._root):
             found = (
-                Found(entry.name, storage.join(self._root, *entry.name.split("/")), 0, entry.size)
+                IndexedImage(entry.name, storage.join(self._root, *entry.name.split("/")), 0, entry.size)
                 for entry in storage.list_files(self._root)
             )
             return arrange(self.location, found, scratch, self._names)
@@ -64,17 +64,17 @@ class ClassFolders:
 
 def arrange(
     location: str,
-    found: Iterable[Found],
+    found: Iterable[IndexedImage],
     scratch: Path,
     names: Path | str | None,
     known: dict[str, str] | None = None,
-) -> Listing:
+) -> ImageIndex:
     """Images whose paths are SPLIT/CLASS/FILE, as a listing; other files are left alone.
 
     Raises:
         UserError: a split has no images, splits have different classes, images lie too deep, or `names` lacks a class.
     """
-    spools: dict[str, Spool] = {}
+    spools: dict[str, ImageIndexBuilder] = {}
     for image in found:
         split, *rest = image.name.split("/")
         if len(rest) < 2 or split not in _SPLIT_FOLDERS:
@@ -85,9 +85,9 @@ def arrange(
                 "into it"
             )
         if split not in spools:
-            spools[split] = Spool(scratch, split)
+            spools[split] = ImageIndexBuilder(scratch, split)
         spools[split].add(rest[0], image)
-    chosen: dict[SplitName, Spool] = {}
+    chosen: dict[SplitName, ImageIndexBuilder] = {}
     for split_name in SPLITS:
         folder = next((name for name in FOLDERS[split_name] if name in spools), None)
         if folder is None:
@@ -100,10 +100,10 @@ def arrange(
     if missing:
         raise UserError(f"{names} has no line for {_some(missing)}: add a line 'id name' for every class")
     tables = {split: each.table(ids) for split, each in chosen.items()}
-    return Listing(class_names.number(ids, given or known), tables)
+    return ImageIndex(class_names.number(ids, given or known), tables)
 
 
-def _class_ids(location: str, splits: dict[SplitName, Spool]) -> list[str]:
+def _class_ids(location: str, splits: dict[SplitName, ImageIndexBuilder]) -> list[str]:
     ids = {split: spool.classes for split, spool in splits.items()}
     pairs: tuple[tuple[SplitName, SplitName], ...] = (("train", "validation"), ("validation", "train"))
     for split, other in pairs:
@@ -116,7 +116,7 @@ def _class_ids(location: str, splits: dict[SplitName, Spool]) -> list[str]:
     return sorted(ids["train"])
 
 
-def _walk(root: Path) -> Iterable[Found]:
+def _walk(root: Path) -> Iterable[IndexedImage]:
     """The files of a local folder; an empty class folder is an error, which a list of files could not tell."""
     for names in FOLDERS.values():
         split = next((name for name in names if (root / name).is_dir()), None)
@@ -130,7 +130,7 @@ def _walk(root: Path) -> Iterable[Found]:
                 )
             for entry in entries:
                 deeper = "/…" if entry.is_dir() else ""
-                yield Found(f"{split}/{folder.name}/{entry.name}{deeper}", entry.path, 0, entry.stat().st_size)
+                yield IndexedImage(f"{split}/{folder.name}/{entry.name}{deeper}", entry.path, 0, entry.stat().st_size)
 
 
 def _name(entry: os.DirEntry[str]) -> str:

@@ -36,7 +36,7 @@ CACHE_KILOBYTES = 2**14
 """Memory of a spool, which keeps the rest on the disk."""
 
 
-class Found(NamedTuple):
+class IndexedImage(NamedTuple):
     """An image file, by its path relative to the root; it is a range of bytes of `file`."""
 
     name: str
@@ -45,7 +45,7 @@ class Found(NamedTuple):
     size: int
 
 
-class Spool:
+class ImageIndexBuilder:
     """The images of a split as they are found, put in order on the disk: a hundred million need no more memory.
 
     Args:
@@ -68,7 +68,7 @@ class Spool:
         )
         self._count = 0
 
-    def add(self, identity: str, image: Found) -> None:
+    def add(self, identity: str, image: IndexedImage) -> None:
         """Appends an image of a class.
 
         Raises:
@@ -148,7 +148,7 @@ def pick(table: pa.Table, rows: np.ndarray) -> pa.Table:
 
 
 @dataclass(frozen=True)
-class Listing:
+class ImageIndex:
     """All images of a source, before they are shuffled."""
 
     classes: list[ImageClass]

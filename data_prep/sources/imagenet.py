@@ -21,7 +21,7 @@ from data_prep.common.parallel import Advance, Workers
 from data_prep.format import class_names
 from data_prep.format.manifest import SplitName
 from data_prep.sources.archives import scan
-from data_prep.sources.image_index import Found, Listing, Spool
+from data_prep.sources.image_index import ImageIndex, ImageIndexBuilder, IndexedImage
 
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
@@ -54,14 +54,14 @@ class ImageNetArchives:
         self.location = storage.without_secrets(self._folder)
         self.options: dict[str, int | float | str] = {}
 
-    def list(self, scratch: Path, workers: Workers) -> Listing:
+    def list(self, scratch: Path, workers: Workers) -> ImageIndex:
         """The images of both splits, named as in class folders: train/ID/NAME and val/ID/NAME.
 
         Raises:
             UserError: an archive is missing, cut off or damaged, or they do not belong together.
         """
         ids, truth = _read_devkit(storage.join(self._folder, DEVKIT))
-        train, validation = Spool(scratch, "train"), Spool(scratch, "validation")
+        train, validation = ImageIndexBuilder(scratch, "train"), ImageIndexBuilder(scratch, "validation")
         archives = [
             _ClassArchive(Path(found.name).stem, found.file, found.offset, found.offset + found.size)
             for found in scan(storage.join(self._folder, TRAIN))
@@ -88,9 +88,9 @@ class ImageNetArchives:
         order = sorted(train.classes)
         known = class_names.read_names(self._names) if self._names else {}
         tables: dict[SplitName, pa.Table] = {"train": train.table(order), "validation": validation.table(order)}
-        return Listing(class_names.number(order, known), tables)
+        return ImageIndex(class_names.number(order, known), tables)
 
-    def _identity(self, image: Found, ids: dict[int, str], truth: Sequence[int]) -> str:
+    def _identity(self, image: IndexedImage, ids: dict[int, str], truth: Sequence[int]) -> str:
         match = _VALIDATION_NAME.search(image.name)
         if match is None or not 1 <= int(match[1]) <= len(truth):
             raise UserError(
@@ -99,7 +99,7 @@ class ImageNetArchives:
         return ids[truth[int(match[1]) - 1]]
 
 
-def _scan_class(archive: _ClassArchive, advance: Advance) -> tuple[str, list[Found]]:
+def _scan_class(archive: _ClassArchive, advance: Advance) -> tuple[str, list[IndexedImage]]:
     return archive.identity, list(scan(archive.archive, archive.start, archive.end))
 
 

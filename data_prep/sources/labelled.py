@@ -11,7 +11,7 @@ from data_prep.common import storage
 from data_prep.common.errors import UserError
 from data_prep.format.class_names import from_labels
 from data_prep.format.manifest import SPLITS, SplitName
-from data_prep.sources.image_index import Found, Listing, Spool
+from data_prep.sources.image_index import ImageIndex, ImageIndexBuilder, IndexedImage
 
 _NAMES: dict[SplitName, re.Pattern[str]] = {
     "train": re.compile(r"(^|[^a-z])train([^a-z]|$)"),
@@ -23,7 +23,7 @@ class Labelled(NamedTuple):
     """An image, and the number of its class."""
 
     label: int
-    image: Found
+    image: IndexedImage
 
 
 def files_of_splits(location: str, suffix: str) -> dict[SplitName, list[str]]:
@@ -55,13 +55,13 @@ def to_listing(
     scratch: Path,
     class_names: Path | str | None,
     given: list[str] | None = None,
-) -> Listing:
+) -> ImageIndex:
     """Labelled images as a listing.
 
     Raises:
         UserError: a label is negative, or has no class.
     """
-    spools = {split: Spool(scratch, split) for split in SPLITS}
+    spools = {split: ImageIndexBuilder(scratch, split) for split in SPLITS}
     largest = -1
     for split in SPLITS:
         for label, image in images[split]:
@@ -73,4 +73,4 @@ def to_listing(
             raise UserError(f"the {split} split of {location} has no images")
     described = from_labels(largest + 1, class_names, given)
     order = [str(each.index) for each in described]
-    return Listing(described, {split: each.table(order) for split, each in spools.items()})
+    return ImageIndex(described, {split: each.table(order) for split, each in spools.items()})

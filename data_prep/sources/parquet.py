@@ -18,7 +18,7 @@ from data_prep.common import storage
 from data_prep.common.errors import UserError
 from data_prep.common.parallel import Advance, Workers
 from data_prep.format.manifest import SPLITS, SplitName
-from data_prep.sources.image_index import Found, Listing
+from data_prep.sources.image_index import ImageIndex, IndexedImage
 from data_prep.sources.labelled import Labelled, files_of_splits, to_listing
 
 LABELS = ("label", "labels", "fine_label", "cls")
@@ -50,7 +50,7 @@ class ParquetTables:
         self.location = storage.without_secrets(self._folder)
         self.options: dict[str, int | float | str] = {}
 
-    def list(self, scratch: Path, workers: Workers) -> Listing:
+    def list(self, scratch: Path, workers: Workers) -> ImageIndex:
         """Unpacks the images of both splits.
 
         Raises:
@@ -104,7 +104,7 @@ def _index(target: Path) -> Path:
 def _read_index(target: Path) -> Iterator[Labelled]:
     offset = 0
     for row in pq.read_table(_index(target)).to_pylist():
-        yield Labelled(row["label"], Found(row["name"], str(target), offset, row["size"]))
+        yield Labelled(row["label"], IndexedImage(row["name"], str(target), offset, row["size"]))
         offset += row["size"]
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 
 from data_prep.common.parallel import Workers
 from data_prep.format.manifest import SPLITS, ImageClass, SplitName
-from data_prep.sources.image_index import IMAGES, Listing
+from data_prep.sources.image_index import IMAGES, ImageIndex
 
 SIDE = 64
 """Height and width, in pixels."""
@@ -76,10 +76,10 @@ class Textures:
         angles = [180 * index // CLASSES for index in range(CLASSES)]
         self.classes = [ImageClass(index=i, id=f"{a:03d}", name=f"{a} degrees") for i, a in enumerate(angles)]
 
-    def list(self, scratch: Path, workers: Workers) -> Listing:
+    def list(self, scratch: Path, workers: Workers) -> ImageIndex:
         """Makes all images, into one file a split."""
         tables = {split: self._unpack(scratch / f"{split}.images", split) for split in SPLITS}
-        return Listing(self.classes, tables)
+        return ImageIndex(self.classes, tables)
 
     def _unpack(self, path: Path, split: SplitName) -> pa.Table:
         count = CLASSES * self._per_class[split]

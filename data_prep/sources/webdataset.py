@@ -11,7 +11,7 @@ from data_prep.common.errors import UserError
 from data_prep.common.parallel import Advance, Workers
 from data_prep.format.manifest import SPLITS, SplitName
 from data_prep.sources.archives import scan
-from data_prep.sources.image_index import Found, Listing
+from data_prep.sources.image_index import ImageIndex, IndexedImage
 from data_prep.sources.labelled import Labelled, files_of_splits, to_listing
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "ppm", "bmp")
@@ -34,7 +34,7 @@ class WebDataset:
         self.location = storage.without_secrets(self._folder)
         self.options: dict[str, int | float | str] = {}
 
-    def list(self, scratch: Path, workers: Workers) -> Listing:
+    def list(self, scratch: Path, workers: Workers) -> ImageIndex:
         """The images of both splits.
 
         Raises:
@@ -52,10 +52,10 @@ def _read_shard(archive: str, advance: Advance) -> list[Labelled]:
     return list(_pair(archive, scan(archive)))
 
 
-def _pair(archive: str, members: Iterator[Found]) -> Iterator[Labelled]:
+def _pair(archive: str, members: Iterator[IndexedImage]) -> Iterator[Labelled]:
     """Images with their labels; members of a key lie behind each other."""
     key: str | None = None
-    parts: dict[str, Found] = {}
+    parts: dict[str, IndexedImage] = {}
     for member in members:
         folder, _, name = member.name.rpartition("/")
         stem, _, suffix = name.partition(".")
@@ -66,7 +66,7 @@ def _pair(archive: str, members: Iterator[Found]) -> Iterator[Labelled]:
     yield from _label(archive, key, parts)
 
 
-def _label(archive: str, key: str | None, parts: dict[str, Found]) -> Iterator[Labelled]:
+def _label(archive: str, key: str | None, parts: dict[str, IndexedImage]) -> Iterator[Labelled]:
     image = next((parts[suffix] for suffix in IMAGES if suffix in parts), None)
     if image is None:
         return

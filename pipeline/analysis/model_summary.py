@@ -34,7 +34,7 @@ class Description:
     classes: int
     image_size: int
     precision: str
-    recompute: bool
+    activation_checkpointing: bool
     worker_batch: int
     """Images of a worker in one step of training."""
     layers: Sequence[Layer]
@@ -67,9 +67,9 @@ class Description:
 
     @property
     def held_bytes(self) -> int:
-        """The most memory that a backward pass holds of it: with `recompute`, the input of each block, all of the block
-        that keeps most, and what is outside of blocks."""
-        if not self.recompute:
+        """The most memory that a backward pass holds of it: with activation checkpointing, the input of each
+        block, all of the block that keeps most, and what is outside of blocks."""
+        if not self.activation_checkpointing:
             return self.kept_bytes
         blocks: Counter[str] = Counter()
         inputs = outside = 0
@@ -128,7 +128,7 @@ def describe(settings: Settings, classes: int | None = None) -> Description:
         classes=count,
         image_size=settings.data.image_size,
         precision=settings.training.precision,
-        recompute=settings.training.recompute,
+        activation_checkpointing=settings.training.activation_checkpointing,
         worker_batch=-(-settings.training.batch_size // workers),
         layers=inspect(settings.model, count, settings.data.image_size, settings.training.precision),
     )
@@ -188,7 +188,7 @@ def _flags(layer: Layer) -> str:
 
 def _totals(description: Description) -> list[Text]:
     learned, inside = description.learned, description.learned_in_classifier
-    held, again = description.held_bytes, ", as blocks run again" if description.recompute else ""
+    held, again = description.held_bytes, ", as blocks run again" if description.activation_checkpointing else ""
     lines = [
         f"parameters: {learned:,} learned, {learned - inside:,} before the classifier and {inside:,} in it; "
         f"{description.fixed:,} numbers fixed",

@@ -117,8 +117,9 @@ class ScatteringSettings(Section):
     """Batch normalization before the classifier: with a learned scale and shift, without them, or none at all."""
     classifier_bias: bool = True
     """Give the linear classifier a bias."""
-    statistics: Literal["worker", "synchronized"] = "worker"
-    """Batch statistics of each worker's own images, as published, or of the images of all workers together."""
+    sync_batch_stats: bool = False
+    """Standardize with the statistics of all workers' images together; by default, as published, each worker uses those
+    of its own images."""
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -152,8 +153,8 @@ class ResNetSettings(Section):
     """Learn a shift in batch normalization."""
     classifier_bias: bool = True
     """Give the linear classifier a bias."""
-    statistics: Literal["worker", "synchronized"] = "worker"
-    """Batch statistics of each worker's own images, or of the images of all workers together."""
+    sync_batch_stats: bool = False
+    """Batch statistics of all workers' images together; by default each worker uses those of its own images."""
 
 
 def _family(model: Any) -> Any:
@@ -209,10 +210,10 @@ class OptimizerSettings(Section):
     step_epochs: Positive = 70
     step_factor: Annotated[float, Field(gt=1)] = 10.0
 
-    average_decay: Fraction = 0.0
+    ema_decay: Fraction = 0.0
     """Keep an exponential moving average of the weights, with this decay a step: the average is what is evaluated,
     stored and exported, with statistics computed anew on training images. 0 keeps none; 0.999 is usual."""
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = None
     """Shorten the gradient to this norm where it is longer; by default it is left as it is."""
 
     @model_validator(mode="after")
@@ -228,18 +229,18 @@ class TrainingSettings(Section):
     epochs: Positive = 30
     batch_size: Positive = 128
     """Images in one step, over all workers: with more workers, each takes fewer."""
-    images_at_once: Annotated[int, Field(ge=2)] | None = None
+    micro_batch_size: Annotated[int, Field(ge=2)] | None = None
     """Images that a worker passes through the network at a time; gradients of a step are added up over such parts, so
     that a large batch fits into little memory. Standardization has the statistics of a part. By default all at once."""
     label_smoothing: Fraction = 0.0
-    first_image_size: Positive | None = None
+    initial_image_size: Positive | None = None
     """Progressive resizing: train the first epochs on images of this size, then on larger ones, step by step, and on
-    those of data.image_size from `full_size_from` on. Needs a pooled classifier. By default all have that size."""
-    full_size_from: Annotated[float, Field(gt=0, le=1)] = 0.7
+    those of data.image_size from `resize_end_fraction` on. Needs a pooled classifier. By default all have that size."""
+    resize_end_fraction: Annotated[float, Field(gt=0, le=1)] = 0.7
     """Fraction of the epochs after which progressive resizing has reached data.image_size."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 means autocast: weights, statistics and norms stay in float32."""
-    recompute: bool = False
+    activation_checkpointing: bool = False
     """Activation checkpointing: each block keeps only its input and runs again in the backward pass. That takes about a
     third more time, and leaves room for larger batches."""
     compile: bool = False
@@ -268,7 +269,7 @@ class CheckpointSettings(Section):
     upload: str | None = None
     """Address such as s3://bucket/runs to which run.yaml and the checkpoints are copied in the background; a run whose
     folder is gone goes on from there. Keys belong into the environment (AWS_ACCESS_KEY_ID, …)."""
-    failures: Annotated[int, Field(ge=0)] = 3
+    max_save_failures: Annotated[int, Field(ge=0)] = 3
     """How often in a row storage may be full or away when a checkpoint is due: training goes on with a warning, and at
     one failure more the run stops."""
     grace_seconds: Annotated[float, Field(ge=0)] = 60.0
@@ -351,14 +352,14 @@ class Settings(Section):
                 f"cluster.min_workers ({self.cluster.min_workers}) must not exceed cluster.workers "
                 f"({self.cluster.workers})"
             )
-        if (first := self.training.first_image_size) is not None:
+        if (first := self.training.initial_image_size) is not None:
             if first > self.data.image_size:
                 raise ValueError(
-                    f"training.first_image_size ({first}) must not exceed data.image_size ({self.data.image_size})"
+                    f"training.initial_image_size ({first}) must not exceed data.image_size ({self.data.image_size})"
                 )
             if isinstance(self.model, ScatteringSettings) and self.model.classifier != "pooled":
                 raise ValueError(
-                    "training.first_image_size needs model.classifier=pooled: others are for one image size"
+                    "training.initial_image_size needs model.classifier=pooled: others are for one image size"
                 )
         if self.optimizer.warmup_epochs > self.training.epochs:
             raise ValueError("optimizer.warmup_epochs must not exceed training.epochs")

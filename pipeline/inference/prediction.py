@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from data_prep.codec import convert
-from data_prep.codec.decode import JOB, DecodeError, fill
+from data_prep.codec.decode import JOB, DecodeError, decode_batch
 from data_prep.common.errors import UserError
 from data_prep.loading.transforms import CenterCrop
 from data_prep.prepare.spec import MAX_SIDE
@@ -123,5 +123,5 @@ def _fill(out: np.ndarray, stored: convert.StoredImage, fraction: float) -> None
     jobs["address"], jobs["size"] = content.ctypes.data, content.size
     jobs["mode"], jobs["height"], jobs["width"] = stored.mode, stored.height, stored.width
     jobs["top"], jobs["left"], jobs["crop_height"], jobs["crop_width"], jobs["mirrored"] = crops
-    for problem in fill(jobs, out):
+    for problem in decode_batch(jobs, out):
         raise DecodeError(problem.message, problem.kind)

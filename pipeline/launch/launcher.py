@@ -30,9 +30,9 @@ from pipeline.runs.run_folder import RunFolder
 from pipeline.runtime import malloc, system_info
 from pipeline.tracking import mlflow_run
 from pipeline.tracking.mlflow_run import Tracker
-from pipeline.tracking.progress import Display, Follower
+from pipeline.tracking.progress import Display, RunWatcher
 from pipeline.training import finetune, trainer
-from pipeline.training.context import Job, LocalSession
+from pipeline.training.context import LocalContext, WorkerSpec
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -96,7 +96,7 @@ def train(
                 _followed(folder, tracker, starting_point, shown=progress and not finished_before),
             ):
                 if not finished_before:
-                    _run_workers(Job(settings, folder, profile), callbacks, connection)
+                    _run_workers(WorkerSpec(settings, folder, profile), callbacks, connection)
         records = folder.history()
         return Outcome(folder.path, len(records), records[-1].metrics, tracker.run_id, finished_before)
 
@@ -230,11 +230,11 @@ def _followed(
     def send(epochs: list[history.EpochRecord]) -> None:
         tracker.follow(epochs, history.read_steps(folder.path))
 
-    with Follower(folder.path, folder.history, send, display).following():
+    with RunWatcher(folder.path, folder.history, send, display).following():
         yield
 
 
-def _run_workers(job: Job, callbacks: Sequence[UserCallback], connection: Connection) -> None:
+def _run_workers(job: WorkerSpec, callbacks: Sequence[UserCallback], connection: Connection) -> None:
     if job.settings.cluster.workers == 0:
         _run_here(job)
         return
@@ -243,11 +243,11 @@ def _run_workers(job: Job, callbacks: Sequence[UserCallback], connection: Connec
     ray_train.fit(job, callbacks, connection)
 
 
-def _run_here(job: Job) -> None:
+def _run_here(job: WorkerSpec) -> None:
     malloc.keep_freed_memory()
     threads = torch.get_num_threads()
     try:
-        if not trainer.train(job, LocalSession(job)):
+        if not trainer.train(job, LocalContext(job)):
             raise KeyboardInterrupt
     finally:
         torch.set_num_threads(threads)

@@ -33,8 +33,8 @@ from pipeline.config.schema import ClusterSettings
 from pipeline.runs import paths
 from pipeline.runtime import malloc
 from pipeline.tracking import progress
-from pipeline.tracking.progress import Notes
-from pipeline.training.context import Job
+from pipeline.tracking.progress import ProgressWriter
+from pipeline.training.context import WorkerSpec
 from pipeline.training.trainer import run_on_ray
 
 ERROR_LOG = "error.log"
@@ -48,7 +48,7 @@ OURS_TO_FREE = ("PlacementGroupCleanerCallback",)
 """The same, for what we do ourselves in a job of our own: it frees what a controller that died had reserved."""
 
 
-def fit(job: Job, callbacks: Sequence[UserCallback], connection: Connection) -> None:
+def fit(job: WorkerSpec, callbacks: Sequence[UserCallback], connection: Connection) -> None:
     """Trains a run on the Ray cluster that this process is connected to, from its newest checkpoint to its end.
 
     Raises:
@@ -81,7 +81,9 @@ def fit(job: Job, callbacks: Sequence[UserCallback], connection: Connection) -> 
             failures -= 1
             if connection.own_job:
                 free_reservations()
-            Notes(folder.path).say("the controller of the training died: the run goes on from its newest checkpoint")
+            ProgressWriter(folder.path).say(
+                "the controller of the training died: the run goes on from its newest checkpoint"
+            )
         except RayError as error:
             raise UserError(f"the Ray cluster failed: {_sentence(str(error))}") from None
         finally:
@@ -99,7 +101,7 @@ def free_reservations() -> list[str]:
     return groups
 
 
-def _trainer(job: Job, callbacks: Sequence[UserCallback], connection: Connection) -> _Trainer:
+def _trainer(job: WorkerSpec, callbacks: Sequence[UserCallback], connection: Connection) -> _Trainer:
     cluster, folder = job.settings.cluster, job.folder
     return _Trainer(
         connection,
@@ -212,7 +214,7 @@ class _Restarts(UserCallback):
     would try `max_failures` times. Runs in Ray's controller process."""
 
     def __init__(self, run: Path) -> None:
-        self._notes = Notes(run)
+        self._notes = ProgressWriter(run)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for error in worker_exceptions.values():

@@ -37,7 +37,7 @@ class Plan:
     batch_size: int
     images_per_worker: int
     """In a step, at most."""
-    images_at_once: int
+    micro_batch_size: int
     """Of those, that a worker passes through the network together."""
     training_images: int
     evaluation_images: int
@@ -65,7 +65,7 @@ class Plan:
 
     def __str__(self) -> str:
         sizes = f"{self.sizes[0]} pixels" if len(self.sizes) == 1 else f"{' → '.join(map(str, self.sizes))} pixels"
-        parts = f", {self.images_at_once} at once" if self.images_at_once < self.images_per_worker else ""
+        parts = f", {self.micro_batch_size} at once" if self.micro_batch_size < self.images_per_worker else ""
         where = "measured here" if self.measured_here else "measured here on the CPU, GPUs are faster"
         return "\n".join(
             [
@@ -90,12 +90,12 @@ def plan(settings: Settings, data: Manifest) -> Plan:
     """
     workers = max(1, settings.cluster.workers)
     share = -(-settings.training.batch_size // workers)
-    at_once = min(share, settings.training.images_at_once or share)
+    at_once = min(share, settings.training.micro_batch_size or share)
     described = describe(settings, len(data.classes))
     training, evaluation = numbers(settings.data, data, settings.training.seed)
     learned, states = described.learned, 3 if settings.optimizer.kind == "adamw" else 2  # weights, and the optimizer's
-    copies = states + 1 + (settings.optimizer.average_decay > 0)
-    stored = states + (settings.optimizer.average_decay > 0)
+    copies = states + 1 + (settings.optimizer.ema_decay > 0)
+    stored = states + (settings.optimizer.ema_decay > 0)
     kept = settings.checkpoint
     sizes = [optimizers.image_size(settings, epoch) for epoch in range(1, settings.training.epochs + 1)]
     images_per_second, measured = _probe(settings, len(data.classes), at_once)
@@ -103,7 +103,7 @@ def plan(settings: Settings, data: Manifest) -> Plan:
         workers=workers,
         batch_size=settings.training.batch_size,
         images_per_worker=share,
-        images_at_once=at_once,
+        micro_batch_size=at_once,
         training_images=training,
         evaluation_images=evaluation,
         steps_per_epoch=len(batch_bounds(training, settings.training.batch_size)) - 1,
@@ -154,7 +154,7 @@ def _step(settings: Settings, classes: int, images: int, device: torch.device) -
     """A training step of a worker."""
     size = settings.data.image_size
     network = models.build(settings.model, classes, size, settings.training.seed).to(device)
-    if settings.training.recompute:
+    if settings.training.activation_checkpointing:
         network.recompute_blocks()
     optimizer = optimizers.build_optimizer(network, settings.optimizer)
     compute = Compute(device, settings.training.precision)

@@ -1,33 +1,26 @@
-"""What an epoch of training comes to: sums that stay on the device until asked for, and a watch over the loss."""
+"""Metrics of a training epoch, accumulated on the device and summed over ranks when they are asked for."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from data_prep.common.errors import UserError
-from pipeline.runtime.collectives import all_gather, sum_over_ranks, world_size
-
-Found = tuple[str, float, list[int]]
-"""What is not finite, its value, and the images of a rank."""
-NAMED = 16
-"""Images that a complaint about a step names."""
+from pipeline.runtime.collectives import sum_over_ranks, world_size
 
 
 @dataclass(frozen=True)
-class EpochSums:
-    """How far an epoch of training is, and sums over it, over all ranks. A checkpoint within the epoch carries it."""
+class EpochTotals:
+    """Progress of a training epoch and its sums over all ranks; stored in checkpoints within the epoch."""
 
     steps: int = 0
     """Steps that are done."""
     position: int = 0
     """Images of the epoch, in its order, that are behind it."""
     loss: float = 0.0
-    hits: float = 0.0
+    correct: float = 0.0
     """Images whose class had the highest score when they were trained on."""
     images: float = 0.0
     skipped: float = 0.0
@@ -35,7 +28,7 @@ class EpochSums:
     gradient_norm: float = 0.0
     """Sum over steps."""
     seconds: float = 0.0
-    waiting: float = 0.0
+    data_wait_seconds: float = 0.0
     """Seconds, of those, in which a rank had no batch to work on; the mean over ranks."""
     learning_rate: float = 0.0
     """Of the last step."""
@@ -44,30 +37,34 @@ class EpochSums:
         """Means of the epoch, as the history has them."""
         return {
             "train/loss": self.loss / self.images,
-            "train/top1": self.hits / self.images,
+            "train/top1": self.correct / self.images,
             "train/images_per_second": self.images / self.seconds,
             "train/seconds": self.seconds,
-            "train/waiting_for_data": self.waiting / self.seconds,
+            "train/waiting_for_data": self.data_wait_seconds / self.seconds,
             "train/gradient_norm": self.gradient_norm / self.steps,
             "train/skipped_images": self.skipped,
             "learning_rate": self.learning_rate,
         }
 
 
-class Meter:
-    """Adds up an epoch of training, on from what a checkpoint within it had."""
+class EpochAccumulator:
+    """Accumulates the metrics of a training epoch, starting from the totals of a checkpoint within it."""
 
-    def __init__(self, begun: EpochSums, device: torch.device) -> None:
-        self._begun = begun
+    def __init__(self, resume_from: EpochTotals, device: torch.device) -> None:
+        self._resume_from = resume_from
         self._device = device
         self._on_device = torch.zeros(3, dtype=torch.float64, device=device)  # loss, hits, gradient norm
         self._images = self._skipped = 0
         self._waiting = 0.0
         self._started = time.perf_counter()
-        self.steps, self.position, self._learning_rate = begun.steps, begun.position, begun.learning_rate
+        self.steps, self.position, self._learning_rate = (
+            resume_from.steps,
+            resume_from.position,
+            resume_from.learning_rate,
+        )
         self._asked = (self._started, self.position, self._waiting)
 
-    def waited(self, seconds: float) -> None:
+    def add_data_wait(self, seconds: float) -> None:
         """Adds time in which there was no batch."""
         self._waiting += seconds
 
@@ -75,7 +72,7 @@ class Meter:
     def add(
         self,
         loss: Tensor,
-        hits: Tensor,
+        correct: Tensor,
         norm: Tensor,
         *,
         images: int,
@@ -84,7 +81,7 @@ class Meter:
         learning_rate: float,
     ) -> None:
         """Adds a step of this rank; `norm` is that of the gradient of all ranks, `position` is behind the step."""
-        self._on_device += torch.stack([loss.double(), hits.double(), norm.double()])
+        self._on_device += torch.stack([loss.double(), correct.double(), norm.double()])
         self._images += images
         self._skipped += skipped
         self.steps += 1
@@ -104,87 +101,22 @@ class Meter:
             "step/learning_rate": self._learning_rate,
         }
 
-    def totals(self) -> EpochSums:
+    def totals(self) -> EpochTotals:
         """The sums over all ranks, each of which has to ask."""
-        loss, hits, norm = self._on_device.tolist()  # waits for the device, so the clock is read after it
+        loss, correct, norm = self._on_device.tolist()  # waits for the device, so the clock is read after it
         seconds = time.perf_counter() - self._started
-        own = [loss, hits, float(self._images), float(self._skipped), norm, seconds, self._waiting]
-        loss, hits, images, skipped, norm, seconds, waiting = sum_over_ranks(own, self._device)
-        ranks, begun = world_size(), self._begun
-        return EpochSums(
+        own = [loss, correct, float(self._images), float(self._skipped), norm, seconds, self._waiting]
+        loss, correct, images, skipped, norm, seconds, waiting = sum_over_ranks(own, self._device)
+        ranks, resume_from = world_size(), self._resume_from
+        return EpochTotals(
             self.steps,
             self.position,
-            begun.loss + loss,
-            begun.hits + hits,
-            begun.images + images,
-            begun.skipped + skipped,
-            begun.gradient_norm + norm / ranks,
-            begun.seconds + seconds / ranks,
-            begun.waiting + waiting / ranks,
+            resume_from.loss + loss,
+            resume_from.correct + correct,
+            resume_from.images + images,
+            resume_from.skipped + skipped,
+            resume_from.gradient_norm + norm / ranks,
+            resume_from.seconds + seconds / ranks,
+            resume_from.data_wait_seconds + waiting / ranks,
             self._learning_rate,
-        )
-
-
-class Watch:
-    """Stops a run whose loss or gradient is no longer finite, and says in which step and on which images it happened.
-
-    What is watched is copied to the host in the background and looked at `lag` steps later: looking at once would make
-    the host wait for a GPU at every step. What the network learned in between is lost with the run.
-    """
-
-    def __init__(self, epoch: int, lag: int) -> None:
-        self.epoch = epoch
-        self.lag = lag
-        self._pending: deque[tuple[int, Tensor, Tensor, torch.cuda.Event | None]] = deque()
-        self._sums = [0.0, 0.0, 0.0, 0.0]  # of the steps looked at: their number, their images, losses, norms
-
-    def add(self, step: int, indices: Tensor, loss: Tensor, norm: Tensor) -> None:
-        """Notes the loss of a step on this rank, and the norm of its gradient, which is that of all ranks.
-
-        Raises:
-            UserError: one that is `lag` steps old is not finite; the same on every rank.
-        """
-        event = None
-        values = torch.stack([loss.detach().float(), norm.detach().float()])
-        if values.is_cuda:
-            values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        self._pending.append((step, indices, values, event))
-        if len(self._pending) > self.lag:
-            self._check()
-
-    def recent(self) -> dict[str, float]:
-        """Mean loss of this rank's images, and mean norm of the gradient, in steps looked at since the last call."""
-        steps, images, loss, norm = self._sums
-        self._sums = [0.0] * 4
-        return {"step/loss": loss / max(1.0, images), "step/gradient_norm": norm / max(1.0, steps)}
-
-    def drain(self) -> None:
-        """Looks at all that is left; raises UserError if one is not finite."""
-        while self._pending:
-            self._check()
-
-    def _check(self) -> None:
-        step, indices, values, event = self._pending.popleft()
-        if event is not None:
-            event.synchronize()
-        loss, norm = values.tolist()
-        if values.isfinite().all():
-            for index, value in enumerate((1, len(indices), loss, norm)):
-                self._sums[index] += value
-            return
-        what, value = ("gradient", norm) if values[0].isfinite() else ("loss", loss)
-        found = [(what, value, indices.tolist())]
-        if not values[1].isfinite():  # so it is on every rank: each learns whose loss it was
-            found = all_gather(found[0])
-            found = [one for one in found if one[0] == "loss"] or found
-        what, value, _ = found[0]
-        images = [index for one in found for index in one[2]]
-        named = ", ".join(map(str, images[:NAMED])) + (
-            f" and {len(images) - NAMED} more" if len(images) > NAMED else ""
-        )
-        raise UserError(
-            f"the {what} became {value} in epoch {self.epoch}, step {step} (training images {named}): lower "
-            "optimizer.learning_rate, lengthen optimizer.warmup_epochs, or set optimizer.clip_norm"
         )

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.runtime.activation_checkpointing import runs_again
+from pipeline.runtime.activation_checkpointing import is_recomputing
 from pipeline.runtime.collectives import all_reduce, world_size
 
 EPSILON = 1e-5
@@ -67,7 +67,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and self.synchronized and world_size() > 1):
-            if self.training and runs_again():
+            if self.training and is_recomputing():
                 # It moves copies: what it keeps for its derivative has to be of the same shape as in the first run.
                 copies = (self.running_mean.clone(), self.running_var.clone())  # type: ignore[union-attr]
                 return nn.functional.batch_norm(x, *copies, self.weight, self.bias, training=True, eps=self.eps)
@@ -78,7 +78,7 @@ class BatchNorm(nn.BatchNorm2d):
         count, mean = total[0].detach(), total[1:] / total[0].detach()
         centered = precise - mean[:, None, None]
         variance = _Sum.apply(centered.square().sum((0, 2, 3))) / count
-        if not runs_again():
+        if not is_recomputing():
             self._move(mean.detach(), variance.detach() * count / (count - 1))
         inverse = torch.rsqrt(EPSILON + variance)
         scale = inverse if self.weight is None else inverse * self.weight

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.config.schema import ModelSettings, ResNetSettings, ScatteringSettings
 from pipeline.models.resnet import ResNet
-from pipeline.models.scattering import BlockKind, ScatteringNetwork
+from pipeline.models.scattering import BlockConfig, ScatteringNetwork
 from pipeline.models.wavelets import Octave, octaves_of_blocks
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -80,7 +80,7 @@ def _scattering(model: ScatteringSettings, classes: int, size: tuple[int, int]) 
         widths=model.channels,
         octaves=octaves if model.octaves is None else [Octave(name) for name in model.octaves],
         angles=model.angles,
-        kind=BlockKind(
+        kind=BlockConfig(
             nonlinearity=model.nonlinearity,
             operator_gain=model.operator_gain,
             operator_bias=model.operator_bias,
@@ -89,7 +89,7 @@ def _scattering(model: ScatteringSettings, classes: int, size: tuple[int, int]) 
             complex_projection=model.projection == "complex",
             standardize=model.standardize,
             normalize=model.normalize,
-            synchronized=model.statistics == "synchronized",
+            synchronized=model.sync_batch_stats,
         ),
         classes=classes,
         size=size,
@@ -110,7 +110,7 @@ def _resnet(model: ResNetSettings, classes: int, size: tuple[int, int]) -> ResNe
         classes=classes,
         size=size,
         width_multiplier=model.width_multiplier,
-        synchronized=model.statistics == "synchronized",
+        synchronized=model.sync_batch_stats,
     )
 
 

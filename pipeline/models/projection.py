@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.batch_stats import EPSILON, MOMENTUM, joined_moments, moments
-from pipeline.runtime.activation_checkpointing import runs_again
+from pipeline.runtime.activation_checkpointing import is_recomputing
 from pipeline.runtime.collectives import all_reduce, world_size
 
 SMALLEST_NORM = 1e-12
@@ -78,7 +78,7 @@ class Projection(nn.Module):
         y, mean, variance = _StandardizedProduct.apply(
             features, self.weight, part, self.synchronized and world_size() > 1
         )
-        if runs_again():
+        if is_recomputing():
             return y
         with torch.no_grad():
             kept = 1 - MOMENTUM

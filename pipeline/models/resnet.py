@@ -68,7 +68,7 @@ class Nonlinearity(nn.Module):
 
 
 @dataclass(frozen=True)
-class BlockKind:
+class BlockConfig:
     """What all blocks of a network have in common."""
 
     bottleneck: bool
@@ -85,7 +85,7 @@ class BlockKind:
 class Block(nn.Module):
     """x (B, C, H, W) → (B, C', ⌈H/stride⌉, ⌈W/stride⌉), C' = width, or 4·width in a bottleneck."""
 
-    def __init__(self, in_channels: int, width: int, stride: int, kind: BlockKind) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, kind: BlockConfig) -> None:
         super().__init__()
         layers = [(width, 3, stride), (width, 3, 1)]  # channels, side of the kernel, stride
         if kind.bottleneck:
@@ -154,7 +154,7 @@ class ResNet(nn.Module):
             raise UserError(
                 "model.stem: ResNet-20 is defined for the CIFAR stem; use model.stem=cifar, or model.depth 18, 34 or 50"
             )
-        kind = BlockKind(
+        kind = BlockConfig(
             bottleneck=depth == 50,
             nonlinearity=nonlinearity,
             affine=affine,

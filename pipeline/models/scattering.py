@@ -35,7 +35,7 @@ SMALLEST_SIDE = 3
 
 
 @dataclass(frozen=True)
-class BlockKind:
+class BlockConfig:
     """What all blocks of a network have in common; see `ScatteringSettings` for the choices."""
 
     nonlinearity: str = "collapse"
@@ -71,7 +71,7 @@ class Block(nn.Module):
         parts: 2 for a complex input, 1 for a real one.
     """
 
-    def __init__(self, channels: tuple[int, int], parts: int, wavelets: WaveletTransform, kind: BlockKind) -> None:
+    def __init__(self, channels: tuple[int, int], parts: int, wavelets: WaveletTransform, kind: BlockConfig) -> None:
         super().__init__()
         self.in_channels, self.out_channels = channels
         self.parts, self.kind = parts, kind
@@ -230,7 +230,7 @@ class ScatteringNetwork(nn.Module):
         widths: Sequence[int],
         octaves: Sequence[Octave],
         angles: int,
-        kind: BlockKind,
+        kind: BlockConfig,
         classes: int,
         size: tuple[int, int],
         in_channels: int = 3,

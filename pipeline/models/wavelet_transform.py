@@ -92,8 +92,8 @@ class WaveletTransform(nn.Module):
         # Rows are copied with their parts, (window, part, M); columns from each tile of rows, (window, M, N).
         rows = parts * self.rows.pixels()[:, None] + np.arange(parts)[:, None]
         columns = self.columns.pixels()[:, None] + width * np.arange(self.rows.tiles)[:, None]
-        self.row_windows = Windows(rows.reshape(-1), height * parts)
-        self.column_windows = Windows(columns.reshape(-1), self.rows.tiles * width)
+        self.row_windows = GatherWindows(rows.reshape(-1), height * parts)
+        self.column_windows = GatherWindows(columns.reshape(-1), self.rows.tiles * width)
 
     def forward(self, x: Tensor) -> Tensor:
         height, parts, width, batch, channels = x.shape
@@ -193,7 +193,7 @@ class Axis:
         return _reflection(self.size).argmax(1)[positions % self._padded]
 
 
-class Windows(nn.Module):
+class GatherWindows(nn.Module):
     """Copies entries along the middle axis: (A, size, C) → (A, len(index), C), and a backward pass in a fixed order."""
 
     index: Tensor

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.runs import paths
-from pipeline.runs.paths import Point
+from pipeline.runs.paths import RunPosition
 
 DESCRIPTION = "checkpoint.json"
 PARTIAL, DISCARDED, DAMAGED = "partial-", "discarded-", "damaged-"
@@ -44,7 +44,7 @@ class Checkpoints:
         self.folder = folder
         self._keep, self._keep_best = keep, keep_best
 
-    def write(self, point: Point, score: float | None, save: Callable[[Path], None]) -> Path:
+    def write(self, point: RunPosition, score: float | None, save: Callable[[Path], None]) -> Path:
         """Stores what `save` writes into a folder: all of it under its name, or nothing.
 
         Raises:

@@ -13,7 +13,7 @@ MODEL, SETTINGS, CLASSES = "model.safetensors", "settings.yaml", "classes.json"
 """In a checkpoint: what a network is made of. The rest of it is for going on."""
 
 
-class Point(NamedTuple):
+class RunPosition(NamedTuple):
     """Where a run is: between two epochs, or within one."""
 
     epochs: int

@@ -42,7 +42,7 @@ EXECUTION_ONLY = frozenset(
         "data.stage",
         "checkpoint.every_minutes",
         "checkpoint.every_steps",
-        "checkpoint.failures",
+        "checkpoint.max_save_failures",
         "checkpoint.grace_seconds",
         "checkpoint.keep",
         "checkpoint.keep_best",
@@ -61,7 +61,7 @@ EXECUTION_ONLY = frozenset(
         "tracking.every_steps",
         "tracking.experiment",
         "tracking.uri",
-        "training.recompute",
+        "training.activation_checkpointing",
     }
 )
 """Settings that may change while a run is interrupted: where and how fast it computes, and where it is tracked, but

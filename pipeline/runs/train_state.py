@@ -20,7 +20,7 @@ import io
 import json
 import pickle
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,15 +35,17 @@ from data_prep.format.manifest import ImageClass
 from pipeline import models
 from pipeline.config import settings_io
 from pipeline.config.schema import Settings
-from pipeline.metrics.epoch import EpochSums
+from pipeline.metrics.epoch import EpochTotals
 from pipeline.runs import history, trained_model
-from pipeline.runs.paths import CLASSES, MODEL, SETTINGS, Point
+from pipeline.runs.paths import CLASSES, MODEL, SETTINGS, RunPosition
 
 TRAINING, LAST = "training.pt", "last.safetensors"
+_FILE_KEYS = {"correct": "hits", "data_wait_seconds": "waiting"}
+"""Keys of training.pt that differ from the fields of EpochTotals: the file format is older than their names."""
 
 
 @dataclass
-class Training:
+class TrainState:
     """Everything that changes while a run goes on."""
 
     network: models.ImageNetwork
@@ -52,11 +54,11 @@ class Training:
     history: list[history.EpochRecord]
     average: AveragedModel | None = None
     """Of the network over its steps, if the run keeps one."""
-    under_way: EpochSums = field(default_factory=EpochSums)
+    epoch_in_progress: EpochTotals = field(default_factory=EpochTotals)
     """Of the epoch that has begun, if one has."""
 
     @property
-    def used(self) -> models.ImageNetwork:
+    def eval_model(self) -> models.ImageNetwork:
         """The network that is evaluated and used afterwards."""
         return cast(models.ImageNetwork, self.average.module) if self.average else self.network
 
@@ -66,24 +68,24 @@ class Training:
         return self.history[-1].epoch if self.history else 0
 
     @property
-    def point(self) -> Point:
+    def position(self) -> RunPosition:
         """Where the run is."""
-        return Point(self.epochs_done, self.under_way.steps)
+        return RunPosition(self.epochs_done, self.epoch_in_progress.steps)
 
 
-def save(folder: Path, training: Training, settings: Settings, classes: Sequence[ImageClass]) -> None:
+def save(folder: Path, training: TrainState, settings: Settings, classes: Sequence[ImageClass]) -> None:
     """Writes a checkpoint into an empty folder.
 
     Raises:
         OSError: it cannot be written. (Their own functions for files raise whatever they like when a disk is full.)
     """
-    (folder / MODEL).write_bytes(_serialized(training.used))
+    (folder / MODEL).write_bytes(_serialized(training.eval_model))
     if training.average:
         (folder / LAST).write_bytes(_serialized(training.network))
     state = {
         "optimizer": training.optimizer.state_dict(),
         "schedule": training.schedule.state_dict(),
-        "under_way": asdict(training.under_way),
+        "under_way": {_FILE_KEYS.get(name, name): value for name, value in asdict(training.epoch_in_progress).items()},
         "averaged": int(training.average.n_averaged) if training.average else 0,
     }
     buffer = io.BytesIO()
@@ -94,20 +96,22 @@ def save(folder: Path, training: Training, settings: Settings, classes: Sequence
     history.write(folder, training.history)
 
 
-def restore(folder: Path, training: Training) -> None:
+def restore(folder: Path, training: TrainState) -> None:
     """Continues from a checkpoint: puts its state into `training`, which was built from the same settings.
 
     Raises:
         UserError: the checkpoint is damaged or belongs to another network.
     """
-    trained_model.put_weights(folder, training.used)
+    trained_model.put_weights(folder, training.eval_model)
     if training.average:
         trained_model.put_weights(folder, training.network, LAST)
     try:
         state: dict[str, Any] = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
         training.optimizer.load_state_dict(state["optimizer"])
         training.schedule.load_state_dict(state["schedule"])
-        training.under_way = EpochSums(**state["under_way"])
+        training.epoch_in_progress = EpochTotals(
+            **{each.name: state["under_way"][_FILE_KEYS.get(each.name, each.name)] for each in fields(EpochTotals)}
+        )
         if training.average:
             training.average.n_averaged.fill_(state["averaged"])
         training.history = history.read(folder)

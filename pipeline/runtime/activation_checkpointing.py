@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 _again = ContextVar("again", default=False)
 
 
-def runs_again() -> bool:
+def is_recomputing() -> bool:
     """Whether this forward pass repeats one for its intermediate results."""
     return _again.get()
 

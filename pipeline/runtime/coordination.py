@@ -17,7 +17,7 @@ import torch.distributed as dist
 from pipeline.runtime.collectives import world_size
 
 
-class Wish(enum.IntFlag):
+class StepAction(enum.IntFlag):
     """What is to be done after a step."""
 
     NOTHING = 0
@@ -29,7 +29,7 @@ class Wish(enum.IntFlag):
     """Save, and end: the user, or a scheduler, wants it."""
 
 
-class Control:
+class RankCoordinator:
     """Every rank calls :meth:`after_step` after each of its steps, of training and of evaluation.
 
     Args:
@@ -42,49 +42,52 @@ class Control:
     """Between two questions whether to stop, which may go to a file on a network."""
 
     def __init__(
-        self, stop_requested: Callable[[], bool], save_seconds: float | None = None, look_seconds: float | None = None
+        self,
+        stop_requested: Callable[[], bool],
+        save_seconds: float | None = None,
+        preemption_poll_seconds: float | None = None,
     ) -> None:
         self._stop_requested = stop_requested
-        self._every = {Wish.SAVE: save_seconds, Wish.LOOK: look_seconds}
+        self._every = {StepAction.SAVE: save_seconds, StepAction.LOOK: preemption_poll_seconds}
         self._last = dict.fromkeys(self._every, time.monotonic())
         self._asked = 0.0
         # A group of its own: its messages wait neither for gradients nor for a GPU.
         self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if world_size() > 1 else None
-        self._under_way: tuple[dist.Work, torch.Tensor] | None = None
+        self._pending: tuple[dist.Work, torch.Tensor] | None = None
 
-    def after_step(self) -> Wish:
+    def after_step(self) -> StepAction:
         """What is to be done after this step, the same on every rank."""
         if self._group is None:
             return self._own()
         agreed = self._arrived()
         message = torch.tensor([int(self._own()) if dist.get_rank() == 0 else 0])
         work = dist.broadcast(message, src=0, group=self._group, async_op=True)
-        self._under_way = (cast(dist.Work, work), message)
+        self._pending = (cast(dist.Work, work), message)
         return agreed
 
     def saved(self) -> None:
         """Tells that the state has just been saved, for another reason than a wish."""
-        self._last[Wish.SAVE] = time.monotonic()
+        self._last[StepAction.SAVE] = time.monotonic()
 
     def close(self) -> None:
         """Ends what is under way, so that the ranks may part."""
         self._arrived()
 
-    def _own(self) -> Wish:
-        now, wish = time.monotonic(), Wish.NOTHING
+    def _own(self) -> StepAction:
+        now, wish = time.monotonic(), StepAction.NOTHING
         for each, seconds in self._every.items():
             if seconds is not None and now - self._last[each] >= seconds:
                 self._last[each] = now
                 wish |= each
         if now - self._asked >= self.ASK_SECONDS:
             self._asked = now
-            wish |= Wish.STOP if self._stop_requested() else Wish.NOTHING
+            wish |= StepAction.STOP if self._stop_requested() else StepAction.NOTHING
         return wish
 
-    def _arrived(self) -> Wish:
-        if self._under_way is None:
-            return Wish.NOTHING
-        work, message = self._under_way
+    def _arrived(self) -> StepAction:
+        if self._pending is None:
+            return StepAction.NOTHING
+        work, message = self._pending
         work.wait()
-        self._under_way = None
-        return Wish(int(message[0]))
+        self._pending = None
+        return StepAction(int(message[0]))

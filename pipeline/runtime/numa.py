@@ -19,7 +19,7 @@ DEVICES = Path("/sys/bus/pci/devices")
 THREADS = Path("/proc/self/task")
 
 
-def settle(cpus: int, local_rank: int, local_workers: int, device: torch.device) -> set[int] | None:
+def bind_process(cpus: int, local_rank: int, local_workers: int, device: torch.device) -> set[int] | None:
     """Moves all threads of this process to the CPUs of one NUMA node.
 
     Args:

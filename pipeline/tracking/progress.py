@@ -43,7 +43,7 @@ class Position(NamedTuple):
     steps: int
 
 
-class Notes:
+class ProgressWriter:
     """The worker's side: says how far it is. Ranks other than the first are silent."""
 
     def __init__(self, folder: Path, silent: bool = False) -> None:
@@ -134,7 +134,7 @@ class Display:
         return f"  {duration(pace * remaining)} left"
 
 
-class Follower:
+class RunWatcher:
     """Watches a run's folder in a thread: shows where it stands, and passes each finished epoch on.
 
     Args:

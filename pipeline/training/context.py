@@ -21,7 +21,7 @@ from pipeline.runtime import numa
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkerSpec:
     """What a worker is told."""
 
     settings: Settings
@@ -31,13 +31,13 @@ class Job:
     """Write down what a few steps spend their time on."""
 
 
-class Session(Protocol):
+class WorkerContext(Protocol):
     """A worker's place among the others."""
 
     rank: int
     world_size: int
     device: torch.device
-    look_seconds: float | None
+    preemption_poll_seconds: float | None
     """How often to ask whether the worker is about to lose its machine; None where nobody knows."""
 
     def stoppable(self) -> AbstractContextManager[Callable[[], bool]]:
@@ -50,14 +50,14 @@ class Session(Protocol):
         """Tells of an epoch that is finished and stored; every rank does."""
 
 
-class LocalSession:
+class LocalContext:
     """The only worker, in this process. The first Ctrl-C or SIGTERM lets it save, a second one ends it at once."""
 
     rank = 0
     world_size = 1
-    look_seconds: float | None = None
+    preemption_poll_seconds: float | None = None
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: WorkerSpec) -> None:
         self.device = torch.device("cuda" if job.settings.cluster.gpu else "cpu")
 
     @contextmanager
@@ -88,12 +88,12 @@ class LocalSession:
         """Whoever is interested reads the history."""
 
 
-class RaySession:
+class RayContext:
     """One of several Ray Train workers."""
 
-    look_seconds: float | None = 5.0
+    preemption_poll_seconds: float | None = 5.0
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: WorkerSpec) -> None:
         import ray.train
         import ray.train.torch
 
@@ -104,7 +104,7 @@ class RaySession:
         # Ray names a GPU wherever it sees one, reserved or not.
         self.device: torch.device = ray.train.torch.get_device() if job.settings.cluster.gpu else torch.device("cpu")
         if job.settings.cluster.numa:
-            numa.settle(
+            numa.bind_process(
                 job.settings.cluster.threads,
                 context.get_local_rank(),
                 context.get_local_world_size(),

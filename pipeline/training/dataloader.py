@@ -74,8 +74,8 @@ class ImageStream:
         described = manifest.load(folder)
         _check_fit(folder, described, data, subset)
         split: Literal["train", "validation"] = "validation" if subset == "validation" else "train"
-        members = _members(subset, described.splits[split].samples, data, seed)
-        if members is not None and len(members) == 0:
+        subset_indices = _subset_indices(subset, described.splits[split].samples, data, seed)
+        if subset_indices is not None and len(subset_indices) == 0:
             raise UserError(f"data.holdout is {data.holdout}, which leaves no image in the {subset} part of {folder}")
         self._loader = Loader(
             folder,
@@ -89,7 +89,7 @@ class ImageStream:
             rank=rank,
             world_size=world_size,
             threads=data.decode_threads or 1,
-            members=members,
+            subset_indices=subset_indices,
             on_damage=data.on_damage,
             allocate=_pinned if pin_memory else None,
             described=described,
@@ -127,8 +127,8 @@ def numbers(data: DataSettings, described: Manifest, seed: int) -> tuple[int, in
     counts = []
     for subset in subsets:
         samples = described.splits["validation" if subset == "validation" else "train"].samples
-        members = _members(subset, samples, data, seed)
-        counts.append(samples if members is None else len(members))
+        subset_indices = _subset_indices(subset, samples, data, seed)
+        counts.append(samples if subset_indices is None else len(subset_indices))
     return counts[0], counts[1]
 
 
@@ -143,7 +143,7 @@ def _pinned(shape: tuple[int, ...]) -> np.ndarray:
     return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
 
 
-def _members(subset: Subset, samples: int, data: DataSettings, seed: int) -> np.ndarray | None:
+def _subset_indices(subset: Subset, samples: int, data: DataSettings, seed: int) -> np.ndarray | None:
     """(members,) int64: the images of a subset among the `samples` of their split, ascending; None if it is all."""
     if subset == "validation" or (subset == "train" and data.evaluate_on == "validation"):
         return None

@@ -50,8 +50,8 @@ def digest(settings: Settings) -> str | None:
     Raises:
         UserError: `start.checkpoint` names none, and no run that goes on without.
     """
-    if under_way := _without_checkpoint(settings):
-        return under_way.start_digest
+    if resumed := _without_checkpoint(settings):
+        return resumed.start_digest
     checkpoint = _checkpoint(settings)
     return None if checkpoint is None else _digest(checkpoint)
 
@@ -184,7 +184,7 @@ def _linear_map(network: ImageNetwork) -> list[str]:
 
 def _comparable(model: ModelSettings) -> ModelSettings:
     """The same network, told in one way of several, without what matters in training alone."""
-    model = model.model_copy(update={"statistics": "worker"})
+    model = model.model_copy(update={"sync_batch_stats": False})
     if not isinstance(model, ScatteringSettings):
         return model
     octaves = octaves_of_blocks(len(model.widths), model.first_factorized_block)

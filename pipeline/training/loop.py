@@ -20,7 +20,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from data_prep.common.errors import UserError
-from pipeline.metrics.epoch import EpochSums, Meter, Watch
+from pipeline.metrics.epoch import EpochAccumulator, EpochTotals
+from pipeline.metrics.nonfinite import NonFiniteGuard
 from pipeline.runtime.collectives import sum_over_ranks, world_size
 
 Precision = Literal["float32", "bfloat16"]
@@ -81,7 +82,7 @@ class Step:
 
     number: int
     """In its epoch, counted from 1."""
-    totals: Callable[[], EpochSums]
+    totals: Callable[[], EpochTotals]
     """The sums of the epoch so far, over all ranks, each of which has to ask. Raises UserError if a loss of the steps
     so far is not finite: what is saved after it is good."""
     recent: Callable[[], dict[str, float]]
@@ -97,12 +98,12 @@ def train_epoch(
     *,
     epoch: int,
     compute: Compute,
-    begun: EpochSums | None = None,
+    resume_from: EpochTotals | None = None,
     label_smoothing: float = 0.0,
-    images_at_once: int | None = None,
-    clip_norm: float | None = None,
+    micro_batch_size: int | None = None,
+    max_grad_norm: float | None = None,
     after_step: Callable[[Step], bool] = lambda step: True,
-) -> EpochSums | None:
+) -> EpochTotals | None:
     """Trains on each of `batches` once.
 
     Each rank's loss is the sum over its images divided by the *global* batch's size and multiplied by the number of
@@ -110,10 +111,10 @@ def train_epoch(
     ranks hold different numbers of images.
 
     Args:
-        begun: what the steps of this epoch before `batches` came to.
-        images_at_once: how many images a rank passes through the network at a time; the gradients of a batch are added
-            up over such parts.
-        clip_norm: what the norm of the gradient is shortened to where it is larger.
+        resume_from: what the steps of this epoch before `batches` came to.
+        micro_batch_size: how many images a rank passes through the network at a time; the gradients of a batch are
+            added up over such parts.
+        max_grad_norm: what the norm of the gradient is shortened to where it is larger.
         after_step: called after each step, on every rank alike; where it returns False, the epoch is left.
 
     Returns:
@@ -123,26 +124,26 @@ def train_epoch(
         UserError: a loss or gradient was not finite; names epoch, step and sample indices.
     """
     network.train()
-    meter = Meter(begun or EpochSums(), compute.device)
-    watch = Watch(epoch, lag=LAG if compute.device.type == "cuda" else 0)
+    meter = EpochAccumulator(resume_from or EpochTotals(), compute.device)
+    watch = NonFiniteGuard(epoch, lag=LAG if compute.device.type == "cuda" else 0)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
-    def totals() -> EpochSums:
+    def totals() -> EpochTotals:
         watch.drain()
         return meter.totals()
 
     def recent() -> dict[str, float]:
         return {**watch.recent(), **meter.recent()}
 
-    for batch in _timed(batches, meter.waited):
+    for batch in _timed(batches, meter.add_data_wait):
         optimizer.zero_grad()
-        loss_sum, hits = _accumulate(network, batch, compute, label_smoothing, images_at_once)
-        norm = _gradient_norm(parameters, clip_norm)
+        loss_sum, correct = _accumulate(network, batch, compute, label_smoothing, micro_batch_size)
+        norm = _gradient_norm(parameters, max_grad_norm)
         watch.add(meter.steps, batch.indices, loss_sum, norm)
         optimizer.step()
         meter.add(
             loss_sum,
-            hits,
+            correct,
             norm,
             images=len(batch.labels),
             skipped=batch.skipped,
@@ -158,7 +159,7 @@ def train_epoch(
 
 
 def _accumulate(
-    network: nn.Module, batch: Batch, compute: Compute, label_smoothing: float, images_at_once: int | None
+    network: nn.Module, batch: Batch, compute: Compute, label_smoothing: float, micro_batch_size: int | None
 ) -> tuple[Tensor, Tensor]:
     """Adds the gradient of a batch to that of the parameters; its loss, summed over this rank's images, and its hits.
 
@@ -166,17 +167,17 @@ def _accumulate(
     """
     ranks = world_size()
     largest = -(-batch.size // ranks)
-    parts = -(-largest // images_at_once) if images_at_once else 1
+    parts = -(-largest // micro_batch_size) if micro_batch_size else 1
     images, labels = (compute.move(each).tensor_split(parts) for each in (batch.images, batch.labels))
-    losses, hits = [], []
+    losses, correct = [], []
     for number, (pixels, classes) in enumerate(zip(images, labels, strict=True), 1):
         with nullcontext() if number == parts else _without_communication(network):
             logits = compute.logits(network, pixels)
             loss = nn.functional.cross_entropy(logits, classes, label_smoothing=label_smoothing, reduction="sum")
             (loss * (ranks / batch.size)).backward()
         losses.append(loss.detach())
-        hits.append((logits.detach().argmax(1) == classes).sum())
-    return torch.stack(losses).sum(), torch.stack(hits).sum()
+        correct.append((logits.detach().argmax(1) == classes).sum())
+    return torch.stack(losses).sum(), torch.stack(correct).sum()
 
 
 def _without_communication(network: nn.Module) -> AbstractContextManager[None]:
@@ -184,11 +185,11 @@ def _without_communication(network: nn.Module) -> AbstractContextManager[None]:
     return no_sync()
 
 
-def _gradient_norm(parameters: list[nn.Parameter], clip_norm: float | None) -> Tensor:
-    """The norm of the gradient, which is shortened to `clip_norm` where it is longer."""
+def _gradient_norm(parameters: list[nn.Parameter], max_grad_norm: float | None) -> Tensor:
+    """The norm of the gradient, which is shortened to `max_grad_norm` where it is longer."""
     norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
-    if clip_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    if max_grad_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     return norm
 
 
@@ -235,11 +236,11 @@ def evaluate(
         labels = compute.move(batch.labels)
         logits = compute.logits(network, compute.move(batch.images))
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        hits = best == labels[:, None]
+        correct = best == labels[:, None]
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
         if observe:
             observe(logits.softmax(1), labels)
-        sums += torch.stack([loss.double(), hits[:, 0].sum().double(), hits.sum().double()])
+        sums += torch.stack([loss.double(), correct[:, 0].sum().double(), correct.sum().double()])
         seen += len(labels)
         skipped += batch.skipped
         if not after_step(step):
@@ -254,7 +255,7 @@ def evaluate(
     }
 
 
-def settle_communication(network: nn.Module, images: int, size: int, compute: Compute) -> None:
+def warm_up_ddp_buckets(network: nn.Module, images: int, size: int, compute: Compute) -> None:
     """Takes a step that changes nothing, after which DistributedDataParallel sends gradients in their final grouping.
 
     It groups them anew after its first step, by the order in which they come. Where a gradient lies in a message
@@ -271,7 +272,7 @@ def settle_communication(network: nn.Module, images: int, size: int, compute: Co
             value.copy_(kept)
 
 
-def waiting_for_gradients(network: nn.Module) -> float:
+def exposed_comm_fraction(network: nn.Module) -> float:
     """Share of a step in which this rank only waits for others' gradients; 0 for one rank.
 
     By DistributedDataParallel's own clock, which looks at the first steps and at every hundredth.
@@ -287,14 +288,14 @@ def waiting_for_gradients(network: nn.Module) -> float:
 
 
 @torch.no_grad()
-def recompute_statistics(network: nn.Module, batches: Iterable[Batch], compute: Compute) -> None:
+def recompute_batch_stats(network: nn.Module, batches: Iterable[Batch], compute: Compute) -> None:
     """Moves the running statistics of a network whose weights are an average, by images that pass through it."""
     network.train()
     for batch in batches:
         compute.logits(network, compute.move(batch.images))
 
 
-def share_buffers(network: nn.Module) -> None:
+def broadcast_running_stats(network: nn.Module) -> None:
     """Gives every rank the first one's buffers: running statistics are each worker's own while it trains."""
     if world_size() > 1:
         for value in _statistics(network):

@@ -52,8 +52,8 @@ def rate_factor(step: int, settings: OptimizerSettings, epochs: int, steps_per_e
 
 def image_size(settings: Settings, epoch: int) -> int:
     """Side, in pixels, of the training images of an epoch, counted from 1; it grows linearly from first to last."""
-    last, first = settings.data.image_size, settings.training.first_image_size or settings.data.image_size
-    growing = settings.training.full_size_from * settings.training.epochs
+    last, first = settings.data.image_size, settings.training.initial_image_size or settings.data.image_size
+    growing = settings.training.resize_end_fraction * settings.training.epochs
     if epoch - 1 >= growing:
         return last
     return min(last, first + SIZE_STEP * round((last - first) * (epoch - 1) / growing / SIZE_STEP))

@@ -25,7 +25,7 @@ from data_prep.maintain.stage import stage
 from pipeline import models
 from pipeline.config.schema import Settings
 from pipeline.metrics import report
-from pipeline.metrics.epoch import EpochSums
+from pipeline.metrics.epoch import EpochTotals
 from pipeline.metrics.report import Observer
 from pipeline.runs import history, paths, remote_copy, train_state
 from pipeline.runs.checkpoint_store import Checkpoints
@@ -33,10 +33,10 @@ from pipeline.runs.history import StepLog
 from pipeline.runs.remote_copy import Uploads
 from pipeline.runtime import system_info
 from pipeline.runtime.collectives import broadcast_from_rank0
-from pipeline.runtime.coordination import Control, Wish
-from pipeline.tracking.progress import Notes
+from pipeline.runtime.coordination import RankCoordinator, StepAction
+from pipeline.tracking.progress import ProgressWriter
 from pipeline.training import finetune, loop
-from pipeline.training.context import Job, RaySession, Session
+from pipeline.training.context import RayContext, WorkerContext, WorkerSpec
 from pipeline.training.dataloader import ImageStream, Subset
 from pipeline.training.optimizers import build_optimizer, build_schedule, image_size
 
@@ -46,7 +46,7 @@ STATISTICS_STEPS = 64
 """Batches by which the statistics of averaged weights are computed anew: of what was there before, 0.9⁶⁴ remains."""
 
 
-def train(job: Job, session: Session) -> bool:
+def train(job: WorkerSpec, session: WorkerContext) -> bool:
     """Trains the run of `job` to its end, from its newest checkpoint on; whether it came there, or was told to stop.
 
     Raises:
@@ -66,10 +66,10 @@ def train(job: Job, session: Session) -> bool:
 class _Work:
     """A worker at work."""
 
-    def __init__(self, job: Job, session: Session) -> None:
+    def __init__(self, job: WorkerSpec, session: WorkerContext) -> None:
         settings = job.settings
         self._settings, self._session, self._run = settings, session, job.folder
-        self._chief = session.rank == 0
+        self.is_rank_zero = session.rank == 0
         torch.set_num_threads(settings.cluster.threads)
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions as in matrix products
         if not (job.folder.path / paths.IDENTITY).is_file():
@@ -89,14 +89,14 @@ class _Work:
         self._training = _stream(folder, settings, "train", session)
         self._evaluation = _stream(folder, settings, settings.data.evaluate_on, session)
         self._state = _build(settings, len(self._training.classes), self._training.steps(), session.device)
-        self._notes = Notes(job.folder.path, silent=not self._chief)
+        self._notes = ProgressWriter(job.folder.path, silent=not self.is_rank_zero)
         kept = settings.checkpoint
         self._checkpoints = Checkpoints(job.folder.checkpoints, kept.keep, kept.keep_best)
         self._uploads_to = kept.upload and remote_copy.location_of(kept.upload, job.folder.path)
-        self._steps = StepLog(job.folder.path, settings.tracking.every_steps) if self._chief else None
+        self._steps = StepLog(job.folder.path, settings.tracking.every_steps) if self.is_rank_zero else None
         self._failed_saves, self._saving = 0, 0.0
         self._warned = False
-        self._profiler = self._new_profiler() if job.profile and self._chief else None
+        self._profiler = self._new_profiler() if job.profile and self.is_rank_zero else None
         self._restore(job)
         self._compute = loop.Compute(session.device, settings.training.precision)
         self._size = 0
@@ -105,7 +105,7 @@ class _Work:
         """All epochs that are left; whether none is."""
         minutes = self._settings.checkpoint.every_minutes
         with self._uploading(), self._session.stoppable() as stop_requested, self._profiler or nullcontext():
-            self._control = Control(stop_requested, 60 * minutes or None, self._session.look_seconds)
+            self._control = RankCoordinator(stop_requested, 60 * minutes or None, self._session.preemption_poll_seconds)
             while self._state.epochs_done < self._settings.training.epochs:
                 if not self._epoch(self._state.epochs_done + 1):
                     return False
@@ -136,12 +136,16 @@ class _Work:
         steps = profiler.schedule(wait=2, warmup=2, active=PROFILED_STEPS, repeat=1)
         return profiler.profile(activities=activities, schedule=steps, on_trace_ready=write)
 
-    def _restore(self, job: Job) -> None:
+    def _restore(self, job: WorkerSpec) -> None:
         """The state of the newest checkpoint that is whole, or a new one."""
         state, settings = self._state, self._settings
-        if self._chief and self._uploads_to and (name := remote_copy.fetch_newest(self._uploads_to, self._run.path)):
+        if (
+            self.is_rank_zero
+            and self._uploads_to
+            and (name := remote_copy.fetch_newest(self._uploads_to, self._run.path))
+        ):
             self._notes.say(f"checkpoint {name} was fetched from {self._uploads_to}")
-        newest, complaints = self._checkpoints.recover() if self._chief else (None, [])
+        newest, complaints = self._checkpoints.recover() if self.is_rank_zero else (None, [])
         for complaint in complaints:
             self._notes.say(f"{complaint}; the run goes on from {newest.name if newest else 'its start'}")
         name = broadcast_from_rank0(newest.name if newest else None)
@@ -155,7 +159,7 @@ class _Work:
             train_state.restore(folder, state)
         else:
             finetune.load(state.network, settings, self._training.classes, job.folder.identity.start_digest)
-        if self._chief:
+        if self.is_rank_zero:
             # The checkpoint decides: whoever wrote after it was interrupted.
             history.write(self._run.path, state.history)
             described = json.dumps(system_info.describe(), indent=1)
@@ -178,8 +182,8 @@ class _Work:
             self._trained = cast(nn.Module, torch.compile(self._trained))
         if session.world_size > 1:
             largest = -(-settings.training.batch_size // session.world_size)
-            loop.settle_communication(
-                self._trained, min(largest, settings.training.images_at_once or largest), size, self._compute
+            loop.warm_up_ddp_buckets(
+                self._trained, min(largest, settings.training.micro_batch_size or largest), size, self._compute
             )
 
     def _epoch(self, epoch: int) -> bool:
@@ -188,7 +192,7 @@ class _Work:
         sums = self._train(epoch)
         if sums is None:  # what it came to is saved
             return False
-        self._state.under_way = sums
+        self._state.epoch_in_progress = sums
         found = self._evaluate(epoch)
         if found is None:
             self._save(None)
@@ -196,21 +200,21 @@ class _Work:
         self._finish(epoch, sums, found)
         return True
 
-    def _train(self, epoch: int) -> EpochSums | None:
+    def _train(self, epoch: int) -> EpochTotals | None:
         """Takes the steps of an epoch that are left; None if the run was told to stop."""
         settings, state = self._settings, self._state
         assert self._trained is not None
         return loop.train_epoch(
             self._trained,
-            self._stream.epoch(epoch, state.under_way.position),
+            self._stream.epoch(epoch, state.epoch_in_progress.position),
             state.optimizer,
             state.schedule,
             epoch=epoch,
             compute=self._compute,
-            begun=state.under_way,
+            resume_from=state.epoch_in_progress,
             label_smoothing=settings.training.label_smoothing,
-            images_at_once=settings.training.images_at_once,
-            clip_norm=settings.optimizer.clip_norm,
+            micro_batch_size=settings.training.micro_batch_size,
+            max_grad_norm=settings.optimizer.max_grad_norm,
             after_step=self._after_step(epoch),
         )
 
@@ -220,19 +224,19 @@ class _Work:
         settings, state = self._settings, self._state
         if state.average:
             few = itertools.islice(self._training.epoch(epoch), STATISTICS_STEPS)
-            loop.recompute_statistics(state.used, few, self._compute)
-            loop.share_buffers(state.used)
-        loop.share_buffers(state.network)
+            loop.recompute_batch_stats(state.eval_model, few, self._compute)
+            loop.broadcast_running_stats(state.eval_model)
+        loop.broadcast_running_stats(state.network)
         note = self._notes.phase(epoch, "evaluation", self._evaluation.steps())
 
         def after_step(step: int) -> bool:
             note(step)
-            return Wish.STOP not in self._control.after_step()
+            return StepAction.STOP not in self._control.after_step()
 
         last = epoch == settings.training.epochs
         observer = Observer(self._training.classes, self._session.device) if last else None
         found = loop.evaluate(
-            state.used,
+            state.eval_model,
             self._evaluation.epoch(epoch),
             compute=self._compute,
             name=settings.data.evaluate_on,
@@ -243,13 +247,13 @@ class _Work:
             self._report(observer, found)
         return found
 
-    def _finish(self, epoch: int, sums: EpochSums, found: dict[str, float]) -> None:
+    def _finish(self, epoch: int, sums: EpochTotals, found: dict[str, float]) -> None:
         """Writes down what an epoch came to, stores the state, and reports."""
         settings, state, session = self._settings, self._state, self._session
         assert self._trained is not None
         metrics = {
             **sums.metrics(),
-            "train/waiting_for_gradients": loop.waiting_for_gradients(self._trained),
+            "train/waiting_for_gradients": loop.exposed_comm_fraction(self._trained),
             "train/saving": self._saving / sums.seconds,
             **found,
             "epoch": float(epoch),
@@ -257,7 +261,7 @@ class _Work:
         }
         self._saving = 0.0
         state.history.append(history.EpochRecord(epoch, time.time(), metrics))
-        state.under_way = EpochSums()
+        state.epoch_in_progress = EpochTotals()
         if self._save(found[f"{settings.data.evaluate_on}/top1"]):
             history.write(self._run.path, state.history)
         session.report(metrics)
@@ -273,7 +277,7 @@ class _Work:
             loss=found[f"{name}/loss"],
             skipped_images=round(found[f"{name}/skipped_images"]),
         )
-        if self._chief:
+        if self.is_rank_zero:
             try:
                 report.write(result, self._run.path / REPORT)
             except UserError as error:  # the network is worth more than the report on it
@@ -294,17 +298,17 @@ class _Work:
             if self._steps and self._steps.due(overall := (epoch - 1) * steps + step.number):
                 self._steps.add(overall, step.recent())
             wish = self._control.after_step()
-            if Wish.LOOK in wish and self._session.preempted() and not self._warned:
+            if StepAction.LOOK in wish and self._session.preempted() and not self._warned:
                 self._warned = True
                 self._notes.say("a node is about to be taken away: the state of the run is saved")
-                wish |= Wish.SAVE
-            if wish & (Wish.SAVE | Wish.STOP) or (every and step.number % every == 0):
-                self._state.under_way = step.totals()
+                wish |= StepAction.SAVE
+            if wish & (StepAction.SAVE | StepAction.STOP) or (every and step.number % every == 0):
+                self._state.epoch_in_progress = step.totals()
                 started = time.perf_counter()
                 self._save(None)
                 self._saving += time.perf_counter() - started
                 self._control.saved()
-            return Wish.STOP not in wish
+            return StepAction.STOP not in wish
 
         return after_step
 
@@ -314,23 +318,23 @@ class _Work:
         Raises:
             UserError: storage failed too often, or nothing that is good would be stored.
         """
-        if not self._chief:
+        if not self.is_rank_zero:
             return False
         state, settings, classes = self._state, self._settings, self._training.classes
         if not all(bool(value.isfinite().all()) for value in state.network.parameters()):
             raise UserError(
-                f"weights are no longer finite after step {state.under_way.steps} of epoch {state.epochs_done + 1}, "
-                "so that they are not stored: lower optimizer.learning_rate, or set optimizer.clip_norm"
+                f"weights are no longer finite after step {state.position.steps} of epoch {state.epochs_done + 1}, "
+                "so that they are not stored: lower optimizer.learning_rate, or set optimizer.max_grad_norm"
             )
         try:
             self._checkpoints.write(
-                state.point, score, lambda folder: train_state.save(folder, state, settings, classes)
+                state.position, score, lambda folder: train_state.save(folder, state, settings, classes)
             )
         except OSError as error:
             self._failed_saves += 1
             what = f"run.storage: {self._run.path} cannot be written ({error.strerror or error})"
             last = state.epochs_done == settings.training.epochs
-            if last or self._failed_saves > settings.checkpoint.failures:
+            if last or self._failed_saves > settings.checkpoint.max_save_failures:
                 raise UserError(f"{what}: make room, and give the same command again; it goes on from there") from None
             self._notes.say(f"{what}: training goes on, and the next checkpoint tries again")
             return False
@@ -342,10 +346,10 @@ class _Work:
 
 def run_on_ray(config: dict[str, Any]) -> None:
     """The function that Ray Train calls in each worker."""
-    train(config["job"], RaySession(config["job"]))
+    train(config["job"], RayContext(config["job"]))
 
 
-def _stream(folder: Path, settings: Settings, subset: Subset, session: Session) -> ImageStream:
+def _stream(folder: Path, settings: Settings, subset: Subset, session: WorkerContext) -> ImageStream:
     threads = settings.data.decode_threads or (settings.cluster.threads if settings.cluster.gpu else 1)
     return ImageStream(
         folder,
@@ -359,19 +363,19 @@ def _stream(folder: Path, settings: Settings, subset: Subset, session: Session) 
     )
 
 
-def _build(settings: Settings, classes: int, steps: int, device: torch.device) -> train_state.Training:
+def _build(settings: Settings, classes: int, steps: int, device: torch.device) -> train_state.TrainState:
     """Everything with new weights: the same on every rank, since the seed decides them."""
     network = _network(settings, classes, settings.data.image_size).to(device)
     optimizer = build_optimizer(network, settings.optimizer)
     schedule = build_schedule(optimizer, settings.optimizer, settings.training.epochs, steps)
-    decay = settings.optimizer.average_decay
+    decay = settings.optimizer.ema_decay
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
-    return train_state.Training(network, optimizer, schedule, history=[], average=average)
+    return train_state.TrainState(network, optimizer, schedule, history=[], average=average)
 
 
 def _network(settings: Settings, classes: int, size: int) -> models.ImageNetwork:
     network = models.build(settings.model, classes, size, settings.training.seed)
-    if settings.training.recompute:
+    if settings.training.activation_checkpointing:
         network.recompute_blocks()
     finetune.freeze(network, settings)
     return network
@@ -380,13 +384,13 @@ def _network(settings: Settings, classes: int, size: int) -> models.ImageNetwork
 def _too_little_memory(settings: Settings, error: Exception) -> UserError:
     where = "the GPU's memory" if settings.cluster.gpu else "memory"
     return UserError(
-        f"{where} is too small for a step ({str(error).splitlines()[0][:200]}): set training.recompute, "
-        "or training.images_at_once to a part of what a worker takes at once, or lower training.batch_size, "
+        f"{where} is too small for a step ({str(error).splitlines()[0][:200]}): set training.activation_checkpointing, "
+        "or training.micro_batch_size to a part of what a worker takes at once, or lower training.batch_size, "
         "data.image_size or model.width_multiplier"
     )
 
 
-def _distributed(network: nn.Module, session: Session) -> nn.Module:
+def _distributed(network: nn.Module, session: WorkerContext) -> nn.Module:
     """The network whose gradients are averaged over ranks; running statistics stay each rank's own until shared."""
     if session.world_size == 1:
         return network

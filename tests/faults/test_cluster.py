@@ -23,7 +23,7 @@ from data_prep.common.errors import UserError
 from pipeline.config import settings_io
 from pipeline.launch import launcher
 from pipeline.runs import paths
-from pipeline.runs.paths import Point
+from pipeline.runs.paths import RunPosition
 from pipeline.tracking import mlflow_run, progress
 from tests.helpers.ranks import train_in_ranks
 from tests.helpers.ray_cluster import RAY, ExternalCluster, external_cluster, title
@@ -124,7 +124,7 @@ def test_elastic_training_saves_before_a_node_goes_and_uses_the_next_one(
     command.process.send_signal(signal.SIGTERM)
     status, _, complaint = command.end()
     assert (status, complaint.strip()) == (130, "interrupted: the same command continues")
-    assert paths.stored_checkpoints(run)[-1].name >= Point(epochs_done(run)).name
+    assert paths.stored_checkpoints(run)[-1].name >= RunPosition(epochs_done(run)).name
     assert not (run / paths.STOP).exists()
     wait_for(lambda: cluster.state()["cpus"] == 4, "all CPUs")
     epochs = [record["epoch"] for record in records(run)]
@@ -138,10 +138,10 @@ def test_two_workers_one_of_which_and_whose_driver_are_killed_come_to_the_same_b
     chance, options = random.Random(2), ("cluster.workers=2", "checkpoint.every_steps=1")
     hurt = file.parent / "runs" / "hurt-2"
     command = start("run.name=hurt-2", *options)
-    wait_for_point(hurt, Point(0, chance.randrange(1, STEPS)), command)
+    wait_for_point(hurt, RunPosition(0, chance.randrange(1, STEPS)), command)
     chance.choice(workers(cluster)).send_signal(signal.SIGKILL)
     assert epochs_done(hurt) < 2, "the worker died too late to show anything"
-    wait_for_point(hurt, Point(3, chance.randrange(1, STEPS)), command)
+    wait_for_point(hurt, RunPosition(3, chance.randrange(1, STEPS)), command)
     command.kill()
     assert epochs_done(hurt) < EPOCHS
     command = start("run.name=hurt-2", *options)
@@ -170,10 +170,10 @@ def test_four_workers_one_of_which_and_whose_controller_are_killed_come_to_the_s
     alone = train_in_ranks(settings_io.load(file, ["run.name=alone-4"]), tmp_path)
     cluster.add_node()
     hurt = alone.with_name("hurt-4")
-    wait_for_point(hurt, Point(0, chance.randrange(1, STEPS)), command)
+    wait_for_point(hurt, RunPosition(0, chance.randrange(1, STEPS)), command)
     chance.choice(workers(cluster)).send_signal(signal.SIGKILL)
     assert epochs_done(hurt) < 2, "the worker died too late to show anything"
-    wait_for_point(hurt, Point(3, chance.randrange(1, STEPS)), command)
+    wait_for_point(hurt, RunPosition(3, chance.randrange(1, STEPS)), command)
     (controller,) = [one for one in cluster.processes() if "TrainController" in title(one)]
     controller.send_signal(signal.SIGKILL)
     assert epochs_done(hurt) < EPOCHS, "it died too late to show anything"

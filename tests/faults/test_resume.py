@@ -19,7 +19,7 @@ from pipeline.config.schema import Settings
 from pipeline.launch import launcher
 from pipeline.runs import paths
 from pipeline.runs.checkpoint_store import DAMAGED
-from pipeline.runs.paths import Point
+from pipeline.runs.paths import RunPosition
 from pipeline.tracking import progress
 from pipeline.training import trainer
 from pipeline.training.dataloader import Batch, ImageStream
@@ -112,7 +112,7 @@ def test_every_image_is_once_in_each_epoch_that_led_to_the_weights(
 def test_sigkill_at_any_step_changes_no_bit(file: Path, alone: Path) -> None:
     run, chance = alone.with_name("killed"), random.Random(1)
     options = ("run.name=killed", "checkpoint.every_steps=1")
-    for point in (Point(0, chance.randrange(1, STEPS)), Point(1, chance.randrange(1, STEPS))):
+    for point in (RunPosition(0, chance.randrange(1, STEPS)), RunPosition(1, chance.randrange(1, STEPS))):
         command = Command(file, *options)
         wait_for_point(run, point, command)
         command.kill()
@@ -140,20 +140,20 @@ def test_a_run_that_is_told_to_stop_finishes_its_step_and_saves(
 def test_a_stop_within_an_evaluation_is_saved_too_and_changes_no_bit(
     settings: Callable[..., Settings], alone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    phase = progress.Notes.phase
+    phase = progress.ProgressWriter.phase
 
-    def stopping(self: progress.Notes, epoch: int, name: str, steps: int) -> Callable[[int], None]:
+    def stopping(self: progress.ProgressWriter, epoch: int, name: str, steps: int) -> Callable[[int], None]:
         if (epoch, name) == (2, "evaluation"):
             signal.raise_signal(signal.SIGTERM)
         return phase(self, epoch, name, steps)
 
     with monkeypatch.context() as patch:
-        patch.setattr(progress.Notes, "phase", stopping)
+        patch.setattr(progress.ProgressWriter, "phase", stopping)
         patch.setattr("pipeline.runtime.coordination.Control.ASK_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             launcher.train(settings(), progress=False)
     run = alone.with_name(settings().run.name or "")
-    assert paths.stored_checkpoints(run)[-1].name == Point(1, STEPS).name
+    assert paths.stored_checkpoints(run)[-1].name == RunPosition(1, STEPS).name
     assert_same_bits(alone, launcher.train(settings(), progress=False).folder)
 
 
@@ -200,7 +200,7 @@ def test_a_full_disk_is_survived_for_a_while_and_then_told(
 
         recorded.seen = []
         recorded.before_batch = staticmethod(lambda number: filler.append(fill(disk)) if number == 6 else None)
-        options = (*options, "run.name=impatient", "checkpoint.failures=0")
+        options = (*options, "run.name=impatient", "checkpoint.max_save_failures=0")
         with pytest.raises(UserError, match=r"run\.storage: .*impatient cannot be written \(No space left.*make room"):
             launcher.train(settings(*options), progress=False)
         filler.pop().unlink()
@@ -209,7 +209,9 @@ def test_a_full_disk_is_survived_for_a_while_and_then_told(
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_state(settings: Callable[..., Settings], alone: Path) -> None:
-    with pytest.raises(UserError, match=r"became (nan|inf) in epoch 1, step \d+ \(training images \d+, .*clip_norm"):
+    with pytest.raises(
+        UserError, match=r"became (nan|inf) in epoch 1, step \d+ \(training images \d+, .*max_grad_norm"
+    ):
         launcher.train(settings("optimizer.learning_rate=1.0e+30", "checkpoint.every_steps=1"), progress=False)
     run = alone.with_name(settings().run.name or "")
     for stored in paths.stored_checkpoints(run):
@@ -237,14 +239,16 @@ def test_too_little_memory_says_what_to_lower(file: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LITTLE_MEMORY, str(file), *big], capture_output=True, text=True, timeout=300
     )
-    assert re.match(r"memory is too small for a step \(.*\): set training\.recompute", done.stdout), done
+    assert re.match(r"memory is too small for a step \(.*\): set training\.activation_checkpointing", done.stdout), done
 
 
 def test_a_batch_in_parts_learns_what_a_whole_one_does(settings: Callable[..., Settings]) -> None:
     """Without statistics of batches, a sum over parts is that over the batch."""
     options = ("model.standardize=false", "model.classifier_normalization=none", "training.epochs=1")
     whole, parts = (
-        launcher.train(settings(*options, f"run.name=parts-{name}", f"training.images_at_once={most}"), progress=False)
+        launcher.train(
+            settings(*options, f"run.name=parts-{name}", f"training.micro_batch_size={most}"), progress=False
+        )
         for name, most in (("none", "null"), ("three", "7"))
     )
     for name, value in whole.metrics.items():

@@ -31,5 +31,5 @@ def save_checkpoint(
     optimizer = build_optimizer(network, settings.optimizer)
     schedule = build_schedule(optimizer, settings.optimizer, 1, 1)
     folder.mkdir(parents=True)
-    train_state.save(folder, train_state.Training(network, optimizer, schedule, []), settings, image_classes(names))
+    train_state.save(folder, train_state.TrainState(network, optimizer, schedule, []), settings, image_classes(names))
     return network.eval()

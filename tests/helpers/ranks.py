@@ -13,7 +13,7 @@ from data_prep.format import manifest
 from pipeline.config.schema import Settings
 from pipeline.runs import run_folder
 from pipeline.training import finetune, trainer
-from pipeline.training.context import Job, LocalSession
+from pipeline.training.context import LocalContext, WorkerSpec
 
 RANKS = 2
 
@@ -42,10 +42,10 @@ def _in_rank(rank: int, ranks: int, folder: Path, work: Callable[..., Any], argu
     dist.destroy_process_group()
 
 
-class Rank(LocalSession):
+class Rank(LocalContext):
     """One of several workers without a cluster."""
 
-    def __init__(self, job: Job, rank: int) -> None:
+    def __init__(self, job: WorkerSpec, rank: int) -> None:
         super().__init__(job)
         self.rank, self.world_size = rank, dist.get_world_size()
 
@@ -60,9 +60,9 @@ def train_in_ranks(settings: Settings, folder: Path) -> Path:
     data = manifest.load(Path(settings.data.path))
     with run_folder.claim(settings, data, finetune.digest(settings)) as run:
         run.begin()
-        assert all(in_ranks(_train, folder, Job(settings, run), ranks=settings.cluster.workers))
+        assert all(in_ranks(_train, folder, WorkerSpec(settings, run), ranks=settings.cluster.workers))
     return run.path
 
 
-def _train(rank: int, job: Job) -> bool:
+def _train(rank: int, job: WorkerSpec) -> bool:
     return trainer.train(job, Rank(job, rank))

@@ -102,7 +102,7 @@ def wait_for_epoch(run: Path, epoch: int, command: Command) -> None:
     wait_for(lambda: epochs_done(run) >= epoch, f"epoch {epoch} of {run.name}", command)
 
 
-def wait_for_point(run: Path, point: paths.Point, command: Command) -> None:
+def wait_for_point(run: Path, point: paths.RunPosition, command: Command) -> None:
     """Waits for a checkpoint there, or behind."""
 
     def there() -> bool:

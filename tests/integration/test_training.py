@@ -54,12 +54,12 @@ def tracked(storage: Path, outcome_or_id: str) -> Any:
 def test_an_interrupted_run_goes_on_to_the_same_bits_in_the_same_tracked_run(
     settings: Callable[..., Settings], storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(folder: Path, state: train_state.Training, *others: Any) -> None:
+    def die(folder: Path, state: train_state.TrainState, *others: Any) -> None:
         save(folder, state, *others)
         if state.epochs_done == 2:
             raise KeyboardInterrupt
 
-    whole = launcher.train(settings("run.name=whole", "training.recompute=true"), progress=False)
+    whole = launcher.train(settings("run.name=whole", "training.activation_checkpointing=true"), progress=False)
     save = train_state.save
     with monkeypatch.context() as patch:
         patch.setattr(train_state, "save", die)

@@ -36,18 +36,18 @@ def settings(
         "data": {"path": str(textures), "image_size": 48, "flip": False},
         "run": {"storage": str(storage), "name": re.sub(r"\W+", "-", request.node.name)},
         "model": {"widths": [4, 4], "classifier": "pooled"},
-        "optimizer": {"learning_rate": 0.05, "average_decay": 0.8},
-        "training": {"epochs": 3, "batch_size": 40, "first_image_size": 16},
+        "optimizer": {"learning_rate": 0.05, "ema_decay": 0.8},
+        "training": {"epochs": 3, "batch_size": 40, "initial_image_size": 16},
         "cluster": {"workers": 0},
     }
     return lambda *overrides: settings_io.resolve(Settings, settings_io.override(content, overrides), "test")
 
 
 def test_images_grow_linearly_and_end_at_the_full_size(settings: Callable[..., Settings]) -> None:
-    chosen = settings("data.image_size=200", "training.first_image_size=128", "training.epochs=10")
+    chosen = settings("data.image_size=200", "training.initial_image_size=128", "training.epochs=10")
     sizes = [image_size(chosen, epoch) for epoch in range(1, 11)]
     assert sizes == [128, 144, 144, 160, 176, 176, 192, 200, 200, 200]
-    plain = settings("training.first_image_size=null")
+    plain = settings("training.initial_image_size=null")
     assert {image_size(plain, epoch) for epoch in range(1, 4)} == {48}
 
 
@@ -61,13 +61,13 @@ def test_epochs_see_images_of_their_size(settings: Callable[..., Settings], monk
                 yield batch
 
     monkeypatch.setattr(trainer, "ImageStream", Watched)
-    launcher.train(settings("training.epochs=4", "optimizer.average_decay=0"), progress=False)
+    launcher.train(settings("training.epochs=4", "optimizer.ema_decay=0"), progress=False)
     assert seen == {1: {16, 48}, 2: {32, 48}, 3: {32, 48}, 4: {48}}, "validation images are of full size"
 
 
 def test_what_is_learned_on_small_images_is_what_larger_ones_go_on_with(settings: Callable[..., Settings]) -> None:
     grown = launcher.train(settings(), progress=False)
-    fixed = launcher.train(settings("training.first_image_size=null", "run.name=fixed"), progress=False)
+    fixed = launcher.train(settings("training.initial_image_size=null", "run.name=fixed"), progress=False)
     assert grown.metrics["train/loss"] == pytest.approx(fixed.metrics["train/loss"], rel=0.3)
     assert grown.metrics["train/loss"] != fixed.metrics["train/loss"]
 
@@ -102,7 +102,12 @@ def test_a_run_that_is_killed_comes_to_the_same_bits(
 
 
 def test_the_average_follows_its_formula(settings: Callable[..., Settings]) -> None:
-    options = ("training.epochs=1", "checkpoint.every_steps=1", "checkpoint.keep=100", "training.first_image_size=null")
+    options = (
+        "training.epochs=1",
+        "checkpoint.every_steps=1",
+        "checkpoint.keep=100",
+        "training.initial_image_size=null",
+    )
     run = launcher.train(settings(*options), progress=False).folder
     stored = [path for path in paths.stored_checkpoints(run) if "-step-" in path.name]
     assert len(stored) == 6
@@ -127,7 +132,7 @@ def test_what_is_stored_is_what_was_evaluated(settings: Callable[..., Settings],
 
 def test_statistics_of_the_average_are_its_own(settings: Callable[..., Settings], textures: Path) -> None:
     """They are close to those of its first batch of training images, and those of the last weights are not it."""
-    outcome = launcher.train(settings("training.first_image_size=null"), progress=False)
+    outcome = launcher.train(settings("training.initial_image_size=null"), progress=False)
     ends = paths.stored_checkpoints(outcome.folder)[-1]
     used, last = load_file(ends / paths.MODEL), load_file(ends / train_state.LAST)
     statistics = [name for name in used if "running" in name or "mean" in name or "variance" in name]
@@ -135,10 +140,10 @@ def test_statistics_of_the_average_are_its_own(settings: Callable[..., Settings]
 
 
 def test_growing_needs_a_network_for_every_size(settings: Callable[..., Settings]) -> None:
-    with pytest.raises(UserError, match=r"first_image_size needs model\.classifier=pooled"):
+    with pytest.raises(UserError, match=r"initial_image_size needs model\.classifier=pooled"):
         settings("model.classifier=flatten")
-    with pytest.raises(UserError, match=r"first_image_size \(64\) must not exceed data.image_size \(48\)"):
-        settings("training.first_image_size=64")
+    with pytest.raises(UserError, match=r"initial_image_size \(64\) must not exceed data.image_size \(48\)"):
+        settings("training.initial_image_size=64")
 
 
 def test_optimizers_are_torchs() -> None:

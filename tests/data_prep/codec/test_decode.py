@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from data_prep.codec.decode import JOB, DecodeError, Kind, check, decode, fill, read_header, whole
+from data_prep.codec.decode import JOB, DecodeError, Kind, check, decode, decode_batch, read_header, whole
 from data_prep.format.beton import JPEG, RAW
 
 Picture = tuple[np.ndarray, int, int]
@@ -38,7 +38,7 @@ def job(
 
 def one(jobs: np.ndarray, height: int, width: int, reduce: bool = False) -> np.ndarray:
     out = np.empty((1, height, width, 3), np.uint8)
-    assert fill(jobs, out, reduce) == []
+    assert decode_batch(jobs, out, reduce) == []
     return out[0]
 
 
@@ -156,7 +156,7 @@ def problems_of(content: np.ndarray, height: int, width: int) -> tuple[list, lis
     """What a check says, and what a decoder says that computes every pixel."""
     jobs = np.zeros(1, JOB)
     jobs[0] = whole(content, JPEG, height, width)
-    return check(jobs), fill(jobs, np.empty((1, height, width, 3), np.uint8), reduce=False)
+    return check(jobs), decode_batch(jobs, np.empty((1, height, width, 3), np.uint8), reduce=False)
 
 
 def changed(content: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -243,7 +243,7 @@ def test_damaged_images_are_black_and_named_and_the_others_whole() -> None:
     contents = [good, good[: len(good) // 2], broken, cmyk, np.zeros(50, np.uint8), good]
     jobs = np.concatenate([job(content, JPEG, (60, 80), (0, 0, 60, 80)) for content in contents])
     out = np.full((6, 60, 80, 3), 77, np.uint8)
-    problems = fill(jobs, out)
+    problems = decode_batch(jobs, out)
     assert [problem.row for problem in problems] == [1, 2, 3, 4]
     assert [problem.kind for problem in problems] == [Kind.DAMAGE, Kind.DAMAGE, Kind.FAILURE, Kind.FAILURE]
     assert "Premature end" in problems[0].message and "Not a JPEG" in problems[3].message
@@ -274,7 +274,7 @@ def test_any_bytes_at_all_give_an_answer() -> None:
         where = random.integers(0, len(content), random.integers(1, 30))
         content[where] = random.integers(0, 256, len(where))
         content = content[: random.integers(1, len(content) + 1)]
-        told += len(fill(job(content, JPEG, (50, 70), (3, 4, 40, 41)), out))
+        told += len(decode_batch(job(content, JPEG, (50, 70), (3, 4, 40, 41)), out))
     assert told > 1000
 
 
@@ -288,20 +288,20 @@ def test_images_of_another_size_than_stored_are_refused() -> None:
 def test_rectangles_outside_of_the_image_never_reach_the_decoder(crop: tuple[int, int, int, int]) -> None:
     content = np.zeros(300, np.uint8)
     with pytest.raises(ValueError, match="rectangle"):
-        fill(job(content, RAW, (10, 10), crop), np.empty((1, 4, 4, 3), np.uint8))
+        decode_batch(job(content, RAW, (10, 10), crop), np.empty((1, 4, 4, 3), np.uint8))
 
 
 def test_tables_and_outputs_must_fit() -> None:
     jobs = job(np.zeros(300, np.uint8), RAW, (10, 10), (0, 0, 10, 10))
     with pytest.raises(ValueError, match="jobs fill"):
-        fill(jobs, np.empty((2, 4, 4, 3), np.uint8))
+        decode_batch(jobs, np.empty((2, 4, 4, 3), np.uint8))
     with pytest.raises(ValueError, match="jobs fill"):
-        fill(jobs, np.empty((1, 4, 4, 3), np.float32))
+        decode_batch(jobs, np.empty((1, 4, 4, 3), np.float32))
     with pytest.raises((ValueError, BufferError)):
-        fill(jobs, np.empty((1, 4, 8, 3), np.uint8)[:, :, ::2])
+        decode_batch(jobs, np.empty((1, 4, 8, 3), np.uint8)[:, :, ::2])
     jobs["size"] = 299
     with pytest.raises(ValueError, match="another size than its pixels"):
-        fill(jobs, np.empty((1, 4, 4, 3), np.uint8))
+        decode_batch(jobs, np.empty((1, 4, 4, 3), np.uint8))
 
 
 def test_headers_are_read_without_decoding() -> None:

@@ -113,10 +113,10 @@ def test_workers_without_images_still_take_every_step(folder: Path) -> None:
 
 
 def test_members_alone_are_loaded(folder: Path) -> None:
-    members = np.arange(3, 101, 4)
+    subset_indices = np.arange(3, 101, 4)
     for shuffle in ("none", "full", "blocks"):
-        loader = open_loader(folder, members=members, shuffle=shuffle, blocks=SMALL_BLOCKS)
-        assert loader.samples == 25 and sorted(indices_of(list(loader.epoch(0)))) == members.tolist()
+        loader = open_loader(folder, subset_indices=subset_indices, shuffle=shuffle, blocks=SMALL_BLOCKS)
+        assert loader.samples == 25 and sorted(indices_of(list(loader.epoch(0)))) == subset_indices.tolist()
 
 
 @pytest.mark.parametrize(

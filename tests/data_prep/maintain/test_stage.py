@@ -160,13 +160,13 @@ def test_what_was_copied_is_not_copied_again(folder: Path, tmp_path: Path, monke
     with start(folder, disk, bytes_of(folder) // 2) as process:
         process.wait()
     fetched: list[int] = []
-    blocks = remote_reader.Origin.blocks
+    blocks = remote_reader.RemoteDataset.blocks
 
-    def watched(self: remote_reader.Origin, name: str, begin: int, end: int) -> object:
+    def watched(self: remote_reader.RemoteDataset, name: str, begin: int, end: int) -> object:
         fetched.append(end - begin)
         return blocks(self, name, begin, end)
 
-    monkeypatch.setattr(remote_reader.Origin, "blocks", watched)
+    monkeypatch.setattr(remote_reader.RemoteDataset, "blocks", watched)
     [partial] = disk.glob(".*.partial")
     present = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
     assert content(stage(str(folder), disk)) == content(folder)
@@ -255,7 +255,7 @@ def test_a_read_that_fails_twice_is_repeated_and_a_third_failure_is_told(
             raise stale.pop()
         return "answer"
 
-    source = remote_reader.Origin(str(folder))
+    source = remote_reader.RemoteDataset(str(folder))
     if failures == 2:
         assert source._repeat("a.beton", request) == "answer"
     else:

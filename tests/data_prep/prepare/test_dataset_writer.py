@@ -24,7 +24,7 @@ from data_prep.format import manifest
 from data_prep.format.beton import JPEG, RAW
 from data_prep.maintain.verify import verify
 from data_prep.prepare.dataset_writer import Estimate, prepare
-from data_prep.prepare.spec import Request
+from data_prep.prepare.spec import PrepareSpec
 from data_prep.sources.folders import ClassFolders
 from data_prep.sources.textures import Textures
 from tests.data_prep.codec.test_decode import averaged
@@ -60,7 +60,7 @@ def expected(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(photos: Path, output: Path, threads: int = 1, shards: int = 1, **options: Any) -> manifest.Manifest:
     source = ClassFolders(photos)
-    request = Request.of(source, **{"shard_samples": 9, **options})
+    request = PrepareSpec.of(source, **{"shard_samples": 9, **options})
     return prepare(source, output, request, Threads(shards), threads=threads).manifest
 
 
@@ -117,7 +117,7 @@ def test_two_commands_cannot_write_one_output_and_the_killed_ones_work_is_kept(t
 
 def test_a_full_disk_is_told_and_the_work_goes_on_when_there_is_room(tmp_path: Path) -> None:
     source = Textures(0, 150, 10)
-    request = Request.of(source, shard_samples=100)
+    request = PrepareSpec.of(source, shard_samples=100)
     with small_disk(tmp_path / "disk", 50) as disk:
         output = disk / "out"
         fillers: list[Path] = []
@@ -208,10 +208,10 @@ import resource, sys
 from pathlib import Path
 from data_prep.sources.textures import Textures
 from data_prep.common.parallel import Threads
-from data_prep.prepare.spec import Request
+from data_prep.prepare.spec import PrepareSpec
 from data_prep.prepare.dataset_writer import prepare
 source = Textures(0, int(sys.argv[2]), 1)
-prepare(source, Path(sys.argv[1]), Request.of(source, shard_samples=100), Threads(1), threads=2)
+prepare(source, Path(sys.argv[1]), PrepareSpec.of(source, shard_samples=100), Threads(1), threads=2)
 [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
 print(line.split()[1])
 """

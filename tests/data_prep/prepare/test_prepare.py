@@ -25,9 +25,9 @@ from data_prep.format import manifest
 from data_prep.format.beton import JPEG, Shard
 from data_prep.prepare import spec
 from data_prep.prepare.dataset_writer import prepare
-from data_prep.prepare.spec import Request
+from data_prep.prepare.spec import PrepareSpec
 from data_prep.sources.folders import ClassFolders
-from data_prep.sources.image_index import Listing
+from data_prep.sources.image_index import ImageIndex
 from data_prep.sources.textures import Textures
 
 
@@ -73,7 +73,7 @@ def run(*arguments: object) -> str:
     return result.output
 
 
-def listed(root: Path, names: Path | None = None) -> Listing:
+def listed(root: Path, names: Path | None = None) -> ImageIndex:
     """What class folders hold; they need neither scratch nor workers."""
     return ClassFolders(root, names).list(root, Threads(1))
 
@@ -195,7 +195,7 @@ def test_images_are_shuffled_by_the_seed_and_written_reproducibly(tmp_path: Path
     source = Textures(0, 20, 2)
     digests = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        asked = Request.of(source, seed=seed)
+        asked = PrepareSpec.of(source, seed=seed)
         digests[name] = prepare(source, tmp_path / name, asked, Threads(1)).manifest.digest
     labels = {
         name: Shard(tmp_path / name / "train-00000.beton").locate(np.arange(200)).label.tolist() for name in digests
@@ -274,7 +274,7 @@ import os, signal, sys
 from pathlib import Path
 from data_prep.sources.textures import Textures
 from data_prep.common.parallel import Threads
-from data_prep.prepare.spec import Request
+from data_prep.prepare.spec import PrepareSpec
 from data_prep.prepare.dataset_writer import prepare
 done = []
 def advance(images):
@@ -282,7 +282,7 @@ def advance(images):
     if len(sys.argv) > 2 and len(done) == 60:
         os.kill(os.getpid(), signal.Signals[sys.argv[2]])
 source = Textures(0, 50, 1)
-prepare(source, Path(sys.argv[1]), Request.of(source, shard_samples=10), Threads(1, advance), threads=2)
+prepare(source, Path(sys.argv[1]), PrepareSpec.of(source, shard_samples=10), Threads(1, advance), threads=2)
 print(len(done))
 """
 
@@ -298,7 +298,7 @@ def test_interrupted_preparing_goes_on_where_it_stopped(tmp_path: Path, signal: 
     assert int(again.stdout) == 510 - 10 * len(shards), "images of finished shards were written again"
     assert {(tmp_path / "out" / path.name).stat().st_ino for path in shards} == set(shards.values())
     source = Textures(0, 50, 1)
-    whole = prepare(source, tmp_path / "whole", Request.of(source, shard_samples=10), Threads(2), threads=1)
+    whole = prepare(source, tmp_path / "whole", PrepareSpec.of(source, shard_samples=10), Threads(2), threads=1)
     assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
     for path in (tmp_path / "whole").iterdir():
         if path.suffix == ".beton":
@@ -310,7 +310,7 @@ def test_what_was_begun_by_another_request_is_not_mixed_in(tmp_path: Path) -> No
     program = [sys.executable, "-c", PREPARE, str(tmp_path / "out"), "SIGKILL"]
     subprocess.run(program, stderr=subprocess.DEVNULL)
     source = Textures(0, 50, 1)
-    other = Request.of(source, shard_samples=20)
+    other = PrepareSpec.of(source, shard_samples=20)
     with pytest.raises(
         UserError, match=r"begun and not finished by another request \(shard_samples 10 instead of 20\)"
     ):

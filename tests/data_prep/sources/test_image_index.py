@@ -15,16 +15,24 @@ from data_prep.common.files import in_sentences
 from data_prep.format.manifest import ImageClass
 from data_prep.prepare.selection import Selection
 from data_prep.sources import image_index
-from data_prep.sources.image_index import IMAGES, Found, Listing, Spool, map_table, pick, write_table
+from data_prep.sources.image_index import (
+    IMAGES,
+    ImageIndex,
+    ImageIndexBuilder,
+    IndexedImage,
+    map_table,
+    pick,
+    write_table,
+)
 from tests.helpers import disks
 
 CLASSES = ("a", "b", "z")
 
 
-def found(number: int) -> tuple[str, Found]:
+def found(number: int) -> tuple[str, IndexedImage]:
     """Images in an order that is neither that of classes nor that of names; some have the same name."""
     identity = CLASSES[number % 3]
-    return identity, Found(f"train/{identity}/{number * 7 % 30:02d} é.jpg", f"file {number}", number, 2 * number)
+    return identity, IndexedImage(f"train/{identity}/{number * 7 % 30:02d} é.jpg", f"file {number}", number, 2 * number)
 
 
 @pytest.fixture
@@ -33,7 +41,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spooled(folder: Path, count: int = 50) -> pa.Table:
-    spool = Spool(folder, "train")
+    spool = ImageIndexBuilder(folder, "train")
     for number in range(count):
         spool.add(*found(number))
     assert spool.classes == set(CLASSES)
@@ -52,7 +60,7 @@ def test_images_are_listed_by_class_and_name_and_those_of_one_name_as_they_came(
 
 
 def test_what_an_interrupted_listing_has_left_is_not_mixed_in(tmp_path: Path, small_batches: None) -> None:
-    interrupted = Spool(tmp_path, "train")
+    interrupted = ImageIndexBuilder(tmp_path, "train")
     for number in range(9):
         interrupted.add(*found(number))
     assert spooled(tmp_path).num_rows == 50
@@ -73,7 +81,7 @@ def test_the_digest_does_not_depend_on_how_rows_are_batched(tmp_path: Path) -> N
     for size in (3, 50):
         path = tmp_path / f"{size}.arrow"
         write_table(table.combine_chunks().to_batches(max_chunksize=size), path)
-        digests.add(Listing(described, {"train": map_table(path), "validation": table}).digest())
+        digests.add(ImageIndex(described, {"train": map_table(path), "validation": table}).digest())
     assert len(digests) == 1
 
 
@@ -81,12 +89,12 @@ def test_a_selection_of_many_batches_is_that_of_one(tmp_path: Path, monkeypatch:
     class Source:
         kind, location, options = "folders", "here", {}
 
-        def list(self, scratch: Path, workers: object) -> Listing:
+        def list(self, scratch: Path, workers: object) -> ImageIndex:
             described = [ImageClass(index=label, id=each, name=each) for label, each in enumerate(CLASSES)]
             folders = [scratch / split for split in ("one", "other")]
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
-            return Listing(described, {"train": spooled(folders[0]), "validation": spooled(folders[1])})
+            return ImageIndex(described, {"train": spooled(folders[0]), "validation": spooled(folders[1])})
 
     chosen = []
     for rows in (3, 1000):
@@ -99,8 +107,8 @@ def test_a_selection_of_many_batches_is_that_of_one(tmp_path: Path, monkeypatch:
 
 
 def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, "train")
-    spool.add("a", Found("train/a/\udcff.jpg", "file", 0, 1))
+    spool = ImageIndexBuilder(tmp_path, "train")
+    spool.add("a", IndexedImage("train/a/\udcff.jpg", "file", 0, 1))
     with pytest.raises(UserError, match=r"train/a/\\udcff\.jpg has a name that is not in UTF-8: rename it"):
         spool.table(["a"])
 
@@ -119,10 +127,10 @@ import numpy as np
 from data_prep.sources import image_index
 image_index.CACHE_KILOBYTES = 4096
 count = int(sys.argv[2])
-spool = image_index.Spool(Path(sys.argv[1]), "train")
+spool = image_index.ImageIndexBuilder(Path(sys.argv[1]), "train")
 for number in range(count):
     name = f"train/class {number % 1000:03d}/{number:09d}.jpg"
-    spool.add(f"class {number % 1000:03d}", image_index.Found(name, "/data/images/" + name, 0, 100_000))
+    spool.add(f"class {number % 1000:03d}", image_index.IndexedImage(name, "/data/images/" + name, 0, 100_000))
 table = spool.table([f"class {label:03d}" for label in range(1000)])
 for first in range(0, count, 50_000):
     image_index.pick(table, np.arange(first, count, 1009))

@@ -25,7 +25,7 @@ from data_prep.format import class_names
 from data_prep.format.manifest import SPLITS
 from data_prep.prepare.selection import Selection
 from data_prep.sources.folders import ClassFolders
-from data_prep.sources.image_index import Listing
+from data_prep.sources.image_index import ImageIndex
 from data_prep.sources.registry import open_source
 from tests.helpers import datasets
 from tests.helpers.object_storage import Storage, object_storage
@@ -55,12 +55,12 @@ def pack(folder: Path, archive: Path, mode: str) -> Path:
     return archive
 
 
-def listed(location: object, scratch: Path) -> Listing:
+def listed(location: object, scratch: Path) -> ImageIndex:
     scratch.mkdir(exist_ok=True)
     return open_source(str(location)).list(scratch, Threads(2))
 
 
-def content(listing: Listing) -> Content:
+def content(listing: ImageIndex) -> Content:
     """Class, name and bytes of each image, by split."""
     ids = [each.id for each in listing.classes]
     return {

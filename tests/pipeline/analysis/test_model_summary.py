@@ -92,7 +92,7 @@ def test_blocks_that_run_again_hold_their_inputs_and_one_of_them_the_rest(model:
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         inner(images)
     inputs = [x.nbytes / 2 for x in given]
-    description = described(model, precision=precision, recompute=True)
+    description = described(model, precision=precision, activation_checkpointing=True)
     by_block = [
         sum(layer.kept_bytes for layer in description.layers if layer.block == name)
         for name in dict.fromkeys(layer.block for layer in description.layers if layer.block)

@@ -19,7 +19,7 @@ from data_prep.common.parallel import Threads
 from data_prep.format import manifest
 from data_prep.loading.loader import Loader
 from data_prep.prepare.dataset_writer import prepare
-from data_prep.prepare.spec import Request
+from data_prep.prepare.spec import PrepareSpec
 from data_prep.sources.folders import ClassFolders
 from pipeline.cli.models import evaluate as evaluate_command
 from pipeline.cli.models import predict as predict_command
@@ -72,7 +72,7 @@ def folders(root: Path, names: tuple[str, ...]) -> Path:
 
 def prepared(source: Path) -> Path:
     images = ClassFolders(source)
-    prepare(images, source.with_name(f"{source.name}-set"), Request.of(images, shard_samples=50), Threads(1))
+    prepare(images, source.with_name(f"{source.name}-set"), PrepareSpec.of(images, shard_samples=50), Threads(1))
     return source.with_name(f"{source.name}-set")
 
 

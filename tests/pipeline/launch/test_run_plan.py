@@ -29,8 +29,8 @@ def file(textures: Path, tmp_path: Path) -> Path:
         "data": {"path": str(textures), "image_size": 48, "flip": False, "evaluate_on": "holdout", "holdout": 0.2},
         "run": {"storage": str(tmp_path / "runs"), "name": "planned"},
         "model": {"widths": [24, 32], "classifier": "pooled"},
-        "optimizer": {"average_decay": 0.9},
-        "training": {"epochs": 2, "batch_size": 50, "first_image_size": 32, "images_at_once": 20},
+        "optimizer": {"ema_decay": 0.9},
+        "training": {"epochs": 2, "batch_size": 50, "initial_image_size": 32, "micro_batch_size": 20},
         "cluster": {"workers": 0},
         "checkpoint": {"keep": 1, "keep_best": 1},
     }
@@ -48,7 +48,7 @@ def test_the_numbers_are_those_of_the_run(file: Path, tmp_path: Path) -> None:
     run = launcher.train(settings, progress=False).folder
     stored = paths.stored_checkpoints(run)[-1]
     assert planned.training_images + planned.evaluation_images == 240
-    assert (planned.images_per_worker, planned.images_at_once, planned.sizes) == (50, 20, [32, 48])
+    assert (planned.images_per_worker, planned.micro_batch_size, planned.sizes) == (50, 20, [32, 48])
     assert planned.pixel_share == (32**2 + 48**2) / 2 / 48**2
     weights = sum(path.stat().st_size for path in stored.iterdir())
     assert planned.checkpoint_bytes == pytest.approx(weights, rel=0.2)
@@ -58,7 +58,7 @@ def test_the_numbers_are_those_of_the_run(file: Path, tmp_path: Path) -> None:
 
 def test_workers_share_the_batch_and_add_up_their_speed(file: Path, textures: Path) -> None:
     one, four = (
-        launcher.dry_run(settings_io.load(file, [f"cluster.workers={workers}", "training.images_at_once=null"]))
+        launcher.dry_run(settings_io.load(file, [f"cluster.workers={workers}", "training.micro_batch_size=null"]))
         for workers in (1, 4)
     )
     assert (one.images_per_worker, four.images_per_worker) == (50, 13)

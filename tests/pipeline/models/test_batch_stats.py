@@ -16,14 +16,14 @@ from tests.helpers.ranks import RANKS, in_ranks
 
 IMAGES, SIZE = 6, 12
 NETWORKS: dict[str, ModelSettings] = {
-    "collapse": ScatteringSettings(widths=(3, 4), first_factorized_block=1, statistics="synchronized"),
+    "collapse": ScatteringSettings(widths=(3, 4), first_factorized_block=1, sync_batch_stats=True),
     "skip": ScatteringSettings(
-        widths=(3, 4), skip=True, nonlinearity="sigmoid", projection="real", statistics="synchronized"
+        widths=(3, 4), skip=True, nonlinearity="sigmoid", projection="real", sync_batch_stats=True
     ),
-    "resnet": ResNetSettings(family="resnet", depth=20, stem="cifar", width_multiplier=0.25, statistics="synchronized"),
-    "recomputed": ScatteringSettings(widths=(3, 4), first_factorized_block=1, statistics="synchronized"),
+    "resnet": ResNetSettings(family="resnet", depth=20, stem="cifar", width_multiplier=0.25, sync_batch_stats=True),
+    "recomputed": ScatteringSettings(widths=(3, 4), first_factorized_block=1, sync_batch_stats=True),
     "recomputed-resnet": ResNetSettings(
-        family="resnet", depth=20, stem="cifar", width_multiplier=0.25, statistics="synchronized"
+        family="resnet", depth=20, stem="cifar", width_multiplier=0.25, sync_batch_stats=True
     ),
 }
 

@@ -89,7 +89,7 @@ def test_one_graph_gives_the_same_numbers_and_waits_for_none(name: str, dtype: t
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_nor_does_a_step_without_a_compiler(name: str, dtype: torch.dtype) -> None:
-    class Watch(TorchDispatchMode):
+    class NonFiniteGuard(TorchDispatchMode):
         seen = 0
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -100,7 +100,7 @@ def test_nor_does_a_step_without_a_compiler(name: str, dtype: torch.dtype) -> No
 
     network = build(NETWORKS[name], CLASSES, SIZE)
     images, labels = batch()
-    with Watch() as watch:
+    with NonFiniteGuard() as watch:
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             logits = network(images)
         nn.functional.cross_entropy(logits, labels).backward()

@@ -11,7 +11,7 @@ from torch import Tensor
 from data_prep.common.errors import UserError
 from pipeline.models import projection
 from pipeline.models.nonlinearities import OPERATORS
-from pipeline.models.scattering import Block, BlockKind, ScatteringNetwork
+from pipeline.models.scattering import Block, BlockConfig, ScatteringNetwork
 from pipeline.models.wavelet_transform import WaveletTransform
 from pipeline.models.wavelets import Octave, octaves_of_blocks
 from tests import parity
@@ -23,7 +23,7 @@ FULL_OCTAVES = 1
 
 
 def small(
-    kind: BlockKind | None = None, *, widths: tuple[int, ...] = (3, 4, 2), size: int = 13, **classifier: object
+    kind: BlockConfig | None = None, *, widths: tuple[int, ...] = (3, 4, 2), size: int = 13, **classifier: object
 ) -> ScatteringNetwork:
     """A network of a full octave and two half ones on 13-pixel images: odd sizes, 13 → 6 → 6 → 3."""
     torch.manual_seed(0)
@@ -31,7 +31,7 @@ def small(
         widths=widths,
         octaves=octaves_of_blocks(len(widths), FULL_OCTAVES),
         angles=4,
-        kind=kind or BlockKind(),
+        kind=kind or BlockConfig(),
         classes=5,
         size=(size, size),
         **classifier,  # type: ignore[arg-type]
@@ -43,7 +43,7 @@ def small(
     return network
 
 
-def block(kind: BlockKind, parts: int, size: int = 7) -> Block:
+def block(kind: BlockConfig, parts: int, size: int = 7) -> Block:
     torch.manual_seed(0)
     return Block((2, 3), parts, WaveletTransform(size, size, Octave.FULL, 4, parts), kind)
 
@@ -93,7 +93,7 @@ def assert_agrees_with_the_oracle(network: ScatteringNetwork, size: int = 13) ->
 @skips
 @nonlinearities
 def test_network_and_gradients_agree_with_the_oracle(nonlinearity: str, skip: bool) -> None:
-    assert_agrees_with_the_oracle(small(BlockKind(nonlinearity=nonlinearity, skip=skip)))
+    assert_agrees_with_the_oracle(small(BlockConfig(nonlinearity=nonlinearity, skip=skip)))
 
 
 @pytest.mark.usefixtures("double")
@@ -101,7 +101,7 @@ def test_network_and_gradients_agree_with_the_oracle(nonlinearity: str, skip: bo
 @pytest.mark.parametrize("nonlinearity", ["collapse", "sigmoid"])
 @pytest.mark.parametrize("without", ["complex_projection", "standardize", "normalize", "operator_learned"])
 def test_so_do_networks_without_one_step(without: str, nonlinearity: str, skip: bool) -> None:
-    kind = replace(BlockKind(nonlinearity=nonlinearity, skip=skip), **{without: False})
+    kind = replace(BlockConfig(nonlinearity=nonlinearity, skip=skip), **{without: False})
     assert_agrees_with_the_oracle(small(kind))
 
 
@@ -122,7 +122,7 @@ def test_the_smallest_sizes_agree_with_the_oracle(widths: tuple[int, ...], size:
 
 
 def test_fixed_parameters_of_an_operator_are_what_was_told_and_not_learned() -> None:
-    kind = BlockKind(nonlinearity="sigmoid", operator_learned=False, operator_gain=2.0, operator_bias=3.0)
+    kind = BlockConfig(nonlinearity="sigmoid", operator_learned=False, operator_gain=2.0, operator_bias=3.0)
     fixed = block(kind, parts=2)
     assert [name for name, _ in fixed.named_parameters()] == ["projection.weight"]
     assert {"operator_gain", "operator_bias"} <= fixed.state_dict().keys()
@@ -131,14 +131,14 @@ def test_fixed_parameters_of_an_operator_are_what_was_told_and_not_learned() -> 
 
 def test_a_parameter_that_an_operator_does_not_have_is_refused() -> None:
     with pytest.raises(UserError, match=r"model\.operator_gain: threshold has no gain; leave it out"):
-        block(BlockKind(nonlinearity="threshold", operator_gain=2.0), parts=2)
+        block(BlockConfig(nonlinearity="threshold", operator_gain=2.0), parts=2)
 
 
 @pytest.mark.usefixtures("double")
 @skips
 @pytest.mark.parametrize("parts", [1, 2], ids=["real", "complex"])
 def test_phase_collapse_is_as_fused_as_it_is_in_general(parts: int, skip: bool) -> None:
-    fused, general = (block(BlockKind(skip=skip), parts) for _ in range(2))
+    fused, general = (block(BlockConfig(skip=skip), parts) for _ in range(2))
     general.kind = replace(general.kind, nonlinearity="collapse, as any other")
     x = torch.randn(7, parts, 7, 2, 2, requires_grad=True)
     ours, expected = fused.features(x), general.features(x)
@@ -153,7 +153,7 @@ def test_phase_collapse_is_as_fused_as_it_is_in_general(parts: int, skip: bool) 
 @pytest.mark.parametrize("parts", [1, 2], ids=["real", "complex"])
 def test_derivatives_of_phase_collapse_are_those_of_its_values(parts: int, skip: bool) -> None:
     x = torch.randn(4, parts, 4, 1, 2, requires_grad=True)
-    assert torch.autograd.gradcheck(block(BlockKind(skip=skip), parts, size=4).features, (x,))
+    assert torch.autograd.gradcheck(block(BlockConfig(skip=skip), parts, size=4).features, (x,))
 
 
 @skips
@@ -163,7 +163,7 @@ def test_derivatives_of_phase_collapse_are_those_of_its_values(parts: int, skip:
 def test_an_input_of_zeros_has_finite_gradients(
     nonlinearity: str, skip: bool, standardize: bool, dtype: torch.dtype
 ) -> None:
-    tested = block(BlockKind(nonlinearity=nonlinearity, skip=skip, standardize=standardize), parts=2)
+    tested = block(BlockConfig(nonlinearity=nonlinearity, skip=skip, standardize=standardize), parts=2)
     x = torch.zeros(7, 2, 7, 2, 2, dtype=dtype, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         output = tested(x)
@@ -177,7 +177,7 @@ def test_outputs_have_unit_norm_at_each_position_unless_they_are_not_normalized(
     images = torch.randn(2, 3, 13, 13)
     for output in small().features(images):
         torch.testing.assert_close(output.square().sum((1, 4)), torch.ones(*output.shape[:1], *output.shape[2:4]))
-    for output in small(BlockKind(normalize=False)).features(images):
+    for output in small(BlockConfig(normalize=False)).features(images):
         assert (output.square().sum((1, 4)) - 1).abs().max() > 0.1
 
 
@@ -186,7 +186,7 @@ def test_outputs_have_unit_norm_at_each_position_unless_they_are_not_normalized(
 @pytest.mark.parametrize(("size", "border"), [(64, 6), (96, 7)], ids=["whole axes", "windows"])
 def test_shifting_the_image_shifts_the_features(nonlinearity: str, size: int, border: int) -> None:
     # Reflected borders differ. What they change falls off as the filters do: like a Gaussian, in each block.
-    network = small(BlockKind(nonlinearity=nonlinearity), size=size).eval()
+    network = small(BlockConfig(nonlinearity=nonlinearity), size=size).eval()
     images, step = torch.randn(1, 3, size + 4, size + 4), 4  # subsampling by 2, 1 and 2
     here, there = network.features(images[..., :size, :size])[-1], network.features(images[..., step:, step:])[-1]
     expected = there[border - 1 : -border - 1, :, border - 1 : -border - 1]
@@ -210,7 +210,7 @@ def test_too_small_images_name_the_block() -> None:
     def network(blocks: int) -> ScatteringNetwork:
         full = [Octave.FULL] * blocks
         sizes = {"classes": 2, "size": (18, 18)}
-        return ScatteringNetwork(widths=[4] * blocks, octaves=full, angles=4, kind=BlockKind(), **sizes)
+        return ScatteringNetwork(widths=[4] * blocks, octaves=full, angles=4, kind=BlockConfig(), **sizes)
 
     message = r"block 3 of 4 would filter 2×2 pixels for images of 18×18, and needs 3×3"
     with pytest.raises(UserError, match=message):

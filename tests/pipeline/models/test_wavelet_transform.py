@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.models.wavelet_transform import Axis, WaveletTransform, Windows, output_size, padded_size
+from pipeline.models.wavelet_transform import Axis, GatherWindows, WaveletTransform, output_size, padded_size
 from pipeline.models.wavelets import Octave, filter_bank
 
 SIZES = {
@@ -114,7 +114,7 @@ def test_a_constant_leaves_no_trace_in_wavelets_in_bfloat16_in_those_along_the_r
 
 def test_windows_copy_and_add_up_what_came_from_one_place() -> None:
     index = np.array([4, 1, 1, 0, 4, 4, 2])
-    windows = Windows(index, 6)
+    windows = GatherWindows(index, 6)
     x = torch.randn(2, 6, 3, requires_grad=True)
     copies = windows(x)
     torch.testing.assert_close(copies, x[:, torch.from_numpy(index)])
@@ -127,4 +127,4 @@ def test_windows_copy_and_add_up_what_came_from_one_place() -> None:
 
 def test_windows_that_are_everything_copy_nothing() -> None:
     x = torch.randn(2, 6, 3)
-    assert Windows(np.arange(6), 6)(x) is x
+    assert GatherWindows(np.arange(6), 6)(x) is x

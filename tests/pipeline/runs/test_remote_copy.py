@@ -15,7 +15,7 @@ from pipeline.config.schema import Settings
 from pipeline.launch import launcher
 from pipeline.runs import paths, remote_copy
 from pipeline.tracking import progress
-from pipeline.training.context import LocalSession
+from pipeline.training.context import LocalContext
 from tests.helpers.object_storage import SECRETS, Storage, object_storage
 from tests.helpers.runs import assert_same_bits
 
@@ -69,14 +69,14 @@ def test_copies_are_those_of_what_is_kept(settings: Callable[..., Settings], sto
 def test_a_run_whose_folder_is_gone_goes_on_to_the_same_bits(
     settings: Callable[..., Settings], storage: Storage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    class Stops(LocalSession):
+    class Stops(LocalContext):
         def report(self, metrics: dict[str, float]) -> None:
             raise KeyboardInterrupt
 
     alone = launcher.train(settings("run.name=alone"), progress=False)
     option = f"checkpoint.upload={storage.without_key('gone')}"
     with monkeypatch.context() as patch:
-        patch.setattr(launcher, "LocalSession", Stops)
+        patch.setattr(launcher, "LocalContext", Stops)
         with pytest.raises(KeyboardInterrupt):
             launcher.train(settings(option), progress=False)
     run = tmp_path / "runs" / "uploaded"
@@ -109,12 +109,12 @@ def test_storage_that_goes_away_stops_no_run_but_must_be_there_when_one_starts(
     with ExitStack() as server:
         address = server.enter_context(object_storage()).without_key("away")
 
-        class Unplugs(LocalSession):
+        class Unplugs(LocalContext):
             def report(self, metrics: dict[str, float]) -> None:
                 server.close()
 
         with monkeypatch.context() as patch:
-            patch.setattr(launcher, "LocalSession", Unplugs)
+            patch.setattr(launcher, "LocalContext", Unplugs)
             finished = launcher.train(settings(f"checkpoint.upload={address}"), progress=False)
     assert finished.epochs == 3
     assert "checkpoint.upload: s3://images/away" in (finished.folder / progress.EVENTS).read_text()

@@ -24,13 +24,13 @@ SETTINGS = Settings(
 )
 
 
-def start() -> train_state.Training:
+def start() -> train_state.TrainState:
     network = models.build(SETTINGS.model, len(CLASSES), SETTINGS.data.image_size, seed=0)
     optimizer = build_optimizer(network, SETTINGS.optimizer)
-    return train_state.Training(network, optimizer, build_schedule(optimizer, SETTINGS.optimizer, 3, 2), history=[])
+    return train_state.TrainState(network, optimizer, build_schedule(optimizer, SETTINGS.optimizer, 3, 2), history=[])
 
 
-def train_an_epoch(state: train_state.Training) -> None:
+def train_an_epoch(state: train_state.TrainState) -> None:
     epoch = state.epochs_done + 1
     generator = torch.Generator().manual_seed(epoch)
     for _ in range(2):
@@ -43,7 +43,7 @@ def train_an_epoch(state: train_state.Training) -> None:
     state.history.append(history.EpochRecord(epoch, 1000.0 + epoch, {"train/loss": 1 / epoch}))
 
 
-def weights(state: train_state.Training) -> dict[str, Tensor]:
+def weights(state: train_state.TrainState) -> dict[str, Tensor]:
     return state.network.state_dict()
 
 
@@ -102,7 +102,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(saved: Path, file: str) -> None
 def test_a_checkpoint_of_another_network_is_refused(saved: Path) -> None:
     network = models.build(ScatteringSettings(widths=(3, 5)), 2, 16)
     optimizer = build_optimizer(network, SETTINGS.optimizer)
-    other = train_state.Training(network, optimizer, build_schedule(optimizer, SETTINGS.optimizer, 3, 2), [])
+    other = train_state.TrainState(network, optimizer, build_schedule(optimizer, SETTINGS.optimizer, 3, 2), [])
     with pytest.raises(UserError, match="does not fit the network"):
         train_state.restore(saved, other)
 

@@ -7,34 +7,34 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runtime.coordination import Control, Wish
+from pipeline.runtime.coordination import RankCoordinator, StepAction
 from tests.helpers.ranks import in_ranks
 
 
 def test_one_process_gets_its_wishes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Control, "ASK_SECONDS", 0.0)
+    monkeypatch.setattr(RankCoordinator, "ASK_SECONDS", 0.0)
     asked = iter([False, True])
-    control = Control(lambda: next(asked), save_seconds=3600, look_seconds=0)
-    assert control.after_step() == Wish.LOOK
-    assert control.after_step() == Wish.LOOK | Wish.STOP
+    control = RankCoordinator(lambda: next(asked), save_seconds=3600, preemption_poll_seconds=0)
+    assert control.after_step() == StepAction.LOOK
+    assert control.after_step() == StepAction.LOOK | StepAction.STOP
 
 
 def test_time_to_save_begins_anew_after_a_save() -> None:
-    control = Control(lambda: False, save_seconds=0.2)
+    control = RankCoordinator(lambda: False, save_seconds=0.2)
     time.sleep(0.25)
     control.saved()
-    assert control.after_step() == Wish.NOTHING
+    assert control.after_step() == StepAction.NOTHING
     time.sleep(0.25)
-    assert control.after_step() == Wish.SAVE
-    assert control.after_step() == Wish.NOTHING
-    assert Control(lambda: False).after_step() == Wish.NOTHING
+    assert control.after_step() == StepAction.SAVE
+    assert control.after_step() == StepAction.NOTHING
+    assert RankCoordinator(lambda: False).after_step() == StepAction.NOTHING
 
 
 def twenty_steps(rank: int) -> list[int]:
     """Steps after which there was something to do. Ranks do not take equally long; only the first one has a wish."""
-    Control.ASK_SECONDS = 0.0
+    RankCoordinator.ASK_SECONDS = 0.0
     steps = 0
-    control = Control(lambda: rank == 1 or steps == 10)
+    control = RankCoordinator(lambda: rank == 1 or steps == 10)
     seen = []
     for steps in range(20):
         time.sleep(0.001 * rank)

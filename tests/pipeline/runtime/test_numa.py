@@ -65,7 +65,7 @@ from pipeline.runtime import numa
 torch.ones(1000, 1000) @ torch.ones(1000, 1000)  # its threads are there
 for folder, cpus in zip(sys.argv[1::2], sys.argv[2::2]):
     numa.NODES = Path(folder)
-    print(numa.settle(int(cpus), 1, 2, torch.device("cpu")))
+    print(numa.bind_process(int(cpus), 1, 2, torch.device("cpu")))
 print(*sorted({str(os.sched_getaffinity(int(thread))) for thread in os.listdir("/proc/self/task")}))
 """
 

@@ -22,7 +22,7 @@ from pipeline.launch import launcher
 from pipeline.runs import paths, run_folder
 from pipeline.tracking import mlflow_run
 from pipeline.training import finetune
-from pipeline.training.context import LocalSession
+from pipeline.training.context import LocalContext
 from pipeline.training.optimizers import build_optimizer
 from tests.helpers.checkpoints import image_classes, save_checkpoint
 from tests.helpers.fine_tuning import MODEL, settings_of, started, train_in_rank
@@ -107,7 +107,7 @@ def test_another_network_is_refused_with_what_differs(saved: Path, changes: dict
 
 def test_the_same_network_may_be_told_in_other_words_and_keep_other_statistics(saved: Path) -> None:
     model = ScatteringSettings(
-        widths=(6, 8), width_multiplier=0.5, octaves=("first_half", "second_half"), statistics="synchronized"
+        widths=(6, 8), width_multiplier=0.5, octaves=("first_half", "second_half"), sync_batch_stats=True
     )
     assert finetune.check(settings_of(saved, model=model), image_classes()) is not None
 
@@ -250,7 +250,7 @@ def weights_of(run: Path) -> dict[str, Tensor]:
     return load_file(paths.stored_checkpoints(run)[-1] / paths.MODEL)
 
 
-class Stops(LocalSession):
+class Stops(LocalContext):
     """A worker that is interrupted after its first checkpoint."""
 
     def report(self, metrics: dict[str, float]) -> None:
@@ -272,7 +272,7 @@ def test_a_fine_tuned_run_says_what_it_starts_with_and_resumes_to_the_same_bits_
     )
     assert len(epochs) == 2
     with monkeypatch.context() as patch:
-        patch.setattr(launcher, "LocalSession", Stops)
+        patch.setattr(launcher, "LocalContext", Stops)
         with pytest.raises(KeyboardInterrupt):
             launcher.train(fine_tuned("run.name=stopped"))
     digest = finetune.digest(fine_tuned())

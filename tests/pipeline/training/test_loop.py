@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from data_prep.common.errors import UserError
 from pipeline import models
 from pipeline.config.schema import OptimizerSettings, ScatteringSettings
-from pipeline.metrics.epoch import Watch
-from pipeline.training.loop import Compute, Step, evaluate, share_buffers, train_epoch
+from pipeline.metrics.nonfinite import NonFiniteGuard
+from pipeline.training.loop import Compute, Step, broadcast_running_stats, evaluate, train_epoch
 from pipeline.training.optimizers import build_optimizer, build_schedule
 from tests.helpers.ranks import in_ranks
 
@@ -85,8 +85,8 @@ def test_a_network_learns_its_training_images() -> None:
     schedule = build_schedule(optimizer, OptimizerSettings(learning_rate=0.1), epochs=30, steps_per_epoch=2)
     batches = [part(pixels, labels, 0, 12), part(pixels, labels, 12, 24)]
     results = [train_epoch(model, batches, optimizer, schedule, epoch=epoch, compute=CPU) for epoch in range(30)]
-    assert results[-1].hits == results[-1].images == 24
-    assert results[0].hits < 0.9 * 24
+    assert results[-1].correct == results[-1].images == 24
+    assert results[0].correct < 0.9 * 24
 
 
 def test_training_reports_mean_loss_rate_of_the_last_step_and_throughput() -> None:
@@ -157,7 +157,7 @@ def test_bfloat16_keeps_weights_and_loss_in_float32_and_stays_close() -> None:
 
 @pytest.mark.parametrize("lag", [0, 3])
 def test_a_loss_that_is_not_finite_names_epoch_step_and_images(lag: int) -> None:
-    watch = Watch(epoch=7, lag=lag)
+    watch = NonFiniteGuard(epoch=7, lag=lag)
     losses = [1.0, 2.0, float("nan"), 3.0]
     with pytest.raises(UserError, match=r"loss became nan in epoch 7, step 2 \(training images 20, 21\)"):
         for step, loss in enumerate(losses):
@@ -182,7 +182,7 @@ def train_and_evaluate(rank: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         parts = [part(pixels, labels, 4, 7, 7), part(pixels, labels, 9, 11, 4)]
     metrics = train(trained, parts, label_smoothing=0.1)
     model.seen.fill_(rank + 5)
-    share_buffers(model)
+    broadcast_running_stats(model)
     own = [part(pixels, labels, 0, 4), part(pixels, labels, 4, 8)] if rank == 0 else [part(pixels, labels, 8, 11)]
     metrics |= evaluate(model, own, compute=CPU)
     return metrics, model.state_dict()

@@ -12,42 +12,42 @@ from data_prep.common.errors import UserError
 from data_prep.common.parallel import Threads
 from data_prep.format import manifest
 from data_prep.prepare.dataset_writer import prepare
-from data_prep.prepare.spec import Request
+from data_prep.prepare.spec import PrepareSpec
 from data_prep.sources.textures import Textures
 from pipeline.config import settings_io
 from pipeline.runs import run_folder
 from pipeline.training import trainer
-from pipeline.training.context import Job, LocalSession
+from pipeline.training.context import LocalContext, WorkerSpec
 from tests.helpers.runs import write_configuration
 
 
 @pytest.fixture
-def job(textures: Path, tmp_path: Path) -> Iterator[Job]:
+def job(textures: Path, tmp_path: Path) -> Iterator[WorkerSpec]:
     """A run that has begun."""
     settings = settings_io.load(
         write_configuration(tmp_path, textures, "cluster.workers=0", "training.epochs=1", "run.name=one"), []
     )
     with run_folder.claim(settings, manifest.load(textures), None) as run:
         run.begin()
-        yield Job(settings, run)
+        yield WorkerSpec(settings, run)
 
 
-def test_a_node_that_does_not_see_the_runs_folder_is_named(job: Job) -> None:
+def test_a_node_that_does_not_see_the_runs_folder_is_named(job: WorkerSpec) -> None:
     hidden = job.folder.path.rename(job.folder.path.with_name("hidden"))
     with pytest.raises(UserError, match=rf"^run\.storage: node {platform.node()} does not see \S+/one: name a folder"):
-        trainer.train(job, LocalSession(job))
+        trainer.train(job, LocalContext(job))
     hidden.rename(job.folder.path)
 
 
-def test_a_node_with_another_data_set_is_named(job: Job, textures: Path, tmp_path: Path) -> None:
+def test_a_node_with_another_data_set_is_named(job: WorkerSpec, textures: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     source = Textures(seed=1, train_per_class=24, validation_per_class=7)
-    prepare(source, other, Request.of(source), Threads(1))
+    prepare(source, other, PrepareSpec.of(source), Threads(1))
     mine, theirs = (manifest.load(folder).digest[:12] for folder in (other, textures))
     settings = job.settings.model_copy(update={"data": job.settings.data.model_copy(update={"path": str(other)})})
-    changed = Job(settings, job.folder)
+    changed = WorkerSpec(settings, job.folder)
     says = (
         rf"^data\.path: {other} on node {platform.node()} is another data set \({mine}\) than .* \({theirs}\): put the"
     )
     with pytest.raises(UserError, match=says):
-        trainer.train(changed, LocalSession(changed))
+        trainer.train(changed, LocalContext(changed))
