@@ -14,8 +14,10 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from data_prep.common.errors import UserError
+from pipeline.config.registered import Registered
 from pipeline.config.schema import Section, Settings
 
 END_OF_DOCUMENT = "...\n"
@@ -110,10 +112,18 @@ def explain(tree: type[Section], prefix: str = "") -> str:
                 lines += ["", f"{path}{which}: {title}", explain(section, f"{path}.")]
             continue
         lines.append(f"  {path} (required)" if field.is_required() else f"  {path} = {json.dumps(field.default)}")
-        if get_origin(field.annotation) is Literal and len(get_args(field.annotation)) > 1:
-            words += f" One of: {', '.join(map(str, get_args(field.annotation)))}."
+        if len(names := choices(field)) > 1:
+            words += f" One of: {', '.join(names)}."
         lines += textwrap.wrap(words, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
+
+
+def choices(field: FieldInfo) -> tuple[str, ...]:
+    """The values that a field can have, where they are names; none elsewhere."""
+    for annotation in field.metadata:
+        if isinstance(annotation, Registered):
+            return annotation.names
+    return tuple(map(str, get_args(field.annotation))) if get_origin(field.annotation) is Literal else ()
 
 
 def to_yaml(settings: Section) -> str:
@@ -177,6 +187,6 @@ def _explain(problem: Any, tree: type[Section], source: str) -> str:
         tag, expected = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace(", ", " or ")
         return f"{source}: setting '{path}.family' is '{tag}': Input should be {expected}"
     message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":  # a check over several fields: the message names them
+    if problem["type"] == "value_error" and not message.startswith("Input should be"):  # it names the fields itself
         return f"{source}: {path + ': ' if path else ''}{message}"
     return f"{source}: setting '{path}' is {problem['input']!r}: {message}"

@@ -1,0 +1,90 @@
+"""Named implementations of one kind (sources, augmentations, non-linearities, …), open to packages outside this one.
+
+A name is registered where its implementation is defined. Code outside this distribution registers its own by an entry
+point of the group ``phasecollapse.extensions``, whose module is imported before the first lookup, or by naming its
+modules in the environment variable PHASECOLLAPSE_EXTENSIONS, separated by commas. Every process looks names up for
+itself, so workers on other nodes need the same packages.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points
+from typing import TypeVar
+
+from data_prep.common.errors import UserError
+
+GROUP, VARIABLE = "phasecollapse.extensions", "PHASECOLLAPSE_EXTENSIONS"
+
+Value = TypeVar("Value")
+
+
+class Registry(Mapping[str, Value]):
+    """Implementations by name, in the order of their registration.
+
+    Args:
+        setting: field or option that names one, for error messages.
+    """
+
+    def __init__(self, setting: str) -> None:
+        self._setting = setting
+        self._values: dict[str, Value] = {}
+
+    def register(self, name: str, value: Value) -> Value:
+        """Adds an implementation and returns it.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+        if name in self._values:
+            raise ValueError(f"{self._setting}: '{name}' is registered already")
+        self._values[name] = value
+        return value
+
+    def __getitem__(self, name: str) -> Value:
+        """The implementation called `name`.
+
+        Raises:
+            KeyError: there is none; :meth:`find` says so to a user.
+        """
+        load_extensions()
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        load_extensions()
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        load_extensions()
+        return len(self._values)
+
+    def find(self, name: str) -> Value:
+        """The implementation called `name`.
+
+        Raises:
+            UserError: there is none; lists the names that there are.
+        """
+        if name not in self:
+            raise UserError(f"{self._setting} is '{name}'; choose one of: {', '.join(self)}")
+        return self[name]
+
+
+@functools.cache
+def load_extensions() -> None:
+    """Imports the modules outside this distribution that register implementations, once in a process.
+
+    Raises:
+        UserError: one cannot be imported.
+    """
+    modules = [point.value.partition(":")[0] for point in entry_points(group=GROUP)]
+    modules += [name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(
+                f"extension {module} cannot be imported ({error}): install it, or remove it from {VARIABLE}"
+            ) from None

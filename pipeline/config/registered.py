@@ -1,0 +1,40 @@
+"""Settings whose values are names in a registry."""
+
+from __future__ import annotations
+
+import pkgutil
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import core_schema
+
+
+@dataclass(frozen=True)
+class Registered:
+    """Annotates a setting, ``Annotated[str, Registered("package.module:REGISTRY")]``: its value must be registered.
+
+    The registry is imported when a value is checked: the settings stay below the packages that they configure.
+    """
+
+    registry: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that the setting can have."""
+        return tuple(pkgutil.resolve_name(self.registry))
+
+    def check(self, value: str) -> str:
+        """The value itself.
+
+        Raises:
+            ValueError: it is not registered; lists the names, in the words of pydantic.
+        """
+        names = [repr(name) for name in self.names]
+        if repr(value) not in names:
+            listed = " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+            raise ValueError(f"Input should be {listed}")
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
