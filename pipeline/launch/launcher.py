@@ -29,8 +29,9 @@ from pipeline.runs import history, run_folder
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runtime import malloc, system_info
 from pipeline.tracking import mlflow_run
+from pipeline.tracking.display import Display
 from pipeline.tracking.mlflow_run import Tracker
-from pipeline.tracking.progress import Display, RunWatcher
+from pipeline.tracking.watcher import RunWatcher
 from pipeline.training import finetune, trainer
 from pipeline.training.context import LocalContext, WorkerSpec
 
@@ -230,7 +231,7 @@ def _followed(
     def send(epochs: list[history.EpochRecord]) -> None:
         tracker.follow(epochs, history.read_steps(folder.path))
 
-    with RunWatcher(folder.path, folder.history, send, display).following():
+    with RunWatcher(folder.path, folder.history, send, display).watching():
         yield
 
 

@@ -32,8 +32,8 @@ from data_prep.common.ray_cluster import Connection
 from pipeline.config.schema import ClusterSettings
 from pipeline.runs import paths
 from pipeline.runtime import malloc
-from pipeline.tracking import progress
-from pipeline.tracking.progress import ProgressWriter
+from pipeline.tracking.writer import FILE as PROGRESS_FILE
+from pipeline.tracking.writer import ProgressWriter
 from pipeline.training.context import WorkerSpec
 from pipeline.training.trainer import run_on_ray
 
@@ -81,7 +81,7 @@ def fit(job: WorkerSpec, callbacks: Sequence[UserCallback], connection: Connecti
             failures -= 1
             if connection.own_job:
                 free_reservations()
-            ProgressWriter(folder.path).say(
+            ProgressWriter(folder.path).event(
                 "the controller of the training died: the run goes on from its newest checkpoint"
             )
         except RayError as error:
@@ -166,7 +166,7 @@ class _AsManyAsAsked(FixedScalingPolicy):
 
 def _wait_until_saved(run: Path, seconds: float) -> None:
     """Asks the workers to save and end, and waits until they have, if they are at work at all."""
-    if not (run / progress.FILE).exists():
+    if not (run / PROGRESS_FILE).exists():
         return
     stop = run / paths.STOP
     with suppress(OSError):
@@ -221,7 +221,7 @@ class _Restarts(UserCallback):
             if isinstance(error, UserError):
                 raise error
         for rank, error in worker_exceptions.items():
-            self._notes.say(
+            self._notes.event(
                 f"worker {rank} failed ({type(error).__name__}: {_sentence(str(error))}): the run goes on from its "
                 "newest checkpoint, if cluster.max_failures allows"
             )

@@ -34,7 +34,7 @@ from pipeline.runs.remote_copy import Uploads
 from pipeline.runtime import system_info
 from pipeline.runtime.collectives import broadcast_from_rank0
 from pipeline.runtime.coordination import RankCoordinator, StepAction
-from pipeline.tracking.progress import ProgressWriter
+from pipeline.tracking.writer import ProgressWriter
 from pipeline.training import finetune, loop
 from pipeline.training.context import RayContext, WorkerContext, WorkerSpec
 from pipeline.training.dataloader import ImageStream, Subset
@@ -115,7 +115,7 @@ class _Work:
     @contextmanager
     def _uploading(self) -> Iterator[None]:
         """Copies checkpoints in the background while the body runs, and what is left of that afterwards."""
-        self._uploads = Uploads(self._uploads_to, self._run.path, self._notes.say) if self._uploads_to else None
+        self._uploads = Uploads(self._uploads_to, self._run.path, self._notes.event) if self._uploads_to else None
         try:
             yield
         finally:
@@ -128,7 +128,7 @@ class _Work:
 
         def write(found: profiler.profile) -> None:
             found.export_chrome_trace(str(trace))
-            self._notes.say(f"profile of {PROFILED_STEPS} steps: {trace} (open it in ui.perfetto.dev)")
+            self._notes.event(f"profile of {PROFILED_STEPS} steps: {trace} (open it in ui.perfetto.dev)")
 
         activities = [profiler.ProfilerActivity.CPU]
         if self._session.device.type == "cuda":
@@ -144,10 +144,10 @@ class _Work:
             and self._uploads_to
             and (name := remote_copy.fetch_newest(self._uploads_to, self._run.path))
         ):
-            self._notes.say(f"checkpoint {name} was fetched from {self._uploads_to}")
+            self._notes.event(f"checkpoint {name} was fetched from {self._uploads_to}")
         newest, complaints = self._checkpoints.recover() if self.is_rank_zero else (None, [])
         for complaint in complaints:
-            self._notes.say(f"{complaint}; the run goes on from {newest.name if newest else 'its start'}")
+            self._notes.event(f"{complaint}; the run goes on from {newest.name if newest else 'its start'}")
         name = broadcast_from_rank0(newest.name if newest else None)
         if name:
             folder = job.folder.checkpoints / name
@@ -281,7 +281,7 @@ class _Work:
             try:
                 report.write(result, self._run.path / REPORT)
             except UserError as error:  # the network is worth more than the report on it
-                self._notes.say(str(error))
+                self._notes.event(str(error))
 
     def _after_step(self, epoch: int) -> Callable[[loop.Step], bool]:
         """What happens after each step of an epoch; it says whether to go on."""
@@ -300,7 +300,7 @@ class _Work:
             wish = self._control.after_step()
             if StepAction.LOOK in wish and self._session.preempted() and not self._warned:
                 self._warned = True
-                self._notes.say("a node is about to be taken away: the state of the run is saved")
+                self._notes.event("a node is about to be taken away: the state of the run is saved")
                 wish |= StepAction.SAVE
             if wish & (StepAction.SAVE | StepAction.STOP) or (every and step.number % every == 0):
                 self._state.epoch_in_progress = step.totals()
@@ -336,7 +336,7 @@ class _Work:
             last = state.epochs_done == settings.training.epochs
             if last or self._failed_saves > settings.checkpoint.max_save_failures:
                 raise UserError(f"{what}: make room, and give the same command again; it goes on from there") from None
-            self._notes.say(f"{what}: training goes on, and the next checkpoint tries again")
+            self._notes.event(f"{what}: training goes on, and the next checkpoint tries again")
             return False
         self._failed_saves = 0
         if self._uploads:

@@ -20,7 +20,7 @@ from pipeline.launch import launcher
 from pipeline.runs import paths
 from pipeline.runs.checkpoint_store import DAMAGED
 from pipeline.runs.paths import RunPosition
-from pipeline.tracking import progress
+from pipeline.tracking import writer
 from pipeline.training import trainer
 from pipeline.training.dataloader import Batch, ImageStream
 from tests.helpers.disks import fill, small_disk
@@ -129,7 +129,7 @@ def test_a_run_that_is_told_to_stop_finishes_its_step_and_saves(
 ) -> None:
     run = alone.with_name(f"stopped-{number}")
     command = Command(file, f"run.name={run.name}", "data.image_size=32", "training.epochs=100")
-    wait_for((run / progress.FILE).exists, "the first step", command)
+    wait_for((run / writer.FILE).exists, "the first step", command)
     command.process.send_signal(number)
     status, _, complaint = command.end()
     assert (status, complaint.strip()) == (130, "interrupted: the same command continues")
@@ -140,15 +140,15 @@ def test_a_run_that_is_told_to_stop_finishes_its_step_and_saves(
 def test_a_stop_within_an_evaluation_is_saved_too_and_changes_no_bit(
     settings: Callable[..., Settings], alone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    phase = progress.ProgressWriter.phase
+    phase = writer.ProgressWriter.phase
 
-    def stopping(self: progress.ProgressWriter, epoch: int, name: str, steps: int) -> Callable[[int], None]:
+    def stopping(self: writer.ProgressWriter, epoch: int, name: str, steps: int) -> Callable[[int], None]:
         if (epoch, name) == (2, "evaluation"):
             signal.raise_signal(signal.SIGTERM)
         return phase(self, epoch, name, steps)
 
     with monkeypatch.context() as patch:
-        patch.setattr(progress.ProgressWriter, "phase", stopping)
+        patch.setattr(writer.ProgressWriter, "phase", stopping)
         patch.setattr("pipeline.runtime.coordination.Control.ASK_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             launcher.train(settings(), progress=False)

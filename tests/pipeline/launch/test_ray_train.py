@@ -10,7 +10,7 @@ from ray.train.v2.api import data_parallel_trainer
 
 from data_prep.common.errors import UserError
 from pipeline.launch import ray_train
-from pipeline.tracking.progress import EVENTS
+from pipeline.tracking.writer import EVENTS
 
 
 def test_a_workers_user_error_reaches_the_user_as_it_is(tmp_path: Path) -> None:

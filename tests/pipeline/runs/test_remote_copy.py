@@ -14,7 +14,7 @@ from pipeline.config import settings_io
 from pipeline.config.schema import Settings
 from pipeline.launch import launcher
 from pipeline.runs import paths, remote_copy
-from pipeline.tracking import progress
+from pipeline.tracking import writer
 from pipeline.training.context import LocalContext
 from tests.helpers.object_storage import SECRETS, Storage, object_storage
 from tests.helpers.runs import assert_same_bits
@@ -63,7 +63,7 @@ def test_copies_are_those_of_what_is_kept(settings: Callable[..., Settings], sto
     assert files(fetched / "checkpoints" / newest) == files(run / "checkpoints" / newest)
     assert (fetched / paths.IDENTITY).read_bytes() == (run / paths.IDENTITY).read_bytes()
     assert remote_copy.fetch_newest(location, fetched) is None, "it is there already"
-    assert not (run / progress.EVENTS).exists()
+    assert not (run / writer.EVENTS).exists()
 
 
 def test_a_run_whose_folder_is_gone_goes_on_to_the_same_bits(
@@ -88,7 +88,7 @@ def test_a_run_whose_folder_is_gone_goes_on_to_the_same_bits(
     resumed = launcher.train(settings(option), progress=False)
     assert_same_bits(alone.folder, resumed.folder)
     assert (run / paths.IDENTITY).read_text() == before
-    assert "checkpoint epoch-00001 was fetched from" in (run / progress.EVENTS).read_text()
+    assert "checkpoint epoch-00001 was fetched from" in (run / writer.EVENTS).read_text()
     assert len(resumed.metrics) == len(alone.metrics)
 
 
@@ -117,7 +117,7 @@ def test_storage_that_goes_away_stops_no_run_but_must_be_there_when_one_starts(
             patch.setattr(launcher, "LocalContext", Unplugs)
             finished = launcher.train(settings(f"checkpoint.upload={address}"), progress=False)
     assert finished.epochs == 3
-    assert "checkpoint.upload: s3://images/away" in (finished.folder / progress.EVENTS).read_text()
+    assert "checkpoint.upload: s3://images/away" in (finished.folder / writer.EVENTS).read_text()
     with pytest.raises(UserError, match=r"checkpoint\.upload: s3://images/away.* does not answer"):
         launcher.train(settings(f"checkpoint.upload={address}", "run.name=another"), progress=False)
 

@@ -1,0 +1,85 @@
+"""Watches the folder of a run, and passes its progress on to the display and the tracker."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pipeline.runs.history import EpochRecord
+from pipeline.tracking.display import Display
+from pipeline.tracking.writer import EVENTS, FILE, INTERVAL, Position
+
+SEND_INTERVAL = 15
+"""Maximum seconds until the metrics of finished steps are sent to the tracker."""
+
+
+class RunWatcher:
+    """Watches the folder of a run in a thread: shows its position and events, and passes finished epochs on.
+
+    Args:
+        folder: of the run.
+        records: returns the finished epochs.
+        pass_on: sends what is new to the tracker, given the finished epochs; called after each epoch, every
+            `SEND_INTERVAL` seconds, and at the end.
+        display: shows the run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        records: Callable[[], list[EpochRecord]],
+        pass_on: Callable[[list[EpochRecord]], object],
+        display: Display,
+    ) -> None:
+        self._file, self._events = folder / FILE, folder / EVENTS
+        self._events_shown = len(_lines(self._events))
+        self._records = records
+        self._pass_on = pass_on
+        self._display = display
+        self._shown = len(records())
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="run-watcher", daemon=True)
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watches while the body runs; all epochs that it finishes are shown and passed on before this returns."""
+        self._file.unlink(missing_ok=True)
+        self._display.start()
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            self._thread.join()
+            self._display.stop()
+
+    def _watch(self) -> None:
+        ended = False
+        send_at = time.monotonic() + SEND_INTERVAL
+        while not ended:
+            ended = self._ended.wait(INTERVAL)
+            records = self._records()
+            with contextlib.suppress(FileNotFoundError):
+                self._display.position(Position(*json.loads(self._file.read_text(encoding="utf-8"))))
+            events = _lines(self._events)
+            for event in events[self._events_shown :]:
+                self._display.announce(event)
+            self._events_shown = len(events)
+            news = len(records) > self._shown
+            for record in records[self._shown :]:
+                self._display.epoch(record)
+            self._shown = len(records)
+            if news or ended or time.monotonic() >= send_at:
+                self._pass_on(records)
+                send_at = time.monotonic() + SEND_INTERVAL
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,75 @@
+"""A worker writes a run's progress and events into the run's folder, where the user's process reads them.
+
+The folder is all that training and its display share: workers may run on any machine that sees it, and a display that
+dies harms no run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.runs.history import write_atomically
+
+logger = logging.getLogger(__name__)
+
+FILE = "progress.json"
+"""The current position of the run."""
+EVENTS = "events.log"
+"""Events of a run other than finished epochs: one line each, with its time."""
+INTERVAL = 0.5
+"""Minimum seconds between two writes of the position."""
+
+
+class Position(NamedTuple):
+    """Position of a run."""
+
+    epoch: int
+    """Counted from 1."""
+    phase: str
+    """Such as ``training``."""
+    step: int
+    """Finished steps of this phase."""
+    steps: int
+    """All steps of this phase."""
+
+
+class ProgressWriter:
+    """Writes the position and the events of a run into its folder.
+
+    Args:
+        folder: of the run.
+        silent: write nothing, as on all ranks but the first.
+    """
+
+    def __init__(self, folder: Path, silent: bool = False) -> None:
+        self._file = folder / FILE
+        self._silent = silent
+        self._last = 0.0
+
+    def phase(self, epoch: int, phase: str, steps: int) -> Callable[[int], None]:
+        """Returns a function to call after each step, with the number of finished steps of this phase."""
+
+        def on_step(step: int) -> None:
+            now = time.monotonic()
+            if not self._silent and now - self._last >= INTERVAL:
+                self._last = now
+                with contextlib.suppress(OSError):  # a full disk is reported when a checkpoint is saved
+                    write_atomically(self._file, json.dumps(Position(epoch, phase, step, steps)))
+
+        return on_step
+
+    def event(self, message: str) -> None:
+        """Appends an event, a message for the user, to the events of the run."""
+        if self._silent:
+            return
+        try:
+            with self._file.with_name(EVENTS).open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}\n")
+        except OSError:  # the event may be that the storage is full or away
+            logger.warning(message)
