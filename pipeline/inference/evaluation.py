@@ -16,7 +16,8 @@ from data_prep.format import manifest
 from data_prep.format.manifest import ImageClass, Manifest, SplitName
 from data_prep.loading.loader import Loader, OnDamage
 from data_prep.loading.transforms import CenterCrop
-from pipeline.metrics.report import Observer, Report
+from pipeline.metrics.classification import ClassificationMetrics
+from pipeline.metrics.report import Report
 from pipeline.runs import trained_model
 from pipeline.runtime import malloc
 from pipeline.training.loop import Compute, Precision
@@ -64,7 +65,7 @@ def evaluate(source: Path, data: Path, options: Options, on_images: Callable[[in
         on_damage=options.on_damage,
         described=described,
     )
-    observer = Observer(known, compute.device)
+    metrics = ClassificationMetrics(known, compute.device)
     loss, images, skipped = 0.0, 0, 0
     with torch.inference_mode():
         for batch in loader.epoch(0):
@@ -74,14 +75,14 @@ def evaluate(source: Path, data: Path, options: Options, on_images: Callable[[in
             if options.flip:
                 mirrored = compute.logits(model, pixels.flip(2)).log_softmax(1)
                 scores = torch.logaddexp(scores, mirrored) - torch.log(torch.tensor(2.0))
-            observer.add(scores.exp(), targets)
+            metrics.update(scores.exp(), targets)
             loss += float(torch.nn.functional.nll_loss(scores, targets, reduction="sum"))
             images += len(targets)
             skipped += batch.skipped
             on_images(batch.size)
     if images == 0:
         raise UserError(f"every image of the {options.split} split of {data} is damaged: see 'phasecollapse verify'")
-    return observer.report(
+    return metrics.report(
         checkpoint=str(checkpoint),
         data=str(data),
         data_digest=described.digest,

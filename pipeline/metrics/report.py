@@ -1,43 +1,36 @@
-"""How good a network is, beyond one number: accuracy by class, what is taken for what, and calibration.
-
-The same report is made at the end of a run, by its workers, and by `phasecollapse evaluate`.
-"""
+"""The report of an evaluation: its numbers, its text for people, and its files (JSON, CSV, confusion matrix)."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from data_prep.common.errors import UserError
-from data_prep.format.manifest import ImageClass
 
-BINS = 15
-"""Intervals of confidence in the expected calibration error."""
 TABLE, PICTURE, EVERYTHING = "classes.csv", "confusion.png", "evaluation.json"
+"""Files of a report: a row per class, the confusion matrix as a picture, and all numbers."""
 
 
 @dataclass(frozen=True)
 class ClassResult:
-    """A class of the data set."""
+    """Results for one class of the data set."""
 
     id: str
     name: str
     images: int
     top1: float
-    """Share of its images that were recognized."""
+    """Fraction of its images that were classified correctly."""
     taken_for: str | None
-    """The name of the class that its other images were taken for most often."""
+    """Name of the class most often predicted instead; None if its images were all classified correctly."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What an evaluation came to."""
+    """Results of an evaluation."""
 
     checkpoint: str
     data: str
@@ -45,90 +38,25 @@ class Report:
     split: str
     images: int
     skipped_images: int
-    """Damaged ones."""
+    """Damaged images, left out."""
     loss: float
     """Mean cross-entropy, without label smoothing."""
     top1: float
     top5: float
     calibration_error: float
-    """Expected calibration error: mean distance of confidence and accuracy over 15 intervals of confidence."""
+    """Expected calibration error: mean distance between confidence and accuracy, over 15 confidence intervals."""
     classes: list[ClassResult]
     confusion: list[list[int]]
-    """Images by class (rows) and by answer (columns)."""
-
-
-class Observer:
-    """Looks at what a network says of images, on every rank; what it found is of all ranks together.
-
-    Args:
-        classes: of the network.
-    """
-
-    def __init__(self, classes: Sequence[ImageClass], device: torch.device) -> None:
-        # Imported here: it takes seconds, which every worker would spend before its first step.
-        from torchmetrics import MetricCollection
-        from torchmetrics.classification import (
-            MulticlassAccuracy,
-            MulticlassCalibrationError,
-            MulticlassConfusionMatrix,
-        )
-
-        self._classes = classes
-        count = len(classes)
-        self._metrics = MetricCollection(
-            {
-                "top1": MulticlassAccuracy(count, average="micro"),
-                "top5": MulticlassAccuracy(count, top_k=min(5, count), average="micro"),
-                "calibration_error": MulticlassCalibrationError(count, n_bins=BINS),
-                "confusion": MulticlassConfusionMatrix(count),
-            },
-            compute_groups=False,
-        ).to(device)
-
-    def add(self, probabilities: Tensor, labels: Tensor) -> None:
-        """Takes the probabilities of a batch, (b, classes), and its labels, (b,)."""
-        if len(labels):
-            self._metrics.update(probabilities, labels)
-
-    def report(
-        self,
-        *,
-        checkpoint: str,
-        data: str,
-        data_digest: str,
-        split: str,
-        loss: float,
-        skipped_images: int,
-        labels: Sequence[int] | None = None,
-    ) -> Report:
-        """What was found; every rank has to ask.
-
-        Args:
-            labels: of the classes that the data set has; by default all.
-        """
-        found = self._metrics.compute()
-        confusion = found.pop("confusion").cpu()
-        return Report(
-            checkpoint=checkpoint,
-            data=data,
-            data_digest=data_digest,
-            split=split,
-            images=int(confusion.sum()),
-            skipped_images=skipped_images,
-            loss=loss,
-            **{name: float(value) for name, value in found.items()},
-            classes=_by_class(self._classes, range(len(self._classes)) if labels is None else labels, confusion),
-            confusion=confusion.tolist(),
-        )
+    """Number of images by class (rows) and predicted class (columns)."""
 
 
 def to_json(result: Report) -> str:
-    """Everything, for programs."""
+    """The whole report as JSON."""
     return json.dumps(asdict(result), indent=1)
 
 
 def summary(result: Report, named: int = 3) -> str:
-    """The result in a few lines, with the worst and the best classes."""
+    """The report in a few lines, with the `named` worst and best classes."""
     ranked = sorted((one for one in result.classes if one.images), key=lambda one: (one.top1, one.id))
     left_out = f" ({result.skipped_images} damaged ones left out)" if result.skipped_images else ""
     lines = [
@@ -137,19 +65,19 @@ def summary(result: Report, named: int = 3) -> str:
         f"calibration error {100 * result.calibration_error:.1f} %",
     ]
     for title, some in (("worst", ranked[:named]), ("best", ranked[::-1][:named])):
-        words = (
+        named_results = (
             f"{one.name} {100 * one.top1:.1f} %" + (f" (taken for {one.taken_for})" if one.taken_for else "")
             for one in some
         )
-        lines.append(f"{title}: {', '.join(words)}")
+        lines.append(f"{title}: {', '.join(named_results)}")
     return "\n".join(lines)
 
 
 def write(result: Report, folder: Path) -> None:
-    """Everything as JSON, the tables as CSV, and the confusion matrix as a picture, in `folder`.
+    """Writes the report into `folder`: JSON of everything, a CSV table of the classes, and the confusion matrix.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: `folder` cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -160,13 +88,13 @@ def write(result: Report, folder: Path) -> None:
             rows.writerows(
                 [one.id, one.name, one.images, f"{one.top1:.4f}", one.taken_for or ""] for one in result.classes
             )
-        draw(result, folder / PICTURE)
+        draw_confusion_matrix(result, folder / PICTURE)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from None
 
 
-def draw(result: Report, path: Path) -> None:
-    """The confusion matrix, each row as shares of its class; names and numbers where there is room."""
+def draw_confusion_matrix(result: Report, path: Path) -> None:
+    """Draws the confusion matrix, each row as fractions of its class, with names and numbers where there is room."""
     from matplotlib.figure import Figure
 
     shown = [number for number, row in enumerate(result.confusion) if sum(row)]
@@ -190,16 +118,3 @@ def draw(result: Report, path: Path) -> None:
                     color = "white" if value > 0.5 else "black"
                     axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=color, fontsize=8)
     figure.savefig(path, dpi=110)
-
-
-def _by_class(known: Sequence[ImageClass], labels: Sequence[int], confusion: Tensor) -> list[ClassResult]:
-    results = []
-    for index in sorted(labels):
-        row = confusion[index].clone()
-        images, right = int(row.sum()), int(row[index])
-        row[index] = 0
-        other = known[int(row.argmax())].name if int(row.sum()) else None
-        results.append(
-            ClassResult(known[index].id, known[index].name, images, right / images if images else 0.0, other)
-        )
-    return results

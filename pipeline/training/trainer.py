@@ -25,8 +25,8 @@ from data_prep.maintain.stage import stage
 from pipeline import models
 from pipeline.config.schema import Settings
 from pipeline.metrics import report
+from pipeline.metrics.classification import ClassificationMetrics
 from pipeline.metrics.epoch import EpochTotals
-from pipeline.metrics.report import Observer
 from pipeline.runs import history, paths, remote_copy, train_state
 from pipeline.runs.checkpoint_store import Checkpoints
 from pipeline.runs.history import StepLog
@@ -234,13 +234,13 @@ class _Work:
             return StepAction.STOP not in self._control.after_step()
 
         last = epoch == settings.training.epochs
-        observer = Observer(self._training.classes, self._session.device) if last else None
+        observer = ClassificationMetrics(self._training.classes, self._session.device) if last else None
         found = loop.evaluate(
             state.eval_model,
             self._evaluation.epoch(epoch),
             compute=self._compute,
             name=settings.data.evaluate_on,
-            observe=observer.add if observer else None,
+            observe=observer.update if observer else None,
             after_step=after_step,
         )
         if observer and found is not None:
@@ -266,7 +266,7 @@ class _Work:
             history.write(self._run.path, state.history)
         session.report(metrics)
 
-    def _report(self, observer: Observer, found: dict[str, float]) -> None:
+    def _report(self, observer: ClassificationMetrics, found: dict[str, float]) -> None:
         """Writes what the last evaluation found into the run's folder; every rank takes part."""
         settings, name = self._settings, self._settings.data.evaluate_on
         result = observer.report(
