@@ -23,11 +23,11 @@ from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError
 
 from data_prep.common.errors import UserError
+from data_prep.common.files import write_atomically
 from data_prep.format.manifest import Manifest
 from pipeline.config.schema import Section
 from pipeline.config.settings_io import differences, to_yaml
 from pipeline.runs import run_folder
-from pipeline.runs.history import write_atomically
 from tuning.config import SearchSettings
 
 EXECUTION_ONLY = {f"train.{name}" for name in run_folder.EXECUTION_ONLY} | {"search.max_concurrent"}

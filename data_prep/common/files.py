@@ -91,20 +91,55 @@ def locked(path: Path, busy: str, wait: Callable[[], None] | None = None) -> Ite
         lock.release()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces a file: at every moment, and after a power cut, it has its old content or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
+def write_atomically(path: Path, content: bytes | str, *, flush: bool = True) -> None:
+    """Replaces a file: at every moment, and after a power failure, it has its old content or the new one.
+
+    Args:
+        path: of the file.
+        content: text is encoded as UTF-8.
+        flush: False leaves out the wait for the disk, for files that are worthless after a power failure.
+    """
+    partial = partial_path(path)
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    if flush:
+        rename_durably(partial, path)
+    else:
+        partial.replace(path)
+
+
+def partial_path(path: Path) -> Path:
+    """The name under which a file or folder is written before it is renamed to `path`."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def rename_durably(partial: Path, target: Path) -> None:
+    """Renames a complete file or folder so that after a power failure `target` is absent, the old one or the new one.
+
+    Args:
+        partial: a file, or a folder that holds files only; flushed before it is renamed.
+        target: a file is replaced; a folder must not exist.
+    """
+    if partial.is_dir():
+        for file in sorted(partial.iterdir()):
+            _sync(file)
+        sync_folder(partial)
+    else:
+        _sync(partial)
+    partial.replace(target)
+    sync_folder(target.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Puts a folder's list of files on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Flushes a folder's list of files to disk."""
+    try:
+        _sync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot flush a folder
+            raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

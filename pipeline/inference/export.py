@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from data_prep.common.errors import UserError
+from data_prep.common.files import rename_durably
 from pipeline.runs import paths, trained_model
 from pipeline.runs.trained_model import Trained
 
@@ -80,7 +81,7 @@ def export(source: Path, kind: str, output: Path | None = None, *, replace: bool
             write(_trace(network), network, partial)
             difference = _compare(load(partial, network.classes), network)
             size = partial.stat().st_size
-            partial.replace(path)
+            rename_durably(partial, path)
     except OSError as error:
         raise UserError(f"--output: {path} cannot be written: {error.strerror}") from None
     return Exported(path, kind, size, network.settings.data.image_size, len(network.classes), difference)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data_prep.common.files import rename_durably, sync_folder
 from pipeline.runs import paths
 from pipeline.runs.paths import RunPosition
 
@@ -54,13 +55,16 @@ class Checkpoints:
         partial, discarded = (target.with_name(prefix + target.name) for prefix in (PARTIAL, DISCARDED))
         try:
             _remove(partial)
-            partial.mkdir(parents=True)
+            if not self.folder.exists():
+                self.folder.mkdir(parents=True)
+                sync_folder(self.folder.parent)
+            partial.mkdir()
             save(partial)
             description = Description(score, {file.name: digest(file) for file in sorted(partial.iterdir())})
             (partial / DESCRIPTION).write_text(json.dumps(asdict(description), indent=1), encoding="utf-8")
             if target.exists():  # left by a run that went on from before it
                 target.rename(discarded)
-            partial.rename(target)
+            rename_durably(partial, target)
         except OSError:
             shutil.rmtree(partial, ignore_errors=True)  # a disk that is full gets its room back
             raise

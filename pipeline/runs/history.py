@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from data_prep.common.files import write_atomically
 
 FILE, STEPS = "history.json", "steps.jsonl"
 
@@ -87,10 +88,3 @@ def read_steps(folder: Path) -> list[StepRecord]:
 
 def _line(record: StepRecord) -> str:
     return json.dumps(asdict(record)) + "\n"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file as a whole: whoever is killed on the way leaves the old one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

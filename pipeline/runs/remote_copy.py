@@ -17,6 +17,7 @@ from pyarrow import fs
 
 from data_prep.common import storage
 from data_prep.common.errors import UserError
+from data_prep.common.files import rename_durably, write_atomically
 from pipeline.runs import paths
 from pipeline.runs.checkpoint_store import DESCRIPTION, PARTIAL, damage
 
@@ -91,7 +92,8 @@ def fetch_identity(location: str, run: Path) -> None:
     try:
         filesystem, root = storage.resolve(location)
         if filesystem.get_file_info(f"{root}/{paths.IDENTITY}").type == fs.FileType.File:
-            _fetch(filesystem, f"{root}/{paths.IDENTITY}", run / paths.IDENTITY)
+            with filesystem.open_input_stream(f"{root}/{paths.IDENTITY}") as stream:
+                write_atomically(run / paths.IDENTITY, stream.read())
     except _Problem as error:
         raise _away(location, error) from None
 
@@ -128,7 +130,7 @@ def _fetch_checkpoint(location: str, name: str, folder: Path) -> bool:
     if damage(partial):
         shutil.rmtree(partial)
         return False
-    partial.rename(folder / name)
+    rename_durably(partial, folder / name)
     return True
 
 

@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from data_prep.common.errors import UserError
+from data_prep.common.files import partial_path, sync_folder, write_atomically
 from data_prep.format.manifest import Manifest
 from pipeline.config.schema import ModelSettings, ResNetSettings, Section, Settings
 from pipeline.config.settings_io import differences, flatten, to_yaml
@@ -98,7 +99,8 @@ class RunFolder:
     def begin(self) -> None:
         """Writes down what the run is; from here on its settings are fixed."""
         if not (self.path / IDENTITY).exists():
-            history.write_atomically(self.path / IDENTITY, to_yaml(self.identity))
+            write_atomically(self.path / IDENTITY, to_yaml(self.identity))
+            sync_folder(self.path.parent)
 
     def latest_checkpoint(self) -> Path | None:
         """The last checkpoint of those that are there in full."""
@@ -159,7 +161,7 @@ def remove_unless_begun(path: Path, identity: str, *ours: str) -> None:
     """Takes back the folder `path` if its file `identity` was never written: files named in `ours`, then the folder."""
     if (path / identity).exists():
         return
-    for name in ours:
+    for name in (*ours, partial_path(path / identity).name):
         (path / name).unlink(missing_ok=True)
     with suppress(OSError):  # not empty: it is somebody else's
         path.rmdir()
@@ -183,7 +185,8 @@ def read_identity(path: Path) -> Identity | None:
 def _identify(path: Path, settings: Settings, data: Manifest, start_digest: str | None) -> Identity:
     identity = read_identity(path)
     if identity is None:
-        foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in {LOCK, OWNER})
+        ours = {LOCK, OWNER, partial_path(path / IDENTITY).name}
+        foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
         if foreign:
             raise UserError(f"{path} exists and is not a run (it holds {foreign[0]}): choose another run.name")
         return Identity(id=uuid.uuid4().hex, data_digest=data.digest, settings=settings, start_digest=start_digest)

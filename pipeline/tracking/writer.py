@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.runs.history import write_atomically
+from data_prep.common.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,10 @@ class ProgressWriter:
             now = time.monotonic()
             if not self._silent and now - self._last >= INTERVAL:
                 self._last = now
+                position = json.dumps(Position(epoch, phase, step, steps))
                 with contextlib.suppress(OSError):  # a full disk is reported when a checkpoint is saved
-                    write_atomically(self._file, json.dumps(Position(epoch, phase, step, steps)))
+                    # Not flushed: that would stall training twice a second, and a resumed run starts with a new file.
+                    write_atomically(self._file, position, flush=False)
 
         return on_step
 

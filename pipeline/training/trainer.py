@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from data_prep.common.errors import UserError
+from data_prep.common.files import write_atomically
 from data_prep.format import manifest
 from data_prep.maintain.stage import stage
 from pipeline import models
@@ -163,7 +164,7 @@ class _Work:
             # The checkpoint decides: whoever wrote after it was interrupted.
             history.write(self._run.path, state.history)
             described = json.dumps(system_info.describe(), indent=1)
-            history.write_atomically(self._run.path / ENVIRONMENT_FILE, described)
+            write_atomically(self._run.path / ENVIRONMENT_FILE, described)
 
     def _resize(self, size: int) -> None:
         """Makes ready to train on images of another size: the wavelets are others, all that is learned is the same."""

@@ -1,7 +1,9 @@
-"""A disk that is soon full."""
+"""Disks: one that is soon full, and the order in which files are flushed, renamed and removed."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,31 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextmanager
+def disk_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, Path]]]:
+    """What the body does to files and folders, in order: ``flush``, ``rename`` (the new name), ``remove`` (folders)."""
+    log: list[tuple[str, Path]] = []
+    fsync, replace, rmtree = os.fsync, Path.replace, shutil.rmtree
+
+    def flushes(descriptor: int) -> None:
+        fsync(descriptor)
+        log.append(("flush", Path(f"/proc/self/fd/{descriptor}").readlink()))
+
+    def renames(path: Path, target: Path) -> Path:
+        log.append(("rename", target))
+        return replace(path, target)
+
+    def removes(path: Path, *arguments: object, **options: object) -> None:
+        log.append(("remove", path))
+        rmtree(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", flushes)
+        patch.setattr(Path, "replace", renames)
+        patch.setattr(shutil, "rmtree", removes)
+        yield log
 
 
 def fill(disk: Path) -> Path:

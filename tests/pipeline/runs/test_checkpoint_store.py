@@ -10,7 +10,7 @@ import pytest
 from pipeline.runs import paths
 from pipeline.runs.checkpoint_store import DESCRIPTION, Checkpoints, damage
 from pipeline.runs.paths import RunPosition
-from tests.helpers.disks import small_disk
+from tests.helpers.disks import disk_log, small_disk
 
 
 def saving(content: bytes = b"weights") -> Callable[[Path], None]:
@@ -99,6 +99,29 @@ def test_one_of_the_same_name_is_replaced_as_a_whole(tmp_path: Path) -> None:
     again = store.write(RunPosition(1), None, saving(b"new"))
     assert (again / "model").read_bytes() == b"new"
     assert names(tmp_path) == ["epoch-00001"]
+
+
+def test_a_checkpoint_is_on_disk_before_it_has_its_name_and_before_older_ones_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Checkpoints(tmp_path / "checkpoints", keep=1)
+    with disk_log(monkeypatch) as log:
+        store.write(RunPosition(1), None, saving())
+    assert log == [
+        ("flush", tmp_path),
+        ("flush", store.folder / "partial-epoch-00001" / DESCRIPTION),
+        ("flush", store.folder / "partial-epoch-00001" / "model"),
+        ("flush", store.folder / "partial-epoch-00001"),
+        ("rename", store.folder / "epoch-00001"),
+        ("flush", store.folder),
+    ]
+    with disk_log(monkeypatch) as log:
+        store.write(RunPosition(2), None, saving())
+    assert log[-3:] == [
+        ("rename", store.folder / "epoch-00002"),
+        ("flush", store.folder),
+        ("remove", store.folder / "epoch-00001"),
+    ]
 
 
 def test_a_full_disk_keeps_what_was_there_and_gets_its_room_back(tmp_path: Path) -> None:

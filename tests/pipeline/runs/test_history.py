@@ -1,10 +1,14 @@
-"""Claims about the records of steps: one for each, whatever is interrupted."""
+"""Claims about records: of epochs, which survive a power failure, and of steps, one for each, whatever happens."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.runs.history import STEPS, StepLog, read_steps
+import pytest
+
+from pipeline.runs import history
+from pipeline.runs.history import FILE, STEPS, EpochRecord, StepLog, read_steps
+from tests.helpers.disks import disk_log
 
 
 def write(folder: Path, first: int, last: int, every: int = 2) -> None:
@@ -17,6 +21,16 @@ def write(folder: Path, first: int, last: int, every: int = 2) -> None:
 
 def steps(folder: Path) -> list[int]:
     return [record.step for record in read_steps(folder)]
+
+
+def test_records_of_epochs_are_on_disk_before_they_replace_older_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [EpochRecord(1, 1.5, {"train/loss": 2.0})]
+    with disk_log(monkeypatch) as log:
+        history.write(tmp_path, records)
+    assert log == [("flush", tmp_path / f".{FILE}.partial"), ("rename", tmp_path / FILE), ("flush", tmp_path)]
+    assert history.read(tmp_path) == records
 
 
 def test_there_is_a_record_for_so_many_steps(tmp_path: Path) -> None:
