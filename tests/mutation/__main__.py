@@ -76,7 +76,10 @@ def copy_checkout(target: Path) -> None:
 def attempt(copy: Path, mutation: Mutation) -> tuple[bool, str]:
     """Makes one mutation, runs its tests, takes it back. Returns whether a test failed, and which one or why not."""
     if mutation.occurrences(copy) != 1:
-        return False, f"its text occurs {mutation.occurrences(copy)} times, not once: mend tests/mutation/mutations.py"
+        return (
+            False,
+            f"its text occurs {mutation.occurrences(copy)} times, not once: correct it in tests/mutation/mutations",
+        )
     path = copy / mutation.file
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")

@@ -1,0 +1,133 @@
+"""How runs are broken: their settings, folders, tracking, launch and inference."""
+
+from tests.mutation.mutation import Mutation
+
+RUN_FOLDER = "pipeline/runs/run_folder.py"
+CLUSTER = "tests/faults/test_cluster.py::"
+RESUME = "tests/faults/test_resume.py::"
+
+MUTATIONS = (
+    # pipeline/config
+    Mutation(
+        "without a cluster one core computes",
+        "pipeline/config/schema.py",
+        "cores()",
+        "1",
+        (
+            "tests/pipeline/config/test_settings_io.py::test_a_worker_has_one_thread_and_training_without_a_cluster_all_there_are",
+        ),
+    ),
+    Mutation(
+        "an unknown setting is accepted",
+        "pipeline/config/schema.py",
+        'extra="forbid"',
+        'extra="ignore"',
+        (
+            "tests/pipeline/config/test_settings_io.py::test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed",
+        ),
+    ),
+    # pipeline/runs
+    Mutation(
+        "momentum is lost when a run resumes",
+        "pipeline/runs/train_state.py",
+        '        training.optimizer.load_state_dict(state["optimizer"])\n',
+        "",
+        ("tests/pipeline/runs/test_train_state.py::test_a_restored_training_goes_on_to_the_same_bits",),
+    ),
+    Mutation(
+        "a checkpoint that was damaged is used",
+        "pipeline/runs/checkpoint_store.py",
+        "        if digest(checkpoint / name) != expected:",
+        "        if False:",
+        (RESUME + "test_a_damaged_checkpoint_costs_the_steps_since_the_one_before",),
+    ),
+    Mutation(
+        "a run's lock is ignored",
+        RUN_FOLDER,
+        "        lock.acquire()\n",
+        "",
+        (
+            "tests/pipeline/runs/test_run_folder.py::test_a_second_process_is_refused_until_the_first_is_gone_however_it_went",
+        ),
+    ),
+    Mutation(
+        "a run goes on with changed settings",
+        RUN_FOLDER,
+        "    if changes:\n",
+        "    if False:\n",
+        ("tests/pipeline/runs/test_run_folder.py::test_changed_settings_are_refused_with_the_difference",),
+    ),
+    Mutation(
+        "a run that is refused leaves its folder behind",
+        RUN_FOLDER,
+        "    if (path / identity).exists():\n        return\n",
+        "    return\n",
+        ("tests/pipeline/runs/test_run_folder.py::test_a_run_that_did_not_begin_leaves_nothing_and_fixes_no_setting",),
+    ),
+    Mutation(
+        "steps that are taken again are recorded again",
+        "pipeline/runs/history.py",
+        " and step > self._last",
+        "",
+        ("tests/pipeline/runs/test_history.py",),
+    ),
+    # pipeline/tracking
+    Mutation(
+        "the main thread reads what MLflow's server says",
+        "pipeline/tracking/mlflow_server.py",
+        "        while self.process.poll() is None:\n            time.sleep(LOOK_SECONDS)\n",
+        "        self._read()\n",
+        ("tests/pipeline/tracking/test_mlflow_run.py::test_ctrl_c_is_heard_while_a_server_talks",),
+    ),
+    # pipeline/launch
+    Mutation(
+        "a finished run is not recognized",
+        "pipeline/launch/launcher.py",
+        "finished_before = folder.finished()",
+        "finished_before = False",
+        ("tests/integration/test_training.py::test_a_finished_run_says_so_and_changes_nothing",),
+    ),
+    Mutation(
+        "the final model is not tracked",
+        "pipeline/launch/launcher.py",
+        "tracker.log_file(final, mlflow_run.MODEL_ARTIFACT)",
+        "pass",
+        ("tests/integration/test_training.py::test_the_tracked_run_holds_all_that_the_run_was",),
+    ),
+    Mutation(
+        "idle actors of Ray Train run beside a training",
+        "pipeline/launch/ray_train.py",
+        "type(each).__name__ not in left_out",
+        "True",
+        ("tests/integration/test_training.py::test_a_second_start_is_refused_and_ctrl_c_ends_run_and_cluster",),
+    ),
+    Mutation(
+        "a cluster without an autoscaler is asked for nodes, through an actor of its own",
+        "pipeline/launch/ray_train.py",
+        "if self._connection.own_cluster and",
+        "if False and",
+        ("tests/integration/test_training.py::test_a_second_start_is_refused_and_ctrl_c_ends_run_and_cluster",),
+    ),
+    Mutation(
+        "what a dead controller had reserved stays reserved",
+        "pipeline/launch/ray_train.py",
+        "                free_reservations()\n",
+        "                pass\n",
+        (CLUSTER + "test_four_workers_one_of_which_and_whose_controller_are_killed_come_to_the_same_bits",),
+    ),
+    # pipeline/inference
+    Mutation(
+        "labels of a part of the classes are not translated",
+        "pipeline/inference/evaluation.py",
+        "labels[torch.from_numpy(batch.labels)]",
+        "torch.from_numpy(batch.labels)",
+        ("tests/pipeline/inference/test_evaluation.py::test_classes_are_found_by_their_ids",),
+    ),
+    Mutation(
+        "an exported file is not compared with the network",
+        "pipeline/inference/export.py",
+        "if not difference <= TOLERANCE",
+        "if difference < -TOLERANCE",
+        ("tests/pipeline/inference/test_export.py::test_a_file_that_computes_something_else_is_not_kept",),
+    ),
+)
