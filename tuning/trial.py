@@ -12,6 +12,7 @@ from ray import tune
 from ray.train import Checkpoint
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from data_prep.common.distribution import check_packages
 from pipeline.config.schema import Settings
 from pipeline.launch import launcher
 from pipeline.runs import history
@@ -38,6 +39,7 @@ def train(config: dict[str, str], trials: Trials) -> None:
     A trial that was interrupted first repeats what it has reported before, as the scheduler is a new one. The last
     epoch is reported when the run is complete, when there is nothing left that could be stopped.
     """
+    check_packages()
     # Set in our own clusters from the start; processes of a cluster that was up before know nothing of it.
     for name, value in launcher.TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)

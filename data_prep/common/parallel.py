@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
+from data_prep.common.distribution import check_packages
 from data_prep.common.errors import UserError
 
 Argument = TypeVar("Argument")
@@ -139,6 +140,7 @@ class _Counter:
 
 def _call(function: Function[Argument, Result], argument: Argument, counter: Any) -> Result:
     """What a Ray task does; it reports progress twice a second at most."""
+    check_packages()
     units, reported = 0, time.monotonic()
 
     def advance(more: int) -> None:

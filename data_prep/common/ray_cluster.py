@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from data_prep.common.distribution import check_worker_packages
 from data_prep.common.errors import UserError
 
 LOOPBACK = "127.0.0.1"
@@ -59,10 +60,11 @@ def connect(
         dashboard: whether a cluster that is started here gets one; its processes take CPU time.
 
     Raises:
-        UserError: the cluster does not answer, or cannot be started.
+        UserError: the cluster does not answer, or cannot be started, or its workers would import other packages.
     """
     import ray
 
+    check_worker_packages()
     if ray.is_initialized():
         yield Connection()
         return

@@ -10,6 +10,7 @@ from importlib.metadata import EntryPoint, entry_points, version
 
 import click
 
+from data_prep.common.distribution import check_packages
 from data_prep.common.errors import UserError
 
 GROUP = "phasecollapse.commands"
@@ -59,6 +60,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)  # what a scheduler sends before it takes the machine away
     commands = Commands({point.name: point for point in entry_points(group=GROUP)})
     try:
+        check_packages()
         commands.main(prog_name="phasecollapse", standalone_mode=False)
     except UserError as error:
         click.echo(f"error: {error}", err=True)

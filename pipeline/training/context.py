@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from data_prep.common.distribution import check_packages
 from pipeline.config.schema import Settings
 from pipeline.runs import paths
 from pipeline.runs.run_folder import RunFolder
@@ -97,6 +98,7 @@ class RayContext:
         import ray.train
         import ray.train.torch
 
+        check_packages()
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
