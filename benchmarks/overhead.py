@@ -52,7 +52,8 @@ from pipeline.config.schema import Settings
 from pipeline.runs import history
 from pipeline.runtime import malloc
 from pipeline.training.dataloader import ImageStream
-from pipeline.training.optimizers import build_optimizer, build_schedule
+from pipeline.training.optimizers import build_optimizer
+from pipeline.training.schedules import build_schedule
 
 WORKER = "ray::RayTrainWorker"
 SETTLING = 3

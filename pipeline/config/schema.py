@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from data_prep.common.parallel import cores
+from pipeline.config.registered import Registered
 
 
 class Section(BaseModel):
@@ -193,7 +194,7 @@ class StartSettings(Section):
 class OptimizerSettings(Section):
     """What moves the weights, how far, and which average of them is kept."""
 
-    kind: Literal["sgd", "adamw"] = "sgd"
+    kind: Annotated[str, Registered("pipeline.training.optimizers:OPTIMIZERS")] = "sgd"
     """Stochastic gradient descent, or AdamW (whose decay is not part of the gradient; usual rates are about 0.001)."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
     """Peak learning rate."""
@@ -203,7 +204,7 @@ class OptimizerSettings(Section):
     """Look ahead along the momentum; of no meaning for AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     """L2 penalty on projections and the linear classifier; normalization parameters and biases have none."""
-    schedule: Literal["cosine", "step"] = "cosine"
+    schedule: Annotated[str, Registered("pipeline.training.schedules:SCHEDULES")] = "cosine"
     """Cosine decay to zero, or a division by `step_factor` every `step_epochs`."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     """Linear warm-up from zero over this many epochs."""

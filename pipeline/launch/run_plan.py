@@ -20,7 +20,7 @@ from pipeline import models
 from pipeline.analysis.model_summary import describe
 from pipeline.config.schema import Settings
 from pipeline.runtime import malloc
-from pipeline.training import optimizers
+from pipeline.training import optimizers, schedules
 from pipeline.training.dataloader import numbers
 from pipeline.training.loop import Compute
 
@@ -93,11 +93,11 @@ def plan(settings: Settings, data: Manifest) -> Plan:
     at_once = min(share, settings.training.micro_batch_size or share)
     described = describe(settings, len(data.classes))
     training, evaluation = numbers(settings.data, data, settings.training.seed)
-    learned, states = described.learned, 3 if settings.optimizer.kind == "adamw" else 2  # weights, and the optimizer's
+    learned, states = described.learned, 1 + optimizers.OPTIMIZERS[settings.optimizer.kind].state_tensors
     copies = states + 1 + (settings.optimizer.ema_decay > 0)
     stored = states + (settings.optimizer.ema_decay > 0)
     kept = settings.checkpoint
-    sizes = [optimizers.image_size(settings, epoch) for epoch in range(1, settings.training.epochs + 1)]
+    sizes = [schedules.image_size(settings, epoch) for epoch in range(1, settings.training.epochs + 1)]
     images_per_second, measured = _probe(settings, len(data.classes), at_once)
     return Plan(
         workers=workers,

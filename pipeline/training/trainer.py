@@ -39,7 +39,8 @@ from pipeline.tracking.writer import ProgressWriter
 from pipeline.training import finetune, loop
 from pipeline.training.context import RayContext, WorkerContext, WorkerSpec
 from pipeline.training.dataloader import ImageStream, Subset
-from pipeline.training.optimizers import build_optimizer, build_schedule, image_size
+from pipeline.training.optimizers import build_optimizer
+from pipeline.training.schedules import build_schedule, image_size
 
 ENVIRONMENT_FILE, TRACE, REPORT = "environment.json", "trace.json", "evaluation"
 PROFILED_STEPS = 4

@@ -10,7 +10,8 @@ from data_prep.format.manifest import ImageClass
 from pipeline import models
 from pipeline.config.schema import DataSettings, ModelSettings, Settings
 from pipeline.runs import train_state
-from pipeline.training.optimizers import build_optimizer, build_schedule
+from pipeline.training.optimizers import build_optimizer
+from pipeline.training.schedules import build_schedule
 
 
 def image_classes(names: str = "abc") -> list[ImageClass]:

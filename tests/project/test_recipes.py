@@ -22,7 +22,8 @@ from pipeline.launch import launcher
 from pipeline.runs import paths, train_state, trained_model
 from pipeline.training import trainer
 from pipeline.training.dataloader import ImageStream
-from pipeline.training.optimizers import build_optimizer, image_size
+from pipeline.training.optimizers import build_optimizer
+from pipeline.training.schedules import image_size
 from tests.helpers.runs import assert_same_bits
 
 

@@ -14,7 +14,8 @@ from data_prep.format.manifest import ImageClass
 from pipeline import models
 from pipeline.config.schema import DataSettings, OptimizerSettings, ScatteringSettings, Settings
 from pipeline.runs import history, train_state
-from pipeline.training.optimizers import build_optimizer, build_schedule
+from pipeline.training.optimizers import build_optimizer
+from pipeline.training.schedules import build_schedule
 
 CLASSES = [ImageClass(index=index, id=f"n{index:08}", name=name) for index, name in enumerate(["tench", "church"])]
 SETTINGS = Settings(

@@ -18,7 +18,8 @@ from pipeline import models
 from pipeline.config.schema import OptimizerSettings, ScatteringSettings
 from pipeline.metrics.nonfinite import NonFiniteGuard
 from pipeline.training.loop import Compute, Step, broadcast_running_stats, evaluate, train_epoch
-from pipeline.training.optimizers import build_optimizer, build_schedule
+from pipeline.training.optimizers import build_optimizer
+from pipeline.training.schedules import build_schedule
 from tests.helpers.ranks import in_ranks
 
 CPU = Compute(torch.device("cpu"))

@@ -6,7 +6,8 @@ import pytest
 
 from pipeline import models
 from pipeline.config.schema import OptimizerSettings, ScatteringSettings
-from pipeline.training.optimizers import build_optimizer, build_schedule, rate_factor
+from pipeline.training.optimizers import build_optimizer
+from pipeline.training.schedules import build_schedule, rate_factor
 
 
 def rates(epochs: int, steps: int, **fields: object) -> list[float]:
