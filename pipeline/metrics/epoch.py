@@ -1,9 +1,13 @@
-"""Metrics of a training epoch, accumulated on the device and summed over ranks when they are asked for."""
+"""Metrics of an epoch by name, accumulated on the device and summed over ranks when they are asked for.
+
+A metric is one entry of the mapping that is given to ``update``: ``{"loss": loss_sum}`` becomes ``train/loss``.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,35 +20,60 @@ class EpochTotals:
     """Progress of a training epoch and its sums over all ranks; stored in checkpoints within the epoch."""
 
     steps: int = 0
-    """Steps that are done."""
+    """Steps done."""
     position: int = 0
-    """Images of the epoch, in its order, that are behind it."""
-    loss: float = 0.0
-    correct: float = 0.0
-    """Images whose class had the highest score when they were trained on."""
+    """Position in the epoch's order of images after those steps."""
     images: float = 0.0
     skipped: float = 0.0
     """Damaged images that were left out."""
-    gradient_norm: float = 0.0
-    """Sum over steps."""
+    image_sums: Mapping[str, float] = field(default_factory=dict)
+    """Metrics that are means over images, as sums over them."""
+    step_sums: Mapping[str, float] = field(default_factory=dict)
+    """Metrics that are means over steps, as sums over them."""
     seconds: float = 0.0
     data_wait_seconds: float = 0.0
-    """Seconds, of those, in which a rank had no batch to work on; the mean over ranks."""
+    """Seconds, of those, without a batch to train on; the mean over ranks."""
     learning_rate: float = 0.0
-    """Of the last step."""
+    """Learning rate of the last step."""
 
     def metrics(self) -> dict[str, float]:
-        """Means of the epoch, as the history has them."""
+        """Means over the epoch, by the names of the history."""
         return {
-            "train/loss": self.loss / self.images,
-            "train/top1": self.correct / self.images,
+            **{f"train/{name}": value / self.images for name, value in self.image_sums.items()},
             "train/images_per_second": self.images / self.seconds,
             "train/seconds": self.seconds,
             "train/waiting_for_data": self.data_wait_seconds / self.seconds,
-            "train/gradient_norm": self.gradient_norm / self.steps,
+            **{f"train/{name}": value / self.steps for name, value in self.step_sums.items()},
             "train/skipped_images": self.skipped,
             "learning_rate": self.learning_rate,
         }
+
+
+class NamedSums:
+    """Sums by name, in float64 on the device; the names are those of the first update."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._names: tuple[str, ...] = ()
+        self._sums = torch.zeros(0, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def update(self, values: Mapping[str, Tensor]) -> None:
+        """Adds a scalar to each sum; never waits for the device.
+
+        Raises:
+            ValueError: the names are not those of the first update.
+        """
+        if not self._names:
+            self._names = tuple(values)
+            self._sums = torch.zeros(len(values), dtype=torch.float64, device=self._device)
+        if tuple(values) != self._names:
+            raise ValueError(f"metrics {list(values)} are updated where there were {list(self._names)}")
+        self._sums += torch.stack([value.double() for value in values.values()])
+
+    def read(self) -> dict[str, float]:
+        """The sums of this rank; waits for the device."""
+        return dict(zip(self._names, self._sums.tolist(), strict=True))
 
 
 class EpochAccumulator:
@@ -53,70 +82,80 @@ class EpochAccumulator:
     def __init__(self, resume_from: EpochTotals, device: torch.device) -> None:
         self._resume_from = resume_from
         self._device = device
-        self._on_device = torch.zeros(3, dtype=torch.float64, device=device)  # loss, hits, gradient norm
+        self._image_sums, self._step_sums = NamedSums(device), NamedSums(device)
         self._images = self._skipped = 0
-        self._waiting = 0.0
+        self._data_wait_seconds = 0.0
         self._started = time.perf_counter()
-        self.steps, self.position, self._learning_rate = (
-            resume_from.steps,
-            resume_from.position,
-            resume_from.learning_rate,
-        )
-        self._asked = (self._started, self.position, self._waiting)
+        self.steps, self.position = resume_from.steps, resume_from.position
+        self._learning_rate = resume_from.learning_rate
+        self._last_recent = (self._started, self.position, self._data_wait_seconds)
 
     def add_data_wait(self, seconds: float) -> None:
         """Adds time in which there was no batch."""
-        self._waiting += seconds
+        self._data_wait_seconds += seconds
 
-    @torch.no_grad()
-    def add(
+    def update(
         self,
-        loss: Tensor,
-        correct: Tensor,
-        norm: Tensor,
+        image_sums: Mapping[str, Tensor],
+        step_values: Mapping[str, Tensor],
         *,
         images: int,
         skipped: int,
         position: int,
         learning_rate: float,
     ) -> None:
-        """Adds a step of this rank; `norm` is that of the gradient of all ranks, `position` is behind the step."""
-        self._on_device += torch.stack([loss.double(), correct.double(), norm.double()])
+        """Adds a step of this rank.
+
+        Args:
+            image_sums: metrics summed over this rank's images; their means over images are reported.
+            step_values: metrics of the step, equal on all ranks; their means over steps are reported.
+            position: in the epoch's order of images, after the step.
+        """
+        self._image_sums.update(image_sums)
+        self._step_sums.update(step_values)
         self._images += images
         self._skipped += skipped
         self.steps += 1
         self.position, self._learning_rate = position, learning_rate
 
     def recent(self) -> dict[str, float]:
-        """Of the steps since the last call, by the host's clock: asks neither the device nor other ranks.
+        """Metrics of the steps since the last call, by the host's clock; waits for neither device nor ranks.
 
         Images/s are those of all ranks together, the learning rate that of the last step.
         """
-        started, position, waiting = self._asked
-        self._asked = (time.perf_counter(), self.position, self._waiting)
-        seconds = self._asked[0] - started
+        started, position, waited = self._last_recent
+        self._last_recent = (time.perf_counter(), self.position, self._data_wait_seconds)
+        seconds = self._last_recent[0] - started
         return {
             "step/images_per_second": (self.position - position) / seconds,
-            "step/waiting_for_data": (self._waiting - waiting) / seconds,
+            "step/waiting_for_data": (self._data_wait_seconds - waited) / seconds,
             "step/learning_rate": self._learning_rate,
         }
 
     def totals(self) -> EpochTotals:
-        """The sums over all ranks, each of which has to ask."""
-        loss, correct, norm = self._on_device.tolist()  # waits for the device, so the clock is read after it
-        seconds = time.perf_counter() - self._started
-        own = [loss, correct, float(self._images), float(self._skipped), norm, seconds, self._waiting]
-        loss, correct, images, skipped, norm, seconds, waiting = sum_over_ranks(own, self._device)
-        ranks, resume_from = world_size(), self._resume_from
+        """The totals over all ranks; a collective operation, so every rank calls it."""
+        image_sums, step_sums = self._image_sums.read(), self._step_sums.read()
+        seconds = time.perf_counter() - self._started  # after the device has finished
+        counts = [float(self._images), float(self._skipped), seconds, self._data_wait_seconds]
+        own = [*image_sums.values(), *step_sums.values(), *counts]
+        *values, images, skipped, seconds, waited = sum_over_ranks(own, self._device)
+        ranks, before = world_size(), self._resume_from
         return EpochTotals(
-            self.steps,
-            self.position,
-            resume_from.loss + loss,
-            resume_from.correct + correct,
-            resume_from.images + images,
-            resume_from.skipped + skipped,
-            resume_from.gradient_norm + norm / ranks,
-            resume_from.seconds + seconds / ranks,
-            resume_from.data_wait_seconds + waiting / ranks,
-            self._learning_rate,
+            steps=self.steps,
+            position=self.position,
+            images=before.images + images,
+            skipped=before.skipped + skipped,
+            image_sums=_added(before.image_sums, dict(zip(image_sums, values, strict=False))),
+            step_sums=_added(
+                before.step_sums,
+                {name: value / ranks for name, value in zip(step_sums, values[len(image_sums) :], strict=True)},
+            ),
+            seconds=before.seconds + seconds / ranks,
+            data_wait_seconds=before.data_wait_seconds + waited / ranks,
+            learning_rate=self._learning_rate,
         )
+
+
+def _added(before: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
+    """Sums by name; a name that one of the two lacks has 0 there."""
+    return {name: before.get(name, 0.0) + more.get(name, 0.0) for name in {**before, **more}}

@@ -1,13 +1,13 @@
-"""What a run saves, and how it comes back.
+"""The state of a training run: what a checkpoint holds, how it is written and restored.
 
 A checkpoint is a folder that can be read without executing code from it:
 
     model.safetensors   the network's parameters and running statistics: their moving average, if the run has one
     last.safetensors    if it has, those of the last step
-    training.pt         optimizer, schedule, and how far the epoch under way is (tensors and plain values only)
+    training.pt         optimizer, schedule and the totals of an unfinished epoch (tensors and plain values only)
     settings.yaml       the resolved settings; a run can be started again from them alone
     classes.json        index, id and name of each class
-    history.json        what every epoch came to
+    history.json        the metrics of each finished epoch
 
 Order and augmentation of the images are functions of seed, epoch and sample, and the network draws no random numbers
 in training, so no generator has to be saved: a run resumed from a checkpoint ends with the same bits. Running
@@ -20,7 +20,7 @@ import io
 import json
 import pickle
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,36 +40,34 @@ from pipeline.runs import history, trained_model
 from pipeline.runs.paths import CLASSES, MODEL, SETTINGS, RunPosition
 
 TRAINING, LAST = "training.pt", "last.safetensors"
-_FILE_KEYS = {"correct": "hits", "data_wait_seconds": "waiting"}
-"""Keys of training.pt that differ from the fields of EpochTotals: the file format is older than their names."""
 
 
 @dataclass
 class TrainState:
-    """Everything that changes while a run goes on."""
+    """Everything that changes in the course of a run."""
 
     network: models.ImageNetwork
     optimizer: Optimizer
     schedule: LRScheduler
     history: list[history.EpochRecord]
     average: AveragedModel | None = None
-    """Of the network over its steps, if the run keeps one."""
+    """Exponential moving average of the network over its steps, if the run keeps one."""
     epoch_in_progress: EpochTotals = field(default_factory=EpochTotals)
-    """Of the epoch that has begun, if one has."""
+    """Totals of the unfinished epoch; zeros between epochs."""
 
     @property
     def eval_model(self) -> models.ImageNetwork:
-        """The network that is evaluated and used afterwards."""
+        """The network that is evaluated and exported: the average, if the run keeps one."""
         return cast(models.ImageNetwork, self.average.module) if self.average else self.network
 
     @property
     def epochs_done(self) -> int:
-        """The epoch that was finished last, counted from 1; 0 before the first."""
+        """Number of finished epochs."""
         return self.history[-1].epoch if self.history else 0
 
     @property
     def position(self) -> RunPosition:
-        """Where the run is."""
+        """Finished epochs and steps of the unfinished one."""
         return RunPosition(self.epochs_done, self.epoch_in_progress.steps)
 
 
@@ -77,7 +75,8 @@ def save(folder: Path, training: TrainState, settings: Settings, classes: Sequen
     """Writes a checkpoint into an empty folder.
 
     Raises:
-        OSError: it cannot be written. (Their own functions for files raise whatever they like when a disk is full.)
+        OSError: it cannot be written. The libraries' own file functions raise other errors when a disk is full, so they
+            serialize to memory here.
     """
     (folder / MODEL).write_bytes(_serialized(training.eval_model))
     if training.average:
@@ -85,7 +84,7 @@ def save(folder: Path, training: TrainState, settings: Settings, classes: Sequen
     state = {
         "optimizer": training.optimizer.state_dict(),
         "schedule": training.schedule.state_dict(),
-        "under_way": {_FILE_KEYS.get(name, name): value for name, value in asdict(training.epoch_in_progress).items()},
+        "under_way": _totals_to_file(training.epoch_in_progress),
         "averaged": int(training.average.n_averaged) if training.average else 0,
     }
     buffer = io.BytesIO()
@@ -109,9 +108,7 @@ def restore(folder: Path, training: TrainState) -> None:
         state: dict[str, Any] = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
         training.optimizer.load_state_dict(state["optimizer"])
         training.schedule.load_state_dict(state["schedule"])
-        training.epoch_in_progress = EpochTotals(
-            **{each.name: state["under_way"][_FILE_KEYS.get(each.name, each.name)] for each in fields(EpochTotals)}
-        )
+        training.epoch_in_progress = _totals_from_file(state["under_way"])
         if training.average:
             training.average.n_averaged.fill_(state["averaged"])
         training.history = history.read(folder)
@@ -123,3 +120,37 @@ def _serialized(network: models.ImageNetwork) -> bytes:
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     content: bytes = to_safetensors(weights, metadata={"format": "pt"})
     return content
+
+
+def _totals_to_file(totals: EpochTotals) -> dict[str, Any]:
+    """The entry `under_way` of training.pt, whose keys are older than the names of the metrics. Metrics that the format
+    does not know go into two entries of their own."""
+    image_sums, step_sums = dict(totals.image_sums), dict(totals.step_sums)
+    content: dict[str, Any] = {
+        "steps": totals.steps,
+        "position": totals.position,
+        "loss": image_sums.pop("loss", 0.0),
+        "hits": image_sums.pop("top1", 0.0),
+        "images": totals.images,
+        "skipped": totals.skipped,
+        "gradient_norm": step_sums.pop("gradient_norm", 0.0),
+        "seconds": totals.seconds,
+        "waiting": totals.data_wait_seconds,
+        "learning_rate": totals.learning_rate,
+    }
+    more = {"image_sums": image_sums, "step_sums": step_sums}
+    return content | {name: sums for name, sums in more.items() if sums}
+
+
+def _totals_from_file(content: dict[str, Any]) -> EpochTotals:
+    return EpochTotals(
+        steps=content["steps"],
+        position=content["position"],
+        images=content["images"],
+        skipped=content["skipped"],
+        image_sums={"loss": content["loss"], "top1": content["hits"], **content.get("image_sums", {})},
+        step_sums={"gradient_norm": content["gradient_norm"], **content.get("step_sums", {})},
+        seconds=content["seconds"],
+        data_wait_seconds=content["waiting"],
+        learning_rate=content["learning_rate"],
+    )

@@ -1,7 +1,10 @@
-"""One epoch of training, one evaluation: plain PyTorch, on one device or on one rank of several.
+"""One epoch of training and one evaluation: plain PyTorch, on one device or on one rank of several.
 
-Losses and counts are summed on the device and read when somebody asks for them, so that the host never waits for a
-GPU at a step. Over ranks they are summed then, too: ranks may see different numbers of batches, each image counts once.
+    B   images of this rank in a batch
+    C   classes
+
+Losses and counts are summed on the device and read on demand, so that the host never waits for a GPU at a step. They
+are summed over ranks at the same time; ranks may see different numbers of images, and each image counts once.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,13 +23,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from data_prep.common.errors import UserError
-from pipeline.metrics.epoch import EpochAccumulator, EpochTotals
+from pipeline.metrics.epoch import EpochAccumulator, EpochTotals, NamedSums
 from pipeline.metrics.nonfinite import NonFiniteGuard
 from pipeline.runtime.collectives import sum_over_ranks, world_size
 
 Precision = Literal["float32", "bfloat16"]
 LAG = 8
-"""Steps after which a loss is looked at on a GPU: by then it has long been computed, so nothing waits for it."""
+"""Steps after which the loss of a GPU is checked: it has been computed by then, so the host does not wait for it."""
 
 Item = TypeVar("Item")
 
@@ -36,15 +39,15 @@ class Batch(Protocol):
 
     @property
     def images(self) -> Tensor:
-        """Pixels, uint8 (b, H, W, 3)."""
+        """Pixels, uint8 (B, H, W, 3)."""
 
     @property
     def labels(self) -> Tensor:
-        """Class indices, int64 (b,)."""
+        """Class indices, int64 (B,)."""
 
     @property
     def indices(self) -> Tensor:
-        """Which samples of the split these are, int64 (b,)."""
+        """Which samples of the split these are, int64 (B,)."""
 
     @property
     def skipped(self) -> int:
@@ -67,7 +70,7 @@ class Compute:
     precision: Precision = "float32"
 
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        """Class scores in float32, (b, classes), whatever precision the layers compute in."""
+        """Class scores in float32, (B, C), whatever precision the layers compute in."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             return network(images).float()
 
@@ -78,16 +81,16 @@ class Compute:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of training that is done."""
+    """A finished training step."""
 
     number: int
     """In its epoch, counted from 1."""
     totals: Callable[[], EpochTotals]
-    """The sums of the epoch so far, over all ranks, each of which has to ask. Raises UserError if a loss of the steps
-    so far is not finite: what is saved after it is good."""
+    """The totals of the epoch so far, over all ranks; a collective operation. Raises UserError if a loss of the steps
+    so far is not finite, so that no such state is saved."""
     recent: Callable[[], dict[str, float]]
-    """What the steps since the last call came to on this rank; waits for nobody. On a GPU, losses and norms are those
-    of `LAG` steps before."""
+    """Metrics of the steps since the last call, on this rank; never waits. On a GPU, losses and norms are `LAG`
+    steps old."""
 
 
 def train_epoch(
@@ -111,59 +114,57 @@ def train_epoch(
     ranks hold different numbers of images.
 
     Args:
-        resume_from: what the steps of this epoch before `batches` came to.
-        micro_batch_size: how many images a rank passes through the network at a time; the gradients of a batch are
-            added up over such parts.
-        max_grad_norm: what the norm of the gradient is shortened to where it is larger.
-        after_step: called after each step, on every rank alike; where it returns False, the epoch is left.
+        resume_from: totals of the steps of this epoch before `batches`.
+        micro_batch_size: images that a rank passes through the network at a time; gradients are accumulated over them.
+        max_grad_norm: maximum norm of the gradient; larger gradients are scaled down.
+        after_step: called after each step, on every rank; the epoch ends where it returns False.
 
     Returns:
-        The sums of the whole epoch; None if it was left.
+        The totals of the whole epoch; None if `after_step` ended it.
 
     Raises:
         UserError: a loss or gradient was not finite; names epoch, step and sample indices.
     """
     network.train()
-    meter = EpochAccumulator(resume_from or EpochTotals(), compute.device)
-    watch = NonFiniteGuard(epoch, lag=LAG if compute.device.type == "cuda" else 0)
+    metrics = EpochAccumulator(resume_from or EpochTotals(), compute.device)
+    guard = NonFiniteGuard(epoch, lag=LAG if compute.device.type == "cuda" else 0)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def totals() -> EpochTotals:
-        watch.drain()
-        return meter.totals()
+        guard.drain()
+        return metrics.totals()
 
     def recent() -> dict[str, float]:
-        return {**watch.recent(), **meter.recent()}
+        return {**guard.recent(), **metrics.recent()}
 
-    for batch in _timed(batches, meter.add_data_wait):
+    for batch in _timed(batches, metrics.add_data_wait):
         optimizer.zero_grad()
-        loss_sum, correct = _accumulate(network, batch, compute, label_smoothing, micro_batch_size)
-        norm = _gradient_norm(parameters, max_grad_norm)
-        watch.add(meter.steps, batch.indices, loss_sum, norm)
+        image_sums = _accumulate_gradients(network, batch, compute, label_smoothing, micro_batch_size)
+        norm = _clip_gradients(parameters, max_grad_norm)
+        guard.add(metrics.steps, batch.indices, image_sums["loss"], norm)
         optimizer.step()
-        meter.add(
-            loss_sum,
-            correct,
-            norm,
+        metrics.update(
+            image_sums,
+            {"gradient_norm": norm},
             images=len(batch.labels),
             skipped=batch.skipped,
             position=batch.end,
             learning_rate=float(schedule.get_last_lr()[0]),
         )
         schedule.step()
-        if not after_step(Step(meter.steps, totals, recent)):
+        if not after_step(Step(metrics.steps, totals, recent)):
             return None
-    sums = totals()
-    _check_seen(sums.images, "training")
-    return sums
+    epoch_totals = totals()
+    _check_seen(epoch_totals.images, "training")
+    return epoch_totals
 
 
-def _accumulate(
+def _accumulate_gradients(
     network: nn.Module, batch: Batch, compute: Compute, label_smoothing: float, micro_batch_size: int | None
-) -> tuple[Tensor, Tensor]:
-    """Adds the gradient of a batch to that of the parameters; its loss, summed over this rank's images, and its hits.
+) -> dict[str, Tensor]:
+    """Adds the gradient of a batch to that of the parameters; metrics by name, summed over this rank's images.
 
-    Ranks communicate in the last part alone. Each has equally many parts, as statistics may be those of all ranks.
+    Ranks communicate in the last micro-batch alone. All have the same number, as statistics may be synchronized.
     """
     ranks = world_size()
     largest = -(-batch.size // ranks)
@@ -177,7 +178,7 @@ def _accumulate(
             (loss * (ranks / batch.size)).backward()
         losses.append(loss.detach())
         correct.append((logits.detach().argmax(1) == classes).sum())
-    return torch.stack(losses).sum(), torch.stack(correct).sum()
+    return {"loss": torch.stack(losses).sum(), "top1": torch.stack(correct).sum()}
 
 
 def _without_communication(network: nn.Module) -> AbstractContextManager[None]:
@@ -185,16 +186,16 @@ def _without_communication(network: nn.Module) -> AbstractContextManager[None]:
     return no_sync()
 
 
-def _gradient_norm(parameters: list[nn.Parameter], max_grad_norm: float | None) -> Tensor:
-    """The norm of the gradient, which is shortened to `max_grad_norm` where it is longer."""
+def _clip_gradients(parameters: list[nn.Parameter], max_grad_norm: float | None) -> Tensor:
+    """Scales the gradient down to `max_grad_norm` where it is larger; its norm before that."""
     norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
     if max_grad_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     return norm
 
 
-def _timed(items: Iterable[Item], waited: Callable[[float], None]) -> Iterator[Item]:
-    """The items; `waited` is told how long each took to come."""
+def _timed(items: Iterable[Item], add_seconds: Callable[[float], None]) -> Iterator[Item]:
+    """The items; `add_seconds` is called with the time that each took to arrive."""
     iterator = iter(items)
     while True:
         started = time.perf_counter()
@@ -203,8 +204,37 @@ def _timed(items: Iterable[Item], waited: Callable[[float], None]) -> Iterator[I
         except StopIteration:
             return
         finally:
-            waited(time.perf_counter() - started)
+            add_seconds(time.perf_counter() - started)
         yield item
+
+
+class Forward(NamedTuple):
+    """A batch that has passed through the network."""
+
+    batch: Batch
+    pixels: Tensor
+    """uint8 (B, H, W, 3), on the device."""
+    labels: Tensor
+    """int64 (B,), on the device."""
+    logits: Tensor
+    """float32 (B, C)."""
+
+
+def forward_pass(network: nn.Module, batches: Iterable[Batch], compute: Compute) -> Iterator[Forward]:
+    """Passes batches through a network, in the mode and under the gradient mode of the caller."""
+    for batch in batches:
+        labels, pixels = compute.move(batch.labels), compute.move(batch.images)
+        yield Forward(batch, pixels, labels, compute.logits(network, pixels))
+
+
+def evaluation_sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Metrics of a batch by name, summed over its images: logits (B, C), labels (B,)."""
+    correct = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    return {
+        "loss": nn.functional.cross_entropy(logits, labels, reduction="sum"),
+        "top1": correct[:, 0].sum(),
+        "top5": correct.sum(),
+    }
 
 
 @torch.inference_mode()
@@ -217,50 +247,49 @@ def evaluate(
     observe: Callable[[Tensor, Tensor], None] | None = None,
     after_step: Callable[[int], bool] = lambda step: True,
 ) -> dict[str, float] | None:
-    """Mean loss (without smoothing), top-1 and top-5 fractions over the images of all ranks.
+    """Mean loss (without label smoothing), top-1 and top-5 accuracy over the images of all ranks.
 
     Ranks communicate once, after their last batch. `network` is the bare module: the wrapper for training would
     communicate at each batch. With fewer than five classes, top-5 counts all of them.
 
     Args:
-        observe: given the probabilities, (b, classes), and the labels, (b,), of each batch.
-        after_step: called with the number of steps done after each; where it returns False, the evaluation is left.
+        observe: called with the probabilities (B, C) and the labels (B,) of each batch.
+        after_step: called with the number of finished steps after each; the evaluation ends where it returns False.
 
     Returns:
-        ``NAME/loss``, ``NAME/top1``, ``NAME/top5``, ``NAME/skipped_images`` (damaged ones); None if it was left.
+        ``NAME/loss``, ``NAME/top1``, ``NAME/top5`` (fractions), ``NAME/skipped_images`` (damaged images); None if
+        `after_step` ended it.
     """
     network.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=compute.device)  # loss, top-1 hits, top-5 hits
-    seen = skipped = 0
-    for step, batch in enumerate(batches, 1):
-        labels = compute.move(batch.labels)
-        logits = compute.logits(network, compute.move(batch.images))
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        correct = best == labels[:, None]
-        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+    image_sums = NamedSums(compute.device)
+    nothing = torch.zeros(0, 1, device=compute.device)
+    image_sums.update(evaluation_sums(nothing, nothing[:, 0].long()))  # a rank without batches has the same names
+    images = skipped = 0
+    for step, (batch, _, labels, logits) in enumerate(forward_pass(network, batches, compute), 1):
+        image_sums.update(evaluation_sums(logits, labels))
         if observe:
             observe(logits.softmax(1), labels)
-        sums += torch.stack([loss.double(), correct[:, 0].sum().double(), correct.sum().double()])
-        seen += len(labels)
+        images += len(labels)
         skipped += batch.skipped
         if not after_step(step):
             return None
-    loss_sum, top1, top5, images, skipped_images = sum_over_ranks([*sums.tolist(), seen, skipped], compute.device)
-    _check_seen(images, name)
-    return {
-        f"{name}/loss": loss_sum / images,
-        f"{name}/top1": top1 / images,
-        f"{name}/top5": top5 / images,
-        f"{name}/skipped_images": skipped_images,
-    }
+    own = image_sums.read()
+    *totals, all_images, all_skipped = sum_over_ranks([*own.values(), images, skipped], compute.device)
+    _check_seen(all_images, name)
+    means = {f"{name}/{metric}": total / all_images for metric, total in zip(own, totals, strict=True)}
+    return {**means, f"{name}/skipped_images": all_skipped}
 
 
 def warm_up_ddp_buckets(network: nn.Module, images: int, size: int, compute: Compute) -> None:
-    """Takes a step that changes nothing, after which DistributedDataParallel sends gradients in their final grouping.
+    """Runs a backward pass that changes nothing, after which DistributedDataParallel has its final gradient buckets.
 
-    It groups them anew after its first step, by the order in which they come. Where a gradient lies in a message
-    decides in which order more than two ranks add it up, and so its last bits: a run that starts again in the middle
-    would take its first step with another grouping than one that was never interrupted.
+    It rebuilds its buckets after the first step, in the order in which gradients become ready. A gradient's place in a
+    bucket decides in which order more than two ranks add it up, and so its last bits: the first step of a resumed run
+    would use other buckets than the same step of a run that was never interrupted.
+
+    Args:
+        images: number of images of this rank.
+        size: their side in pixels.
     """
     network.train()
     before = [(value, value.clone()) for value in _statistics(network)]
@@ -273,9 +302,9 @@ def warm_up_ddp_buckets(network: nn.Module, images: int, size: int, compute: Com
 
 
 def exposed_comm_fraction(network: nn.Module) -> float:
-    """Share of a step in which this rank only waits for others' gradients; 0 for one rank.
+    """Fraction of a step that communication of gradients takes beyond the backward pass; 0 for one rank.
 
-    By DistributedDataParallel's own clock, which looks at the first steps and at every hundredth.
+    Measured by DistributedDataParallel in the first steps and in every hundredth.
     """
     wrapper = getattr(network, "_orig_mod", network)
     if not isinstance(wrapper, DistributedDataParallel):
@@ -289,21 +318,21 @@ def exposed_comm_fraction(network: nn.Module) -> float:
 
 @torch.no_grad()
 def recompute_batch_stats(network: nn.Module, batches: Iterable[Batch], compute: Compute) -> None:
-    """Moves the running statistics of a network whose weights are an average, by images that pass through it."""
+    """Updates the running statistics of a network with averaged weights, by passing batches through it."""
     network.train()
-    for batch in batches:
-        compute.logits(network, compute.move(batch.images))
+    for _ in forward_pass(network, batches, compute):
+        pass
 
 
 def broadcast_running_stats(network: nn.Module) -> None:
-    """Gives every rank the first one's buffers: running statistics are each worker's own while it trains."""
+    """Copies the running statistics of rank 0 to all ranks, which have statistics of their own while they train."""
     if world_size() > 1:
         for value in _statistics(network):
             dist.broadcast(value, src=0)
 
 
 def _statistics(network: nn.Module) -> list[Tensor]:
-    """What changes without being learned. Filters, which never change, are buffers but no state."""
+    """Persistent buffers: running statistics. (Filters are buffers that are not stored.)"""
     parameters = dict(network.named_parameters())
     return [value for name, value in network.state_dict().items() if name not in parameters]
 

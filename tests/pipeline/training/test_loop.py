@@ -86,8 +86,8 @@ def test_a_network_learns_its_training_images() -> None:
     schedule = build_schedule(optimizer, OptimizerSettings(learning_rate=0.1), epochs=30, steps_per_epoch=2)
     batches = [part(pixels, labels, 0, 12), part(pixels, labels, 12, 24)]
     results = [train_epoch(model, batches, optimizer, schedule, epoch=epoch, compute=CPU) for epoch in range(30)]
-    assert results[-1].correct == results[-1].images == 24
-    assert results[0].correct < 0.9 * 24
+    assert results[-1].image_sums["top1"] == results[-1].images == 24
+    assert results[0].image_sums["top1"] < 0.9 * 24
 
 
 def test_training_reports_mean_loss_rate_of_the_last_step_and_throughput() -> None:
