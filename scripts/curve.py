@@ -19,7 +19,6 @@ import yaml
 
 from pipeline.metrics import report
 from pipeline.runs import history, paths
-from pipeline.training import trainer
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -27,7 +26,7 @@ def describe(folder: Path) -> dict[str, Any]:
     run = yaml.safe_load((folder / paths.IDENTITY).read_text(encoding="utf-8"))
     run["settings"]["data"]["path"] = Path(run["settings"]["data"]["path"]).name
     del run["settings"]["run"]
-    environment = json.loads((folder / trainer.ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+    environment = json.loads((folder / paths.ENVIRONMENT).read_text(encoding="utf-8"))
     del environment["hardware.host"]
     records = history.read(folder)
     described = {
@@ -37,7 +36,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "training_seconds": round(sum(record.metrics["train/seconds"] for record in records), 1),
         "epochs": [asdict(record) for record in records],
     }
-    final = folder / trainer.REPORT / report.EVERYTHING
+    final = folder / paths.REPORT / report.EVERYTHING
     if final.is_file():
         evaluation = json.loads(final.read_text(encoding="utf-8"))
         described["evaluation"] = {

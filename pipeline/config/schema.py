@@ -248,6 +248,8 @@ class TrainingSettings(Section):
     """Compile the training step with torch.compile: minutes at the start, for faster steps on a GPU."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides the initial weights, the order of the images and their augmentation."""
+    callbacks: tuple[Annotated[str, Registered("pipeline.training.callbacks:CALLBACKS")], ...] = ()
+    """Callbacks of the trainer that packages outside this one have registered, by name."""
 
     @model_validator(mode="after")
     def _check_batch(self) -> Self:

@@ -25,7 +25,7 @@ from pipeline import models
 from pipeline.config.schema import ClusterSettings, Settings
 from pipeline.config.settings_io import flatten, to_yaml
 from pipeline.launch import run_plan
-from pipeline.runs import history, run_folder
+from pipeline.runs import history, paths, run_folder
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runtime import malloc, system_info
 from pipeline.tracking import mlflow_run
@@ -207,13 +207,13 @@ def _status(tracker: Tracker, folder: RunFolder) -> Iterator[None]:
     except BaseException:
         tracker.end("FAILED")
         raise
-    described = folder.path / trainer.ENVIRONMENT_FILE
+    described = folder.path / paths.ENVIRONMENT
     tracker.tag(json.loads(described.read_text(encoding="utf-8")))
     final = folder.latest_checkpoint()
     if final is not None:
         tracker.log_file(final, mlflow_run.MODEL_ARTIFACT)
-    if (folder.path / trainer.REPORT).is_dir():
-        tracker.log_file(folder.path / trainer.REPORT, trainer.REPORT)
+    if (folder.path / paths.REPORT).is_dir():
+        tracker.log_file(folder.path / paths.REPORT, paths.REPORT)
     tracker.end("FINISHED")
 
 

@@ -106,7 +106,7 @@ def _trainer(job: WorkerSpec, callbacks: Sequence[UserCallback], connection: Con
     return _Trainer(
         connection,
         run_on_ray,
-        train_loop_config={"job": job},
+        train_loop_config={"spec": job},
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(cluster.min_workers, cluster.workers) if cluster.min_workers else cluster.workers,

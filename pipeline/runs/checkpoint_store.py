@@ -45,8 +45,13 @@ class Checkpoints:
         self.folder = folder
         self._keep, self._keep_best = keep, keep_best
 
-    def write(self, point: RunPosition, score: float | None, save: Callable[[Path], None]) -> Path:
+    def write(
+        self, point: RunPosition, score: float | None, save: Callable[[Path], None], replaces: Path | None = None
+    ) -> Path:
         """Stores what `save` writes into a folder: all of it under its name, or nothing.
+
+        Args:
+            replaces: a stored checkpoint that is removed once the new one is stored.
 
         Raises:
             OSError: the storage is full or away; what was stored before is untouched.
@@ -69,6 +74,8 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)  # a disk that is full gets its room back
             raise
         _remove(discarded)
+        if replaces is not None and replaces != target:
+            _remove(replaces)
         for old in set(paths.checkpoints_in(self.folder)) - self._kept():
             _remove(old)
         return target

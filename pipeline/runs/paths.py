@@ -9,6 +9,8 @@ IDENTITY, CHECKPOINTS = "run.yaml", "checkpoints"
 """In a run's folder: what it was started with, and a folder for its checkpoints."""
 STOP = "stop"
 """In a run's folder: asks the workers to save and to end; the first one removes it when that is done."""
+ENVIRONMENT, REPORT, TRACE = "environment.json", "evaluation", "trace.json"
+"""In a run's folder: hardware and versions, the report on the last evaluation, and the profiler's trace."""
 MODEL, SETTINGS, CLASSES = "model.safetensors", "settings.yaml", "classes.json"
 """In a checkpoint: what a network is made of. The rest of it is for going on."""
 

@@ -17,11 +17,11 @@ from data_prep.common.errors import UserError
 from pipeline.config import settings_io
 from pipeline.config.schema import Settings
 from pipeline.launch import launcher
-from pipeline.runs import paths
+from pipeline.runs import paths, trained_model
 from pipeline.runs.checkpoint_store import DAMAGED
 from pipeline.runs.paths import RunPosition
 from pipeline.tracking import writer
-from pipeline.training import trainer
+from pipeline.training import setup
 from pipeline.training.dataloader import Batch, ImageStream
 from tests.helpers.disks import fill, small_disk
 from tests.helpers.runs import Command, assert_same_bits, epochs_done, wait_for, wait_for_point, write_configuration
@@ -74,7 +74,7 @@ class Recorded(ImageStream):
 def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:
     Recorded.seen = []
     Recorded.before_batch = staticmethod(lambda number: None)
-    monkeypatch.setattr(trainer, "ImageStream", Recorded)
+    monkeypatch.setattr(setup, "ImageStream", Recorded)
     return Recorded
 
 
@@ -215,7 +215,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(settings: Callable[
         launcher.train(settings("optimizer.learning_rate=1.0e+30", "checkpoint.every_steps=1"), progress=False)
     run = alone.with_name(settings().run.name or "")
     for stored in paths.stored_checkpoints(run):
-        assert all(value.isfinite().all() for value in trainer.checkpoint.trained.read_weights(stored).values())
+        assert all(value.isfinite().all() for value in trained_model.read_weights(stored).values())
 
 
 LITTLE_MEMORY = """

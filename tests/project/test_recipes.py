@@ -20,7 +20,7 @@ from pipeline.config.schema import OptimizerSettings, ScatteringSettings, Settin
 from pipeline.inference import evaluation
 from pipeline.launch import launcher
 from pipeline.runs import paths, train_state, trained_model
-from pipeline.training import trainer
+from pipeline.training import setup
 from pipeline.training.dataloader import ImageStream
 from pipeline.training.optimizers import build_optimizer
 from pipeline.training.schedules import image_size
@@ -61,7 +61,7 @@ def test_epochs_see_images_of_their_size(settings: Callable[..., Settings], monk
                 seen.setdefault(epoch, set()).add(batch.images.shape[1])
                 yield batch
 
-    monkeypatch.setattr(trainer, "ImageStream", Watched)
+    monkeypatch.setattr(setup, "ImageStream", Watched)
     launcher.train(settings("training.epochs=4", "optimizer.ema_decay=0"), progress=False)
     assert seen == {1: {16, 48}, 2: {32, 48}, 3: {32, 48}, 4: {48}}, "validation images are of full size"
 
@@ -93,7 +93,7 @@ def test_a_run_that_is_killed_comes_to_the_same_bits(
 
     whole = launcher.train(settings("run.name=whole"), progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "ImageStream", Mortal)
+        patch.setattr(setup, "ImageStream", Mortal)
         with pytest.raises(Killed):
             launcher.train(settings("checkpoint.every_steps=1"), progress=False)
     resumed = launcher.train(settings(), progress=False)
