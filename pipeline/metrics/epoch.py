@@ -6,13 +6,18 @@ A metric is one entry of the mapping that is given to ``update``: ``{"loss": los
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from data_prep.common.registry import Registry
 from pipeline.runtime.collectives import sum_over_ranks, world_size
+
+METRICS: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("metric")
+"""Metrics of evaluations beside loss, top-1 and top-5: functions of logits (B, C) and labels (B,) whose result, a
+scalar tensor, is the sum over the images. The mean over all images is reported as ``validation/NAME``."""
 
 
 @dataclass(frozen=True)

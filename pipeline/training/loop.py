@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from data_prep.common.errors import UserError
-from pipeline.metrics.epoch import EpochAccumulator, EpochTotals, NamedSums
+from pipeline.metrics.epoch import METRICS, EpochAccumulator, EpochTotals, NamedSums
 from pipeline.metrics.nonfinite import NonFiniteGuard
 from pipeline.runtime.collectives import sum_over_ranks, world_size
 
@@ -234,6 +234,7 @@ def evaluation_sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         "loss": nn.functional.cross_entropy(logits, labels, reduction="sum"),
         "top1": correct[:, 0].sum(),
         "top5": correct.sum(),
+        **{name: metric(logits, labels) for name, metric in METRICS.items()},
     }
 
 

@@ -149,7 +149,7 @@ def test_a_stop_within_an_evaluation_is_saved_too_and_changes_no_bit(
 
     with monkeypatch.context() as patch:
         patch.setattr(writer.ProgressWriter, "phase", stopping)
-        patch.setattr("pipeline.runtime.coordination.Control.ASK_SECONDS", 0.0)
+        patch.setattr("pipeline.runtime.coordination.RankCoordinator.ASK_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             launcher.train(settings(), progress=False)
     run = alone.with_name(settings().run.name or "")
@@ -177,7 +177,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     outcome = launcher.train(settings())
     assert (
         f"checkpoint {last.name} is damaged (model.safetensors is not what was written) and was moved to "
-        f"{DAMAGED}{last.name}; the run goes on from {before.name}"
+        f"{DAMAGED}{last.name}; resuming from {before.name}"
     ) in capsys.readouterr().out
     assert_same_bits(alone, outcome.folder)
 
@@ -201,7 +201,9 @@ def test_a_full_disk_is_survived_for_a_while_and_then_told(
         recorded.seen = []
         recorded.before_batch = staticmethod(lambda number: filler.append(fill(disk)) if number == 6 else None)
         options = (*options, "run.name=impatient", "checkpoint.max_save_failures=0")
-        with pytest.raises(UserError, match=r"run\.storage: .*impatient cannot be written \(No space left.*make room"):
+        with pytest.raises(
+            UserError, match=r"run\.storage: .*impatient cannot be written \(No space left.*free disk space"
+        ):
             launcher.train(settings(*options), progress=False)
         filler.pop().unlink()
         recorded.before_batch = staticmethod(lambda number: None)

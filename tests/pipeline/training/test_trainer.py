@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_prep.common.errors import UserError
 from data_prep.common.parallel import Threads
@@ -15,8 +16,8 @@ from data_prep.prepare.dataset_writer import prepare
 from data_prep.prepare.spec import PrepareSpec
 from data_prep.sources.textures import Textures
 from pipeline.config import settings_io
-from pipeline.runs import run_folder
-from pipeline.training import trainer
+from pipeline.runs import paths, run_folder, trained_model
+from pipeline.training import loop, trainer
 from pipeline.training.context import LocalContext, WorkerSpec
 from tests.helpers.runs import write_configuration
 
@@ -51,3 +52,25 @@ def test_a_node_with_another_data_set_is_named(job: WorkerSpec, textures: Path, 
     )
     with pytest.raises(UserError, match=says):
         trainer.train(changed, LocalContext(changed))
+
+
+def test_the_trained_weights_are_stored_before_an_evaluation_that_fails(
+    job: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluation_sums", lambda logits, labels: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trainer.train(job, LocalContext(job))
+    steps = len(range(0, 240, job.settings.training.batch_size))
+    [stored] = paths.stored_checkpoints(job.folder.path)
+    assert stored.name == f"epoch-00000-step-{steps:07d}"
+    trained = trained_model.read_weights(stored)
+    assert trainer.train(job, LocalContext(job))
+    [final] = paths.stored_checkpoints(job.folder.path)[-1:]
+    assert final.name == "epoch-00001"
+    assert all(torch.equal(value, trained[name]) for name, value in trained_model.read_weights(final).items())
+
+
+def test_a_run_that_is_not_interrupted_keeps_no_checkpoint_from_before_its_last_evaluation(job: WorkerSpec) -> None:
+    assert trainer.train(job, LocalContext(job))
+    assert [stored.name for stored in paths.stored_checkpoints(job.folder.path)] == ["epoch-00001"]
