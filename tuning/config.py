@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from data_prep.common.errors import UserError
-from pipeline.config.schema import Positive, ScatteringSettings, Section, Settings
+from pipeline.config.model_schema import ScatteringSettings
+from pipeline.config.schema import Settings
+from pipeline.config.section import Positive, Section
 from pipeline.config.settings_io import load_yaml, override, resolve
 
 

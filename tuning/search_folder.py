@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError
 from data_prep.common.errors import UserError
 from data_prep.common.files import write_atomically
 from data_prep.format.manifest import Manifest
-from pipeline.config.schema import Section
+from pipeline.config.section import Section
 from pipeline.config.settings_io import differences, to_yaml
 from pipeline.runs import run_folder
 from tuning.config import SearchSettings

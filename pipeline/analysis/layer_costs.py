@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.config.schema import ModelSettings
+from pipeline.config.model_schema import ModelSettings
 from pipeline.models import ImageNetwork, ScatteringNetwork, build
 from pipeline.models.projection import Projection
 from pipeline.models.scattering import Block

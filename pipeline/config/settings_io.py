@@ -18,7 +18,8 @@ from pydantic.fields import FieldInfo
 
 from data_prep.common.errors import UserError
 from pipeline.config.registered import Registered
-from pipeline.config.schema import Section, Settings
+from pipeline.config.schema import Settings
+from pipeline.config.section import Section
 
 END_OF_DOCUMENT = "...\n"
 """Tells a file that was cut off from one in which defaults are left out."""

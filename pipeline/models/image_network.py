@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.schema import ModelSettings, ResNetSettings, ScatteringSettings
+from pipeline.config.model_schema import ModelSettings, ResNetSettings, ScatteringSettings
 from pipeline.models.resnet import ResNet
 from pipeline.models.scattering import BlockConfig, ScatteringNetwork
 from pipeline.models.wavelets import Octave, octaves_of_blocks

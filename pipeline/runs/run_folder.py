@@ -28,7 +28,9 @@ from pydantic import ValidationError
 from data_prep.common.errors import UserError
 from data_prep.common.files import partial_path, sync_folder, write_atomically
 from data_prep.format.manifest import Manifest
-from pipeline.config.schema import ModelSettings, ResNetSettings, Section, Settings
+from pipeline.config.model_schema import ModelSettings, ResNetSettings
+from pipeline.config.schema import Settings
+from pipeline.config.section import Section
 from pipeline.config.settings_io import differences, flatten, to_yaml
 from pipeline.runs import history, paths, remote_copy
 from pipeline.runs.paths import IDENTITY

@@ -19,7 +19,8 @@ from data_prep.common.errors import UserError
 from data_prep.format.manifest import ImageClass
 from pipeline import models
 from pipeline.config import settings_io
-from pipeline.config.schema import ModelSettings, ScatteringSettings, Settings
+from pipeline.config.model_schema import ModelSettings, ScatteringSettings
+from pipeline.config.schema import Settings
 from pipeline.models import ImageNetwork
 from pipeline.models.wavelets import octaves_of_blocks
 from pipeline.runs import paths, run_folder, trained_model

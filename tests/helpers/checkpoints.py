@@ -8,7 +8,8 @@ import torch
 
 from data_prep.format.manifest import ImageClass
 from pipeline import models
-from pipeline.config.schema import DataSettings, ModelSettings, Settings
+from pipeline.config.model_schema import ModelSettings
+from pipeline.config.schema import DataSettings, Settings
 from pipeline.runs import train_state
 from pipeline.training.optimizers import build_optimizer
 from pipeline.training.schedules import build_schedule

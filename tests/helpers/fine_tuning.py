@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import models
-from pipeline.config.schema import DataSettings, ModelSettings, ScatteringSettings, Settings, StartSettings
+from pipeline.config.model_schema import ModelSettings, ScatteringSettings
+from pipeline.config.schema import DataSettings, Settings, StartSettings
 from pipeline.training import finetune
 from pipeline.training.optimizers import build_optimizer
 from tests.helpers.checkpoints import image_classes

@@ -12,7 +12,9 @@ from benchmarks.geometries import GEOMETRIES
 from pipeline import models
 from pipeline.analysis.model_summary import describe
 from pipeline.config import settings_io
-from pipeline.config.schema import ResNetSettings, ScatteringSettings, Section, Settings
+from pipeline.config.model_schema import ResNetSettings, ScatteringSettings
+from pipeline.config.schema import Settings
+from pipeline.config.section import Section
 from pipeline.models.nonlinearities import OPERATORS, PARAMETERS
 from pipeline.models.resnet import NONLINEARITIES
 from tests.helpers.checkout import ROOT

@@ -14,7 +14,8 @@ import torch
 
 from pipeline import models
 from pipeline.config import settings_io
-from pipeline.config.schema import ScatteringSettings, Settings
+from pipeline.config.model_schema import ScatteringSettings
+from pipeline.config.schema import Settings
 from tests.helpers.checkout import ROOT
 from tests.helpers.checkpoints import save_checkpoint
 from tests.mutation.mutations import MUTATIONS, Mutation
@@ -118,7 +119,7 @@ def test_a_network_is_counted_without_loading_a_compiler() -> None:
     code = """
 import sys
 from pipeline import models
-from pipeline.config.schema import ScatteringSettings
+from pipeline.config.model_schema import ScatteringSettings
 print(models.multiply_adds(ScatteringSettings(widths=(3, 4)), 3, 16), {"torch._dynamo", "sympy"} & set(sys.modules))
 """
     done = python(code)

@@ -16,7 +16,8 @@ from torch.optim import SGD, AdamW
 from data_prep.common.errors import UserError
 from pipeline import models
 from pipeline.config import settings_io
-from pipeline.config.schema import OptimizerSettings, ScatteringSettings, Settings
+from pipeline.config.model_schema import ScatteringSettings
+from pipeline.config.schema import OptimizerSettings, Settings
 from pipeline.inference import evaluation
 from pipeline.launch import launcher
 from pipeline.runs import paths, train_state, trained_model

@@ -33,7 +33,7 @@ def test_width_doubles_at_each_octave_and_stops_at_the_cap() -> None:
 
 def test_octaves_are_those_of_the_network() -> None:
     from pipeline import models
-    from pipeline.config.schema import ScatteringSettings
+    from pipeline.config.model_schema import ScatteringSettings
 
     for first_factorized in (0, 1, 2):
         depth = 4

@@ -19,7 +19,7 @@ MUTATIONS = (
     ),
     Mutation(
         "an unknown setting is accepted",
-        "pipeline/config/schema.py",
+        "pipeline/config/section.py",
         'extra="forbid"',
         'extra="ignore"',
         (

@@ -15,7 +15,8 @@ import pytest
 from data_prep.common.errors import UserError
 from pipeline.cli import main
 from pipeline.cli import train as train_command
-from pipeline.config.schema import Section, Settings
+from pipeline.config.schema import Settings
+from pipeline.config.section import Section
 from pipeline.config.settings_io import sections
 from pipeline.launch.launcher import Outcome
 from tuning.config import SearchSettings

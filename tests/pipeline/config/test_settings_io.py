@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from data_prep.common.errors import UserError
 from pipeline.config import settings_io
-from pipeline.config.schema import ClusterSettings, ScatteringSettings, Settings
+from pipeline.config.model_schema import ScatteringSettings
+from pipeline.config.schema import ClusterSettings, Settings
 from pipeline.config.settings_io import flatten, resolve, sections
 from tuning import config as search_config
 

@@ -23,12 +23,12 @@ from data_prep.prepare.spec import PrepareSpec
 from data_prep.sources.folders import ClassFolders
 from pipeline.cli.models import evaluate as evaluate_command
 from pipeline.cli.models import predict as predict_command
+from pipeline.config.model_schema import ScatteringSettings
 from pipeline.config.schema import (
     ClusterSettings,
     DataSettings,
     OptimizerSettings,
     RunSettings,
-    ScatteringSettings,
     Settings,
     TrainingSettings,
 )

@@ -16,7 +16,7 @@ import torch
 from data_prep.common.errors import UserError
 from pipeline import models
 from pipeline.cli import models as model_commands
-from pipeline.config.schema import ModelSettings, ResNetSettings, ScatteringSettings
+from pipeline.config.model_schema import ModelSettings, ResNetSettings, ScatteringSettings
 from pipeline.inference import export
 from pipeline.runs import paths
 from tests.helpers.checkpoints import save_checkpoint

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.config.schema import ModelSettings, ResNetSettings, ScatteringSettings
+from pipeline.config.model_schema import ModelSettings, ResNetSettings, ScatteringSettings
 from pipeline.models import build
 from pipeline.models.batch_stats import BatchNorm, moments
 from tests.helpers.ranks import RANKS, in_ranks

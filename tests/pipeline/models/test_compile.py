@@ -13,7 +13,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline.config.schema import ModelSettings, ResNetSettings, ScatteringSettings
+from pipeline.config.model_schema import ModelSettings, ResNetSettings, ScatteringSettings
 from pipeline.models import build
 
 SIZE, CLASSES = 40, 3  # wavelet transforms of the first block have windows, those of the second are whole

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.config.schema import ScatteringSettings
+from pipeline.config.model_schema import ScatteringSettings
 from pipeline.models import build, multiply_adds, parameters
 from tests import parity
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from data_prep.common.errors import UserError
 from data_prep.format.manifest import ImageClass
 from pipeline import models
-from pipeline.config.schema import DataSettings, OptimizerSettings, ScatteringSettings, Settings
+from pipeline.config.model_schema import ScatteringSettings
+from pipeline.config.schema import DataSettings, OptimizerSettings, Settings
 from pipeline.runs import history, train_state
 from pipeline.training.optimizers import build_optimizer
 from pipeline.training.schedules import build_schedule

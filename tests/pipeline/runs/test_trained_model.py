@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data_prep.common.errors import UserError
-from pipeline.config.schema import ModelSettings, ResNetSettings, ScatteringSettings
+from pipeline.config.model_schema import ModelSettings, ResNetSettings, ScatteringSettings
 from pipeline.runs import paths, trained_model
 from tests.helpers.checkpoints import save_checkpoint
 

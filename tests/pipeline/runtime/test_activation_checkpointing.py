@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.schema import ModelSettings, ResNetSettings, ScatteringSettings
+from pipeline.config.model_schema import ModelSettings, ResNetSettings, ScatteringSettings
 from pipeline.models import build
 
 SIZE = 24

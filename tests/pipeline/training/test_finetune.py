@@ -17,7 +17,8 @@ from torch import Tensor
 from data_prep.common.errors import UserError
 from pipeline import models
 from pipeline.config import settings_io
-from pipeline.config.schema import ModelSettings, ResNetSettings, ScatteringSettings, Settings
+from pipeline.config.model_schema import ModelSettings, ResNetSettings, ScatteringSettings
+from pipeline.config.schema import Settings
 from pipeline.launch import launcher
 from pipeline.runs import paths, run_folder
 from pipeline.tracking import mlflow_run

@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data_prep.common.errors import UserError
 from pipeline import models
-from pipeline.config.schema import OptimizerSettings, ScatteringSettings
+from pipeline.config.model_schema import ScatteringSettings
+from pipeline.config.schema import OptimizerSettings
 from pipeline.metrics.nonfinite import NonFiniteGuard
 from pipeline.training.loop import Compute, Step, broadcast_running_stats, evaluate, train_epoch
 from pipeline.training.optimizers import build_optimizer

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipeline import models
-from pipeline.config.schema import OptimizerSettings, ScatteringSettings
+from pipeline.config.model_schema import ScatteringSettings
+from pipeline.config.schema import OptimizerSettings
 from pipeline.training.optimizers import build_optimizer
 from pipeline.training.schedules import build_schedule, rate_factor
 
