@@ -10,6 +10,7 @@
 
 #include <math.h>
 #include <setjmp.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,7 +35,7 @@ enum { JPEG = 0, RAW = 1 };
 enum { FINE = 0, COMPLAINT = 1, DAMAGE = 2, FAILURE = 3 };
 enum { ROWS_AT_ONCE = 4, LARGEST_REDUCTION = 8 };
 
-/* One image; the same layout as JOB in decoding.py. */
+/* One image. decode.py lays out its JOB in the same way, and compares it with JOB_LAYOUT below. */
 typedef struct {
     uint64_t address, size;
     int32_t mode, height, width;
@@ -509,6 +510,33 @@ static PyMethodDef methods[] = {
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_pixels", NULL, -1, methods, NULL, NULL, NULL, NULL};
 
+#define FIELD(name) {#name, offsetof(Job, name), sizeof(((Job *)0)->name)}
+static const struct {
+    const char *name;
+    size_t offset, size;
+} job_fields[] = {
+    FIELD(address), FIELD(size), FIELD(mode), FIELD(height), FIELD(width), FIELD(top), FIELD(left),
+    FIELD(crop_height), FIELD(crop_width), FIELD(mirrored),
+};
+
+/* ((name, offset, size), ...) of Job's fields, in bytes. */
+static PyObject *job_layout(void) {
+    const Py_ssize_t count = sizeof job_fields / sizeof *job_fields;
+    PyObject *layout = PyTuple_New(count);
+    for (Py_ssize_t i = 0; layout && i < count; i++) {
+        PyObject *field = Py_BuildValue("(snn)", job_fields[i].name, (Py_ssize_t)job_fields[i].offset,
+                                        (Py_ssize_t)job_fields[i].size);
+        if (!field) Py_CLEAR(layout);
+        else PyTuple_SET_ITEM(layout, i, field);
+    }
+    return layout;
+}
+
 PyMODINIT_FUNC PyInit__pixels(void) {
-    return PyModule_Create(&module);
+    PyObject *self = PyModule_Create(&module), *layout = self ? job_layout() : NULL;
+    if (!layout || PyModule_AddObjectRef(self, "JOB_LAYOUT", layout) < 0 ||
+        PyModule_AddIntConstant(self, "JOB_SIZE", (long)sizeof(Job)) < 0)
+        Py_CLEAR(self);
+    Py_XDECREF(layout);
+    return self;
 }

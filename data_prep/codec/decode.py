@@ -35,7 +35,14 @@ JOB = np.dtype(
     align=True,
 )
 """One image to decode: its bytes in memory and how many; JPEG or RAW and its size in pixels; the rectangle that is to
-fill the output; whether to mirror it left to right. The same layout as Job in `_pixels.c`."""
+fill the output; whether to mirror it left to right. Laid out as Job in `_pixels.c`."""
+
+_LAYOUT = tuple((name, field[1], field[0].itemsize) for name, field in (JOB.fields or {}).items())
+if getattr(_pixels, "JOB_LAYOUT", _LAYOUT) != _LAYOUT or getattr(_pixels, "JOB_SIZE", JOB.itemsize) != JOB.itemsize:
+    raise ImportError(
+        "the compiled module data_prep.codec._pixels was built from other sources: install again with 'make setup' or "
+        "'pip install -e .'"
+    )
 
 _START_OF_IMAGE = b"\xff\xd8"
 _START_OF_SCAN, _END_OF_IMAGE, _APPLICATION_1 = 0xDA, 0xD9, 0xE1

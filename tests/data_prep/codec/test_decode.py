@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from data_prep.codec import _pixels
 from data_prep.codec.decode import JOB, DecodeError, Kind, check, decode, decode_batch, read_header, whole
 from data_prep.format.beton import JPEG, RAW
 
@@ -314,4 +317,26 @@ def test_headers_are_read_without_decoding() -> None:
 
 
 def test_the_layout_of_a_job_is_that_of_the_compiled_module() -> None:
-    assert JOB.itemsize == 48
+    layout = tuple((name, offset, field.itemsize) for name, (field, offset) in JOB.fields.items())
+    assert layout == _pixels.JOB_LAYOUT
+    assert JOB.itemsize == _pixels.JOB_SIZE == sum(size for *_, size in _pixels.JOB_LAYOUT), "a field is not listed"
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["stub.JOB_SIZE += 8", "stub.JOB_LAYOUT = (*layout[:5], (layout[5][0], *layout[6][1:]), *layout[6:])"],
+    ids=["size", "offset"],
+)
+def test_a_compiled_module_with_another_layout_is_refused(change: str) -> None:
+    program = f"""
+import sys
+from types import SimpleNamespace
+from data_prep.codec import _pixels
+layout = _pixels.JOB_LAYOUT
+stub = SimpleNamespace(JOB_SIZE=_pixels.JOB_SIZE, JOB_LAYOUT=layout)
+{change}
+sys.modules["data_prep.codec._pixels"] = sys.modules["data_prep.codec"]._pixels = stub
+import data_prep.codec.decode
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].startswith("ImportError: the compiled module"), done.stderr
