@@ -1,6 +1,6 @@
-"""A worker's place: alone in this process, or one of several Ray Train workers.
+"""The context of a worker: the only one, in this process, or one of several Ray Train workers.
 
-A session knows this worker's rank and device, who may want the run to stop, and to whom finished epochs are reported.
+A context has the worker's rank and device, receives requests to stop, and reports finished epochs.
 """
 
 from __future__ import annotations
@@ -23,47 +23,47 @@ from pipeline.runtime import numa
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a worker is told."""
+    """Everything a worker needs to join a run."""
 
     settings: Settings
-    """With absolute paths: workers run in folders of their own."""
+    """With absolute paths, as workers have other working directories."""
     folder: RunFolder
     profile: bool = False
-    """Write down what a few steps spend their time on."""
+    """Trace a few steps with torch.profiler."""
 
 
 class WorkerContext(Protocol):
-    """A worker's place among the others."""
+    """A worker's rank, device and connection to the process that started the run."""
 
     rank: int
     world_size: int
     device: torch.device
     preemption_poll_seconds: float | None
-    """How often to ask whether the worker is about to lose its machine; None where nobody knows."""
+    """Seconds between two checks for a preemption notice; None where there is no such notice."""
 
     def stoppable(self) -> AbstractContextManager[Callable[[], bool]]:
-        """While the body trains: a function that says whether the run is to stop. Asked on the first rank."""
+        """Yields a function that returns whether the run should stop, to be called on rank 0 while it trains."""
 
     def preempted(self) -> bool:
-        """Whether the machine of a worker is about to be taken away; every rank asks, and all get the same answer."""
+        """Whether a worker's machine is about to be taken away; called on every rank, with the same result."""
 
     def report(self, metrics: dict[str, float]) -> None:
-        """Tells of an epoch that is finished and stored; every rank does."""
+        """Reports an epoch that is finished and stored. Called on every rank."""
 
 
 class LocalContext:
-    """The only worker, in this process. The first Ctrl-C or SIGTERM lets it save, a second one ends it at once."""
+    """The only worker, in this process. The first Ctrl-C or SIGTERM saves and stops, a second one stops at once."""
 
     rank = 0
     world_size = 1
     preemption_poll_seconds: float | None = None
 
-    def __init__(self, job: WorkerSpec) -> None:
-        self.device = torch.device("cuda" if job.settings.cluster.gpu else "cpu")
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.device = torch.device("cuda" if spec.settings.cluster.gpu else "cpu")
 
     @contextmanager
     def stoppable(self) -> Iterator[Callable[[], bool]]:
-        """Signals are only noted, in the main thread; in others nobody gets any."""
+        """Handles SIGINT and SIGTERM in the main thread; other threads receive no signals."""
         requested = threading.Event()
         if threading.current_thread() is not threading.main_thread():
             yield requested.is_set
@@ -82,11 +82,11 @@ class LocalContext:
                 signal.signal(number, handler)
 
     def preempted(self) -> bool:
-        """Nobody tells a process without a cluster, but for SIGTERM."""
+        """Always false: a local process gets no preemption notice except SIGTERM."""
         return False
 
     def report(self, metrics: dict[str, float]) -> None:
-        """Whoever is interested reads the history."""
+        """Does nothing: the history file is the report."""
 
 
 class RayContext:
@@ -94,7 +94,7 @@ class RayContext:
 
     preemption_poll_seconds: float | None = 5.0
 
-    def __init__(self, job: WorkerSpec) -> None:
+    def __init__(self, spec: WorkerSpec) -> None:
         import ray.train
         import ray.train.torch
 
@@ -102,22 +102,22 @@ class RayContext:
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
-        self._stop = job.folder.path / paths.STOP
-        # Ray names a GPU wherever it sees one, reserved or not.
-        self.device: torch.device = ray.train.torch.get_device() if job.settings.cluster.gpu else torch.device("cpu")
-        if job.settings.cluster.numa:
+        self._stop = spec.folder.path / paths.STOP
+        # Ray returns a GPU wherever there is one, reserved or not.
+        self.device: torch.device = ray.train.torch.get_device() if spec.settings.cluster.gpu else torch.device("cpu")
+        if spec.settings.cluster.numa:
             numa.bind_process(
-                job.settings.cluster.threads,
+                spec.settings.cluster.threads,
                 context.get_local_rank(),
                 context.get_local_world_size(),
                 self.device,
             )
         if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # where NCCL and pickled messages go by default
+            torch.cuda.set_device(self.device)  # the default device of NCCL and of pickled messages
 
     @contextmanager
     def stoppable(self) -> Iterator[Callable[[], bool]]:
-        """The process that the user started asks by a file, and learns from its end that the state is saved."""
+        """The launching process requests a stop by creating a file; rank 0 removes it when the state is saved."""
         yield self._stop.exists
         if self.rank == 0:
             self._stop.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""What a run's settings say about data, put into practice: the images of a subset, as a stream of batches.
+"""The images of a subset as a stream of batches of tensors, as the settings of a run describe them.
 
 Decoding, order and augmentation are :mod:`data_prep.loading.loader`'s; here settings are checked against the data set,
-and pixels become tensors.
+and arrays become tensors.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Batch:
     labels: Tensor
     """(b,) int64."""
     indices: Tensor
-    """(b,) int64: the images' numbers in their split, as stored."""
+    """(b,) int64: indices of the images in their split, as stored."""
     size: int
     """Images in the global batch, over all ranks; damaged ones that were skipped count."""
     end: int = 0
-    """Position in the epoch behind this global batch: where to start again after it."""
+    """Position in the epoch after this global batch, from which an epoch can be resumed."""
     skipped: int = 0
     """Damaged images that this rank left out."""
 
@@ -47,7 +47,7 @@ class Batch:
 class ImageStream:
     """The images of a subset, epoch by epoch, as one rank sees them.
 
-    Training epochs are shuffled and augmented; epochs of the validation split and of the holdout go through every image
+    Training epochs are shuffled and augmented. Epochs of the validation split and of the holdout yield every image
     once, in the order of the shards, cropped to the center.
 
     Args:
@@ -102,7 +102,7 @@ class ImageStream:
         return self._loader.steps()
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This rank's part of each global batch of an epoch. Its threads end with the iterator, finished or not.
+        """This rank's part of each global batch of an epoch. Its decoding threads end with the iterator.
 
         Args:
             start: position in the epoch to begin at: :attr:`Batch.end` of the last batch that was used.
@@ -122,7 +122,7 @@ class ImageStream:
 
 
 def numbers(data: DataSettings, described: Manifest, seed: int) -> tuple[int, int]:
-    """How many images are trained on, and how many evaluated, in an epoch."""
+    """Numbers of images that an epoch trains on and evaluates."""
     subsets: tuple[Subset, ...] = ("train", data.evaluate_on)
     counts = []
     for subset in subsets:
@@ -139,7 +139,7 @@ def _cropping(data: DataSettings, training: bool) -> Cropping:
 
 
 def _pinned(shape: tuple[int, ...]) -> np.ndarray:
-    """Memory that is copied to a GPU without waiting; torch takes care that no copy under way is overwritten."""
+    """Pinned memory, from which copies to a GPU are asynchronous; torch's allocator keeps it until a copy is done."""
     return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
 
 

@@ -1,7 +1,7 @@
-"""Where a run starts: with the weights of another network, parts of which may stay as they are (fine-tuning).
+"""Fine-tuning: a run starts with the weights of another network, parts of which may be frozen.
 
-What fits is loaded: all parameters and running statistics, but for the classifier's linear map where the classes or its
-size are others. A run does this once, before its first epoch; resumed, it goes on from its own checkpoints.
+All parameters and running statistics are loaded, except the linear map of the classifier where the classes or its size
+differ. This happens once, before the first epoch; a resumed run loads its own checkpoints.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from pipeline.runs import paths, run_folder, trained_model
 
 @dataclass(frozen=True)
 class Start:
-    """What a network starts with."""
+    """The weights that a network starts with."""
 
     checkpoint: Path
     fresh: tuple[str, ...]
-    """Parameters that keep their new, random values; empty if all are loaded."""
+    """Parameters that keep their random initial values; empty if all are loaded."""
     frozen: int
-    """Learned numbers that stay as they are."""
+    """Number of frozen parameters."""
     learned: int
-    """Learned numbers in all."""
+    """Number of all parameters."""
 
     def __str__(self) -> str:
         words = f"weights from {self.checkpoint}"
@@ -46,10 +46,10 @@ class Start:
 
 
 def digest(settings: Settings) -> str | None:
-    """The hash of the weights that a run starts with; None if it starts with new ones.
+    """SHA-256 of the weights that a run starts with; None for random weights.
 
     Raises:
-        UserError: `start.checkpoint` names none, and no run that goes on without.
+        UserError: `start.checkpoint` names no checkpoint, and the run has none of its own.
     """
     if resumed := _without_checkpoint(settings):
         return resumed.start_digest
@@ -58,11 +58,11 @@ def digest(settings: Settings) -> str | None:
 
 
 def check(settings: Settings, classes: Sequence[ImageClass]) -> Start | None:
-    """What a run of `settings` starts with, found out without making its weights; None if it starts with new ones.
+    """The weights that a run starts with, checked on the meta device; None for random weights.
 
     Raises:
-        UserError: `start.checkpoint` does not fit `model`; or `start.freeze` names no part of it, or all of it, or one
-            that would be new.
+        UserError: `start.checkpoint` does not fit `model`, or `start.freeze` names no part of it, all of it, or one
+            that would be random.
     """
     checkpoint = None if _without_checkpoint(settings) else _checkpoint(settings)
     if checkpoint is None:
@@ -86,13 +86,13 @@ def check(settings: Settings, classes: Sequence[ImageClass]) -> Start | None:
 
 
 def load(network: ImageNetwork, settings: Settings, classes: Sequence[ImageClass], expected: str | None) -> None:
-    """Puts the weights that `settings.start` names into a new network.
+    """Loads the weights that `settings.start` names into a new network.
 
     Args:
-        expected: what `digest` was when the run was started, so that all workers load the same.
+        expected: `digest` at the start of the run, so that all workers load the same weights.
 
     Raises:
-        UserError: they do not fit, or are others by now.
+        UserError: they do not fit, or have changed.
     """
     checkpoint = _checkpoint(settings)
     if checkpoint is None:
@@ -123,7 +123,7 @@ def freeze(network: ImageNetwork, settings: Settings) -> None:
 
 
 def _checkpoint(settings: Settings) -> Path | None:
-    """The folder of the checkpoint to start from.
+    """The folder of the checkpoint to start with.
 
     Raises:
         UserError: there is none.
@@ -137,7 +137,7 @@ def _checkpoint(settings: Settings) -> Path | None:
 
 
 def _without_checkpoint(settings: Settings) -> run_folder.Identity | None:
-    """The run that goes on, if it has checkpoints of its own and the one that it started with is gone."""
+    """Identity of the run to resume, if it has checkpoints of its own and `start.checkpoint` no longer exists."""
     given, run = settings.start.checkpoint, settings.run
     if given is None or run.name is None or not paths.stored_checkpoints(Path(run.storage) / run.name):
         return None
@@ -154,7 +154,7 @@ def _digest(checkpoint: Path) -> str:
 
 
 def _load(network: ImageNetwork, checkpoint: Path, settings: Settings, classes: Sequence[ImageClass]) -> list[str]:
-    """Loads what fits; returns the names of the parameters that are new."""
+    """Loads what fits; the names of the parameters that keep their random values."""
     its = trained_model.describe(checkpoint)
     if changes := settings_io.differences(_comparable(its.settings.model), _comparable(settings.model)):
         raise UserError(f"start.checkpoint: the network in {checkpoint} is another than that of model: {changes[0]}")
@@ -178,28 +178,28 @@ def _load(network: ImageNetwork, checkpoint: Path, settings: Settings, classes: 
 
 
 def _linear_map(network: ImageNetwork) -> list[str]:
-    """The parameters of the classifier's linear map, the last of the network."""
+    """Names of the parameters of the classifier's linear map, the last one of the network."""
     name, last = [(name, part) for name, part in network.named_modules() if isinstance(part, nn.Linear)][-1]
     return [f"{name}.{parameter}" for parameter, _ in last.named_parameters()]
 
 
 def _comparable(model: ModelSettings) -> ModelSettings:
-    """The same network, told in one way of several, without what matters in training alone."""
+    """The same network in a normal form, without settings that matter in training alone."""
     model = model.model_copy(update={"sync_batch_stats": False})
     if not isinstance(model, ScatteringSettings):
         return model
     octaves = octaves_of_blocks(len(model.widths), model.first_factorized_block)
-    told = {
+    normal = {
         "widths": model.channels,
         "width_multiplier": 1.0,
         "octaves": model.octaves or tuple(octave.value for octave in octaves),
         "first_factorized_block": 0,
     }
-    return model.model_copy(update=told)
+    return model.model_copy(update=normal)
 
 
 def _short(name: str) -> str:
-    """As parts are named in `start.freeze`."""
+    """The name of a part as in `start.freeze`."""
     return name.removeprefix("network.")
 
 
