@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from pipeline.metrics.classification import ClassificationMetrics
 from pipeline.metrics.report import Report
 from pipeline.runs import trained_model
 from pipeline.runtime import malloc
-from pipeline.training.loop import Compute, Precision
+from pipeline.training.dataloader import to_tensors
+from pipeline.training.loop import Compute, Precision, forward_pass
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,12 @@ def evaluate(source: Path, data: Path, options: Options, on_images: Callable[[in
         on_damage=options.on_damage,
         described=described,
     )
+    batches = (replace(batch, labels=labels[batch.labels]) for batch in map(to_tensors, loader.epoch(0)))
     metrics = ClassificationMetrics(known, compute.device)
     loss, images, skipped = 0.0, 0, 0
     with torch.inference_mode():
-        for batch in loader.epoch(0):
-            pixels = compute.move(torch.from_numpy(batch.images))
-            targets = compute.move(labels[torch.from_numpy(batch.labels)])
-            scores = compute.logits(model, pixels).log_softmax(1)
+        for batch, pixels, targets, logits in forward_pass(model, batches, compute):
+            scores = logits.log_softmax(1)
             if options.flip:
                 mirrored = compute.logits(model, pixels.flip(2)).log_softmax(1)
                 scores = torch.logaddexp(scores, mirrored) - torch.log(torch.tensor(2.0))

@@ -21,7 +21,7 @@ from pipeline.analysis.model_summary import describe
 from pipeline.config.schema import Settings
 from pipeline.runtime import malloc
 from pipeline.training import optimizers, schedules
-from pipeline.training.dataloader import numbers
+from pipeline.training.dataloader import count_images
 from pipeline.training.loop import Compute
 
 PROBE_STEPS, PROBE_IMAGES = 2, 64
@@ -92,7 +92,7 @@ def plan(settings: Settings, data: Manifest) -> Plan:
     share = -(-settings.training.batch_size // workers)
     at_once = min(share, settings.training.micro_batch_size or share)
     described = describe(settings, len(data.classes))
-    training, evaluation = numbers(settings.data, data, settings.training.seed)
+    training, evaluation = count_images(settings.data, data, settings.training.seed)
     learned, states = described.learned, 1 + optimizers.OPTIMIZERS[settings.optimizer.kind].state_tensors
     copies = states + 1 + (settings.optimizer.ema_decay > 0)
     stored = states + (settings.optimizer.ema_decay > 0)

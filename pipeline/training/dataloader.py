@@ -19,6 +19,7 @@ from data_prep.common.counter_rng import Purpose, uniform
 from data_prep.common.errors import UserError
 from data_prep.format import manifest
 from data_prep.format.manifest import ImageClass, Manifest
+from data_prep.loading.loader import Batch as ArrayBatch
 from data_prep.loading.loader import Blocks, Cropping, Loader
 from data_prep.loading.transforms import CenterCrop, RandomCrop
 from pipeline.config.schema import DataSettings
@@ -112,16 +113,18 @@ class ImageStream:
         """
         batches = self._loader.epoch(epoch, start)
         try:
-            for batch in batches:
-                images, labels, indices = (
-                    torch.from_numpy(part) for part in (batch.images, batch.labels, batch.indices)
-                )
-                yield Batch(images, labels, indices, batch.size, batch.end, batch.skipped)
+            yield from map(to_tensors, batches)
         finally:
             batches.close()  # type: ignore[attr-defined]
 
 
-def numbers(data: DataSettings, described: Manifest, seed: int) -> tuple[int, int]:
+def to_tensors(batch: ArrayBatch) -> Batch:
+    """The same batch as tensors, which share its memory."""
+    images, labels, indices = (torch.from_numpy(part) for part in (batch.images, batch.labels, batch.indices))
+    return Batch(images, labels, indices, batch.size, batch.end, batch.skipped)
+
+
+def count_images(data: DataSettings, described: Manifest, seed: int) -> tuple[int, int]:
     """Numbers of images that an epoch trains on and evaluates."""
     subsets: tuple[Subset, ...] = ("train", data.evaluate_on)
     counts = []

@@ -119,8 +119,8 @@ MUTATIONS = (
     Mutation(
         "labels of a part of the classes are not translated",
         "pipeline/inference/evaluation.py",
-        "labels[torch.from_numpy(batch.labels)]",
-        "torch.from_numpy(batch.labels)",
+        "labels=labels[batch.labels]",
+        "labels=batch.labels",
         ("tests/pipeline/inference/test_evaluation.py::test_classes_are_found_by_their_ids",),
     ),
     Mutation(
