@@ -30,7 +30,7 @@ lint: setup ## formatting, lint, types, import layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-format: setup ## format the code and mend what ruff can
+format: setup ## format the code and apply ruff's fixes
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 

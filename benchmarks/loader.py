@@ -5,7 +5,7 @@
 FOLDER holds class folders of photographs. They are stored as JPEG of at most 500 pixels, and as raw pixels of at most
 256; all loaders read the same JPEG files (the stock one the same FFCV file), on the same cores, in one call. They load
 random resized crops (area 0.08 to 1), mirrored at random, as uint8, in batches of 256. A small folder is repeated until
-an epoch has enough images: the stock loader makes its buffers anew in each epoch. The loaders take turns; medians over
+an epoch has enough images: the stock loader allocates its buffers in each epoch. The loaders take turns; medians over
 the rounds, after a first epoch that is not counted, are compared. The last line is JSON:
 
     stock_ffcv_224, stock_ffcv_128    images/s of ours over the stock FFCV loader's, JPEG to 224 and 128 pixels

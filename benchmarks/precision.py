@@ -4,7 +4,7 @@
 
 Trains one network on photographs in both precisions from each of several seeds, and compares the curves of the loss on
 the training images: how far bfloat16 is from float32 of the same seed, and how far float32 is from float32 of another
-seed, as means over epochs and pairs. A run that was interrupted goes on, and one that is done is not trained again.
+seed, as means over epochs and pairs. An interrupted run is resumed, and a finished one is not trained again.
 Writes OUTPUT.json and OUTPUT.png; the last line is JSON.
 """
 
