@@ -10,31 +10,32 @@ from pipeline.config.section import Positive, Section
 
 
 class ScatteringSettings(Section):
-    """The learned scattering network: fixed wavelets, a non-linearity, learned 1×1 projections."""
+    """A learned scattering network: fixed wavelets, a non-linearity, learned 1×1 projections."""
 
     family: Literal["scattering"] = "scattering"
-    """Which networks: scattering, of phase collapses, or resnet."""
+    """Family of the network."""
     widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (32, 64, 128, 128)
-    """Complex channels after each block; their number is the depth."""
+    """Complex channels after each block; the number of widths is the number of blocks."""
     width_multiplier: Annotated[float, Field(gt=0, le=100)] = 1.0
-    """Scales all `widths`, rounded to whole channels."""
+    """Factor for all `widths`, rounded to whole channels."""
     angles: Annotated[int, Field(ge=4, multiple_of=2)] = 4
-    """L, the number of wavelet angles θ: even, at least 4."""
+    """Number L of wavelet angles θ: even, at least 4."""
     first_factorized_block: Annotated[int, Field(ge=0)] = 0
-    """Blocks before this one are full octaves (each subsamples); from it on, blocks alternate between the first half
-    of an octave (no subsampling) and the second (subsampling)."""
+    """Index of the first factorized block. Blocks before it are full octaves (each subsamples); from it on, blocks
+    alternate between the first half of an octave (no subsampling) and the second (subsampling)."""
     octaves: tuple[Literal["full", "first_half", "second_half"], ...] | None = None
-    """The octave of each block, in any order, instead of what `first_factorized_block` makes of them."""
+    """Octave of each block, in any order; by default `first_factorized_block` decides."""
     nonlinearity: Literal["collapse", "threshold", "sigmoid", "tanh", "unit_modulus", "power", "identity"] = "collapse"
     """ρ, applied to the band-pass coefficients; collapse is the modulus |z|."""
     operator_gain: float | None = None
-    """Gain a of ρ (sigmoid, power), where it starts or stays; by default 1."""
+    """Gain a of ρ (sigmoid, power): its initial value, or its value if it is not learned; by default 1."""
     operator_bias: float | None = None
-    """Bias b of ρ (threshold, sigmoid, power), where it starts or stays; by default 0.1 for threshold, else 0."""
+    """Bias b of ρ (threshold, sigmoid, power): its initial value, or its value if it is not learned; by default 0.1 for
+    threshold, otherwise 0."""
     operator_learned: bool = True
-    """Learn gain and bias, one of each for each channel that ρ acts on; otherwise they stay as they start."""
+    """Learn gain and bias, one of each per channel that ρ is applied to; if false, they keep their initial values."""
     skip: bool = False
-    """Keep the coefficients beside ρ of them: [y, ρ(y)] for y = [φ*x, ψ*x], instead of [φ*x, ρ(ψ*x)]."""
+    """Concatenate the coefficients with ρ of them: [y, ρ(y)], with y = [φ*x, ψ*x], instead of [φ*x, ρ(ψ*x)]."""
     projection: Literal["complex", "real"] = "complex"
     """Entries of the projections P_j: complex, as in the paper, or one real matrix for real and imaginary parts."""
     standardize: bool = True
@@ -42,14 +43,14 @@ class ScatteringSettings(Section):
     normalize: bool = True
     """Divide by the norm across channels, at each position, after the projection."""
     classifier: Literal["flatten", "pooled"] = "flatten"
-    """Linear classifier on all positions of the last block, or on their average."""
+    """Input of the linear classifier: all positions of the last block, or their average."""
     classifier_normalization: Literal["affine", "plain", "none"] = "affine"
-    """Batch normalization before the classifier: with a learned scale and shift, without them, or none at all."""
+    """Batch normalization before the classifier: with a learned scale and shift, without them, or none."""
     classifier_bias: bool = True
     """Give the linear classifier a bias."""
     sync_batch_stats: bool = False
-    """Standardize with the statistics of all workers' images together; by default, as published, each worker uses those
-    of its own images."""
+    """Standardize with batch statistics over all workers; if false, as published, each worker uses the statistics of
+    its own images."""
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -64,19 +65,19 @@ class ScatteringSettings(Section):
 
 
 class ResNetSettings(Section):
-    """A residual network, with learned spatial filters, for comparison."""
+    """A residual network with learned spatial filters, for comparison."""
 
     family: Literal["resnet"]
-    """Which networks: scattering, of phase collapses, or resnet."""
+    """Family of the network."""
     depth: Literal[18, 20, 34, 50] = 18
-    """Layers; 20 is the network that He et al. made for CIFAR."""
+    """Number of layers; 20 is the network of He et al. for CIFAR."""
     stem: Literal["imagenet", "cifar"] = "imagenet"
-    """First layer: 7×7 with stride 2 and max pooling, or 3×3 for images of 32 or 64 pixels."""
+    """First layer: 7×7 with stride 2 and max pooling (imagenet), or 3×3 for images of 32 or 64 pixels (cifar)."""
     width_multiplier: Annotated[float, Field(gt=0, le=100)] = 1.0
-    """Scales the channels of all layers, rounded to whole ones."""
+    """Factor for the channels of all layers, rounded to whole channels."""
     nonlinearity: Literal["relu", "absolute", "threshold", "tanh", "sigmoid", "rational"] = "relu"
-    """absolute |x| is a phase collapse; threshold is two-sided with a learned threshold, sigmoid is sign(x)·σ(|x|),
-    rational x/(1+|x|)."""
+    """Non-linearity. absolute is |x|, a phase collapse; threshold is two-sided with a learned threshold; sigmoid is
+    sign(x)·σ(|x|); rational is x/(1+|x|)."""
     affine: bool = True
     """Learn a scale in batch normalization."""
     biases: bool = True
@@ -84,11 +85,11 @@ class ResNetSettings(Section):
     classifier_bias: bool = True
     """Give the linear classifier a bias."""
     sync_batch_stats: bool = False
-    """Batch statistics of all workers' images together; by default each worker uses those of its own images."""
+    """Normalize with batch statistics over all workers; if false, each worker uses the statistics of its own images."""
 
 
 def _family(model: Any) -> Any:
-    """Which network a `model` section is for: a scattering network where it does not say."""
+    """The family of a `model` section; scattering if it names none."""
     return model.get("family", "scattering") if isinstance(model, dict) else getattr(model, "family", "scattering")
 
 
@@ -96,4 +97,4 @@ ModelSettings = Annotated[
     Annotated[ScatteringSettings, Tag("scattering")] | Annotated[ResNetSettings, Tag("resnet")],
     Discriminator(_family),
 ]
-"""The network: one of the families, told apart by the field `family`."""
+"""The network: a section of one of the families; the field `family` selects it."""

@@ -1,4 +1,4 @@
-"""The settings tree: what a run is, in one immutable, typed place. Every default stands here and nowhere else."""
+"""The settings tree of a run: typed, immutable, and the only place of every default."""
 
 from __future__ import annotations
 
@@ -10,56 +10,60 @@ from pydantic import Field, model_validator
 from data_prep.common.parallel import cores
 from pipeline.config.model_schema import ModelSettings, ScatteringSettings
 from pipeline.config.registered import Registered
-from pipeline.config.section import Fraction, Positive, Section
+from pipeline.config.section import MAY_CHANGE, Fraction, Positive, Section
 
 
 class RunSettings(Section):
-    """Which run this is, and where it lives."""
+    """The name of the run, and where it is stored."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
-    """Folder of the run under `storage`; by default made of the data set, the network and a digest of the settings."""
-    storage: str = "runs"
-    """Folder that holds the runs; with several nodes, one that all of them see."""
+    name: Annotated[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None, MAY_CHANGE] = None
+    """Folder of the run, inside `storage`; by default composed of the data set, the network and a digest of the
+    settings."""
+    storage: Annotated[str, MAY_CHANGE] = "runs"
+    """Folder that holds the runs; with several nodes, a folder that all of them share."""
 
 
 class DataSettings(Section):
-    """The prepared data set and how its images become batches."""
+    """The prepared data set, and how its images become batches."""
 
-    path: str
+    path: Annotated[str, MAY_CHANGE]
     """Folder written by `phasecollapse prepare` (it holds manifest.json)."""
-    stage: str | None = None
-    """Folder on each node's own disk; the data set is copied into it first, once a node, and checked by its hashes. For
-    a `path` on a network file system."""
+    stage: Annotated[str | None, MAY_CHANGE] = None
+    """Folder on a local disk of each node, for a `path` on a network file system: the data set is copied into it, once
+    per node, and verified by its hashes before training."""
     image_size: Positive = 64
-    """Side, in pixels, of the square images that the network sees."""
+    """Side, in pixels, of the square images that the network is given."""
     classes: Positive | None = None
-    """Number of classes the data set must have; by default, whatever it has."""
+    """Number of classes that the data set must have; by default any number."""
     random_crop: bool = True
-    """Train on random resized crops; without it, on the central crop used in validation."""
+    """Train on random resized crops; if false, on the central crop used in validation."""
     crop_scale: tuple[float, float] = (0.25, 1.0)
-    """Smallest and largest area of a random crop, as a fraction of the image's."""
+    """Smallest and largest area of a random crop, as fractions of the image's area."""
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
     """Smallest and largest aspect ratio (width / height) of a random crop."""
     flip: bool = True
-    """Mirror training images left to right with probability 1/2. Textures forbid it: it changes their class."""
+    """Flip training images horizontally with probability 1/2. Set it to false where that changes the class, as for
+    textures."""
     center_crop: Annotated[float, Field(gt=0, le=1)] = 0.875
-    """Side of the central square used in validation, as a fraction of the image's shorter side."""
+    """Side of the central square crop used in validation, as a fraction of the image's shorter side."""
     evaluate_on: Literal["validation", "holdout"] = "validation"
-    """What accuracy is measured on: the validation split, or a part of the training images held out from training."""
+    """Images on which accuracy is measured: the validation split, or training images held out from training."""
     holdout: Fraction = 0.1
-    """Fraction of the training images held out when `evaluate_on` is holdout (none are otherwise)."""
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None = None
-    """What the data set's digest must begin with ('phasecollapse inspect' prints it); by default any will do."""
-    decode_threads: Positive | None = None
-    """Threads that decode images, in each worker; by default one on CPUs, which have to compute as well, and all of the
-    worker's CPUs with a GPU."""
+    """Fraction of the training images that is held out if `evaluate_on` is holdout; otherwise none are."""
+    digest: Annotated[Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None, MAY_CHANGE] = None
+    """First digits of the digest that the data set must have ('phasecollapse inspect' prints it); by default any
+    digest."""
+    decode_threads: Annotated[Positive | None, MAY_CHANGE] = None
+    """Threads that decode images, per worker; by default 1 on CPUs, which also compute, and all CPUs of the worker if
+    it has a GPU."""
     shuffle: Literal["full", "blocks"] = "full"
-    """Shuffle training images one by one, or, for data larger than memory, in blocks that are read from the disk in one
-    go and mixed with those read at the same time."""
+    """Shuffle training images one by one (full), or, for data larger than memory, in blocks, each read sequentially
+    from disk and mixed with those read at the same time."""
     shuffle_lanes: Positive = 32
-    """Streams of blocks, dealt to the workers: no two workers read the same blocks if their number divides this one."""
+    """Number of block streams, divided among the workers; no two workers read the same blocks if it is a multiple of
+    their number."""
     on_damage: Literal["stop", "skip"] = "stop"
-    """What a damaged image does: stop the run and be named, or be left out and counted in the metrics."""
+    """At a damaged image: stop the run and name the image, or skip it and count it in the metrics."""
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Self:
@@ -73,13 +77,14 @@ class DataSettings(Section):
 
 
 class StartSettings(Section):
-    """Where training starts: from new weights, or from those of a network that was trained before (fine-tuning)."""
+    """The initial weights: new ones, or those of a network that was trained before (fine-tuning)."""
 
-    checkpoint: str | None = None
-    """Folder of a run, whose last checkpoint is taken, or of one checkpoint. The network must be the one of `model`.
-    For other classes, and for another image size where its own depends on it, the classifier's linear map is new."""
+    checkpoint: Annotated[str | None, MAY_CHANGE] = None
+    """Folder of a run, whose latest checkpoint is used, or of one checkpoint. Its network must be the one of `model`.
+    The linear classifier gets new weights if the classes differ, or if the image size differs and its shape depends on
+    it."""
     freeze: tuple[str, ...] = ()
-    """Parts that stay as they are in the checkpoint, their running statistics too: paths of modules such as blocks.0 or
+    """Parts that keep the weights and running statistics of the checkpoint: module paths such as blocks.0 or
     classifier.normalization, or shell patterns of them such as blocks.[0-3]."""
 
     @model_validator(mode="after")
@@ -89,35 +94,36 @@ class StartSettings(Section):
         return self
 
     def absolute(self) -> Self:
-        """The same with an absolute path: workers and trials run in folders of their own."""
+        """The same settings with an absolute path, for workers and trials, which run in other folders."""
         return self.model_copy(update={"checkpoint": self.checkpoint and str(Path(self.checkpoint).absolute())})
 
 
 class OptimizerSettings(Section):
-    """What moves the weights, how far, and which average of them is kept."""
+    """The optimizer, its learning rate schedule, and the moving average of the weights."""
 
     kind: Annotated[str, Registered("pipeline.training.optimizers:OPTIMIZERS")] = "sgd"
-    """Stochastic gradient descent, or AdamW (whose decay is not part of the gradient; usual rates are about 0.001)."""
+    """Stochastic gradient descent, or AdamW (decoupled weight decay; usual learning rates are about 0.001)."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
     """Peak learning rate."""
     momentum: Fraction = 0.9
-    """Of the gradient's running mean; AdamW's β₁."""
+    """Momentum for SGD, β₁ for AdamW."""
     nesterov: bool = True
-    """Look ahead along the momentum; of no meaning for AdamW."""
+    """Nesterov momentum for SGD; AdamW ignores it."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    """L2 penalty on projections and the linear classifier; normalization parameters and biases have none."""
+    """Weight decay of projections and the linear classifier; normalization parameters and biases have none."""
     schedule: Annotated[str, Registered("pipeline.training.schedules:SCHEDULES")] = "cosine"
-    """Cosine decay to zero, or a division by `step_factor` every `step_epochs`."""
+    """Cosine decay to zero, or division by `step_factor` every `step_epochs` epochs."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-    """Linear warm-up from zero over this many epochs."""
+    """Epochs of linear warm-up from zero."""
     step_epochs: Positive = 70
+    """Epochs between two divisions, for the schedule `step`."""
     step_factor: Annotated[float, Field(gt=1)] = 10.0
-
+    """Divisor of the learning rate, for the schedule `step`."""
     ema_decay: Fraction = 0.0
-    """Keep an exponential moving average of the weights, with this decay a step: the average is what is evaluated,
-    stored and exported, with statistics computed anew on training images. 0 keeps none; 0.999 is usual."""
+    """Decay per step of an exponential moving average of the weights. The average is evaluated, stored and exported,
+    with running statistics recomputed on training images. 0 keeps no average; 0.999 is usual."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
-    """Shorten the gradient to this norm where it is longer; by default it is left as it is."""
+    """Maximum gradient norm; larger gradients are scaled down. By default there is no maximum."""
 
     @model_validator(mode="after")
     def _check_nesterov(self) -> Self:
@@ -127,29 +133,32 @@ class OptimizerSettings(Section):
 
 
 class TrainingSettings(Section):
-    """How long, in what batches, in which precision."""
+    """Duration, batches and precision of training."""
 
     epochs: Positive = 30
+    """Number of passes over the training images."""
     batch_size: Positive = 128
-    """Images in one step, over all workers: with more workers, each takes fewer."""
+    """Images per step, over all workers: with more workers, each gets fewer."""
     micro_batch_size: Annotated[int, Field(ge=2)] | None = None
-    """Images that a worker passes through the network at a time; gradients of a step are added up over such parts, so
-    that a large batch fits into little memory. Standardization has the statistics of a part. By default all at once."""
+    """Images that a worker passes through the network at a time (gradient accumulation), so that a large batch fits
+    into little memory. Batch statistics are those of each micro-batch. By default all images of the worker."""
     label_smoothing: Fraction = 0.0
+    """Probability mass of the targets that is spread evenly over all classes."""
     initial_image_size: Positive | None = None
-    """Progressive resizing: train the first epochs on images of this size, then on larger ones, step by step, and on
-    those of data.image_size from `resize_end_fraction` on. Needs a pooled classifier. By default all have that size."""
+    """Progressive resizing: image size, in pixels, of the first epochs; it grows in steps to data.image_size, which it
+    reaches after `resize_end_fraction` of the epochs. Needs a pooled classifier. By default every epoch uses
+    data.image_size."""
     resize_end_fraction: Annotated[float, Field(gt=0, le=1)] = 0.7
     """Fraction of the epochs after which progressive resizing has reached data.image_size."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 means autocast: weights, statistics and norms stay in float32."""
-    activation_checkpointing: bool = False
-    """Activation checkpointing: each block keeps only its input and runs again in the backward pass. That takes about a
-    third more time, and leaves room for larger batches."""
+    """bfloat16 is mixed precision by autocast: weights, statistics and norms stay in float32."""
+    activation_checkpointing: Annotated[bool, MAY_CHANGE] = False
+    """Keep only the input of each block for the backward pass, and compute the block again there: about a third more
+    time per step, for less memory."""
     compile: bool = False
     """Compile the training step with torch.compile: minutes at the start, for faster steps on a GPU."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Decides the initial weights, the order of the images and their augmentation."""
+    """Seed of the initial weights, the order of the images and their augmentation."""
     callbacks: tuple[Annotated[str, Registered("pipeline.training.callbacks:CALLBACKS")], ...] = ()
     """Callbacks of the trainer that packages outside this one have registered, by name."""
 
@@ -161,24 +170,24 @@ class TrainingSettings(Section):
 
 
 class CheckpointSettings(Section):
-    """When the state of a run is saved besides after each epoch, and how much of it is kept."""
+    """When checkpoints are saved besides after each epoch, and which are kept."""
 
-    every_minutes: Annotated[float, Field(ge=0)] = 15.0
-    """Save within an epoch, so often; 0 does not. Saving changes no result."""
-    every_steps: Annotated[int, Field(ge=0)] = 0
-    """Save within an epoch after each so many of its steps; 0 does not."""
-    keep: Positive = 2
-    """How many of the newest checkpoints are kept."""
-    keep_best: Annotated[int, Field(ge=0)] = 1
-    """Besides those, the checkpoints of so many epochs with the highest top-1 accuracy."""
-    upload: str | None = None
+    every_minutes: Annotated[float, Field(ge=0), MAY_CHANGE] = 15.0
+    """Minutes between two checkpoints within an epoch; 0 saves none. Saving changes no result."""
+    every_steps: Annotated[int, Field(ge=0), MAY_CHANGE] = 0
+    """Steps between two checkpoints within an epoch; 0 saves none."""
+    keep: Annotated[Positive, MAY_CHANGE] = 2
+    """Number of latest checkpoints to keep."""
+    keep_best: Annotated[int, Field(ge=0), MAY_CHANGE] = 1
+    """Number of further checkpoints to keep: those of the epochs with the highest top-1 accuracy."""
+    upload: Annotated[str | None, MAY_CHANGE] = None
     """Address such as s3://bucket/runs to which run.yaml and the checkpoints are copied in the background; a run whose
-    folder is gone goes on from there. Keys belong into the environment (AWS_ACCESS_KEY_ID, …)."""
-    max_save_failures: Annotated[int, Field(ge=0)] = 3
-    """How often in a row storage may be full or away when a checkpoint is due: training goes on with a warning, and at
-    one failure more the run stops."""
-    grace_seconds: Annotated[float, Field(ge=0)] = 60.0
-    """How long a run that is told to stop (Ctrl-C, SIGTERM) may take to finish its step and save, on a cluster."""
+    folder is missing resumes from there. Credentials belong in the environment (AWS_ACCESS_KEY_ID, …)."""
+    max_save_failures: Annotated[int, Field(ge=0), MAY_CHANGE] = 3
+    """Number of consecutive checkpoints that may fail to be saved because storage is full or unreachable: each is a
+    warning, and one more ends the run."""
+    grace_seconds: Annotated[float, Field(ge=0), MAY_CHANGE] = 60.0
+    """Seconds that a run on a cluster has, after Ctrl-C or SIGTERM, to finish its step and save."""
 
     @model_validator(mode="after")
     def _check_upload(self) -> Self:
@@ -188,52 +197,52 @@ class CheckpointSettings(Section):
 
 
 class ClusterSettings(Section):
-    """Workers and what each of them gets."""
+    """The workers, and the resources of each."""
 
-    workers: Annotated[int, Field(ge=0)] = 2
-    """Ray Train workers; 0 trains in this process, without a cluster."""
-    min_workers: Positive | None = None
-    """Elastic training: go on with no fewer workers than these when nodes are lost, and with up to `workers` again when
-    they return. By default exactly `workers` train, and wait for each other."""
-    wait_minutes: Annotated[float, Field(ge=0)] = 0.0
-    """How long to wait for a cluster that is too small to grow: its autoscaler is asked for the nodes."""
-    network_interface: str | None = None
-    """Network interface of the messages between workers (NCCL, gloo), such as eth1; by default they choose."""
-    resize_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """How often an elastic run looks whether the cluster has room for more workers."""
-    cpus_per_worker: Positive | None = None
-    """CPUs that each worker reserves, and threads that torch computes with. By default 1, and without a cluster all
-    that this process may use."""
-    numa: bool = True
-    """On machines whose memory is in several parts (NUMA), keep each worker on the CPUs beside its GPU, or, without
-    GPUs, on those of one part."""
-    gpu: bool = False
-    """One GPU for each worker, with NCCL; otherwise CPU, with gloo."""
-    address: str | None = None
-    """Address of a running Ray cluster, or auto; by default RAY_ADDRESS if it is set, else a local cluster that ends
-    with the command."""
-    max_failures: Annotated[int, Field(ge=-1)] = 3
-    """How often workers that die are replaced and training goes on from the last checkpoint; -1 is without limit."""
+    workers: Annotated[int, Field(ge=0), MAY_CHANGE] = 2
+    """Number of Ray Train workers; 0 trains in this process, without a cluster."""
+    min_workers: Annotated[Positive | None, MAY_CHANGE] = None
+    """Elastic training: the smallest number of workers to train with when nodes are lost; when they return, up to
+    `workers` train again. By default training needs exactly `workers`."""
+    wait_minutes: Annotated[float, Field(ge=0), MAY_CHANGE] = 0.0
+    """Minutes to wait for a cluster that is too small to grow; its autoscaler is asked for the nodes."""
+    network_interface: Annotated[str | None, MAY_CHANGE] = None
+    """Network interface for the traffic between workers (NCCL, gloo), such as eth1; by default NCCL and gloo choose."""
+    resize_seconds: Annotated[float, Field(gt=0), MAY_CHANGE] = 60.0
+    """Seconds between two checks of an elastic run whether the cluster has room for more workers."""
+    cpus_per_worker: Annotated[Positive | None, MAY_CHANGE] = None
+    """CPUs that each worker reserves, and threads that torch uses in it; by default 1, and without a cluster all CPUs
+    of this process."""
+    numa: Annotated[bool, MAY_CHANGE] = True
+    """On machines with several NUMA nodes, bind each worker to the CPUs of one node: the one of its GPU, if it has
+    one."""
+    gpu: Annotated[bool, MAY_CHANGE] = False
+    """One GPU per worker, with NCCL; otherwise CPUs, with gloo."""
+    address: Annotated[str | None, MAY_CHANGE] = None
+    """Address of a running Ray cluster, or auto; by default RAY_ADDRESS if it is set, otherwise a local cluster that is
+    started for this command."""
+    max_failures: Annotated[int, Field(ge=-1), MAY_CHANGE] = 3
+    """How often failed workers are replaced and training resumes from the latest checkpoint; -1 sets no limit."""
 
     @property
     def threads(self) -> int:
-        """What `cpus_per_worker` comes to in this process."""
+        """Threads per worker: `cpus_per_worker`, or its default in this process."""
         return self.cpus_per_worker or (1 if self.workers else cores())
 
 
 class TrackingSettings(Section):
-    """MLflow."""
+    """Experiment tracking with MLflow."""
 
-    uri: str | None = None
-    """Tracking address; by default SQLite and a folder inside `run.storage`, which needs no server."""
-    experiment: str = "phasecollapse"
-    every_steps: Annotated[int, Field(ge=0)] = 50
-    """Curves within epochs: a point for so many steps, of loss, gradient norm, learning rate and images/s. 0 draws
-    none."""
+    uri: Annotated[str | None, MAY_CHANGE] = None
+    """Tracking URI; by default an SQLite database and a folder inside `run.storage`, which need no server."""
+    experiment: Annotated[str, MAY_CHANGE] = "phasecollapse"
+    """Name of the MLflow experiment."""
+    every_steps: Annotated[int, Field(ge=0), MAY_CHANGE] = 50
+    """Steps per point of the curves within epochs: loss, gradient norm, learning rate and images/s. 0 records none."""
 
 
 class Settings(Section):
-    """Everything that decides a run."""
+    """All settings of a run."""
 
     data: DataSettings
     run: RunSettings = RunSettings()
@@ -264,7 +273,7 @@ class Settings(Section):
                 )
             if isinstance(self.model, ScatteringSettings) and self.model.classifier != "pooled":
                 raise ValueError(
-                    "training.initial_image_size needs model.classifier=pooled: others are for one image size"
+                    "training.initial_image_size needs model.classifier=pooled: the others fit one image size only"
                 )
         if self.optimizer.warmup_epochs > self.training.epochs:
             raise ValueError("optimizer.warmup_epochs must not exceed training.epochs")

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
-    """A part of the tree: immutable, every field documented, unknown fields forbidden."""
+    """A part of the settings tree: immutable, every field documented, unknown fields forbidden."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+@dataclass(frozen=True)
+class MayChange:
+    """Annotates a setting that may change when a run is resumed, such as ``Annotated[int, MAY_CHANGE]``."""
+
+
+MAY_CHANGE = MayChange()
+"""For settings that decide where and how fast a run computes, and where it is tracked, but not what it is trained on.
+
+With another number of workers, sums are rounded differently and, unless batch statistics are synchronized, each worker
+standardizes with those of another part of a batch; the history records the number of workers.
+"""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]

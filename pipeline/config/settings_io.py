@@ -19,10 +19,10 @@ from pydantic.fields import FieldInfo
 from data_prep.common.errors import UserError
 from pipeline.config.registered import Registered
 from pipeline.config.schema import Settings
-from pipeline.config.section import Section
+from pipeline.config.section import MAY_CHANGE, Section
 
 END_OF_DOCUMENT = "...\n"
-"""Tells a file that was cut off from one in which defaults are left out."""
+"""End of a complete file; a file without it was truncated."""
 
 Tree = TypeVar("Tree", bound=Section)
 
@@ -49,7 +49,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def override(content: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """A copy of `content` with each ``section.field=value`` of `assignments` put in; values are read as YAML.
+    """A copy of `content` with the ``section.field=value`` of each assignment applied; values are read as YAML.
 
     Raises:
         UserError: an assignment is not of that form, or goes through something that is not a section.
@@ -102,7 +102,7 @@ def load(path: Path, assignments: Sequence[str] = ()) -> Settings:
 
 
 def explain(tree: type[Section], prefix: str = "") -> str:
-    """Every setting of a tree with its default and what it means, as text for a terminal."""
+    """Every setting of a tree, with its default, meaning and choices, as text for a terminal."""
     lines = []
     for name, field in tree.model_fields.items():
         path, words = f"{prefix}{name}", " ".join((field.description or "").split())
@@ -115,12 +115,25 @@ def explain(tree: type[Section], prefix: str = "") -> str:
         lines.append(f"  {path} (required)" if field.is_required() else f"  {path} = {json.dumps(field.default)}")
         if len(names := choices(field)) > 1:
             words += f" One of: {', '.join(names)}."
+        if MAY_CHANGE in field.metadata:
+            words += " May change when a run is resumed."
         lines += textwrap.wrap(words, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 
+def may_change(tree: type[Section], prefix: str = "") -> frozenset[str]:
+    """The dotted paths of all settings of a tree that may change when a run is resumed."""
+    paths: set[str] = set()
+    for name, field in tree.model_fields.items():
+        if MAY_CHANGE in field.metadata:
+            paths.add(f"{prefix}{name}")
+        for section in sections(field.annotation).values():
+            paths |= may_change(section, f"{prefix}{name}.")
+    return frozenset(paths)
+
+
 def choices(field: FieldInfo) -> tuple[str, ...]:
-    """The values that a field can have, where they are names; none elsewhere."""
+    """The names that a field may have as its value; empty if its values are not names."""
     for annotation in field.metadata:
         if isinstance(annotation, Registered):
             return annotation.names
@@ -147,7 +160,7 @@ def flatten(settings: Section) -> dict[str, Any]:
 
 
 def differences(before: Section, after: Section, ignored: Collection[str] = ()) -> list[str]:
-    """``section.field: old → new`` for each field in which two trees of a kind differ, but for the `ignored` ones."""
+    """``section.field: old → new`` for each field in which two trees differ, except the `ignored` ones."""
     old, new = flatten(before), flatten(after)
     # Families of networks have different fields: then model.family tells them apart.
     both = [key for key in new if key in old and key not in ignored]
@@ -155,7 +168,7 @@ def differences(before: Section, after: Section, ignored: Collection[str] = ()) 
 
 
 def sections(annotation: Any) -> dict[str, type[Section]]:
-    """The sections that a field may be, by family; one without a name where there is no choice, none for a value."""
+    """The sections that a field may hold, by family; the family is empty if there is one only. Empty for a value."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return {"": annotation}
     members = [(get_args(member) or (None,))[0] for member in get_args(annotation)]
@@ -165,7 +178,7 @@ def sections(annotation: Any) -> dict[str, type[Section]]:
 
 
 def _locate(place: Sequence[str | int], tree: type[Section]) -> tuple[str, type[Section]]:
-    """The dotted path of a field, and the section it is in; `place` names families beside fields."""
+    """The dotted path of a field, and its section; `place` is pydantic's location, which also names families."""
     path, section, families = [], tree, {"": tree}
     for part in place:
         if part in families and len(families) > 1:

@@ -31,47 +31,13 @@ from data_prep.format.manifest import Manifest
 from pipeline.config.model_schema import ModelSettings, ResNetSettings
 from pipeline.config.schema import Settings
 from pipeline.config.section import Section
-from pipeline.config.settings_io import differences, flatten, to_yaml
+from pipeline.config.settings_io import differences, flatten, may_change, to_yaml
 from pipeline.runs import history, paths, remote_copy
 from pipeline.runs.paths import IDENTITY
 
-EXECUTION_ONLY = frozenset(
-    {
-        "run.name",
-        "run.storage",
-        "data.path",  # the digest of the data set decides, wherever it lies
-        "data.decode_threads",
-        "data.digest",
-        "data.stage",
-        "checkpoint.every_minutes",
-        "checkpoint.every_steps",
-        "checkpoint.max_save_failures",
-        "checkpoint.grace_seconds",
-        "checkpoint.keep",
-        "checkpoint.keep_best",
-        "checkpoint.upload",
-        "cluster.address",
-        "cluster.cpus_per_worker",
-        "cluster.gpu",
-        "cluster.max_failures",
-        "cluster.min_workers",
-        "cluster.network_interface",
-        "cluster.numa",
-        "cluster.resize_seconds",
-        "cluster.wait_minutes",
-        "cluster.workers",
-        "start.checkpoint",  # the digest of its weights decides
-        "tracking.every_steps",
-        "tracking.experiment",
-        "tracking.uri",
-        "training.activation_checkpointing",
-    }
-)
-"""Settings that may change while a run is interrupted: where and how fast it computes, and where it is tracked, but
-nothing that it is trained on. With another number of workers sums round differently and, unless they are synchronized,
-statistics of standardization are those of other parts of a batch; the history says how many there were."""
-
-
+EXECUTION_ONLY = may_change(Settings)
+"""Settings that may change when a run is resumed. The digests of the data set and of the initial weights decide its
+identity instead of their paths."""
 LOCK, OWNER = "run.lock", "run.owner"
 
 

@@ -17,7 +17,7 @@ from pipeline.cli import main
 from pipeline.cli import train as train_command
 from pipeline.config.schema import Settings
 from pipeline.config.section import Section
-from pipeline.config.settings_io import sections
+from pipeline.config.settings_io import may_change, sections
 from pipeline.launch.launcher import Outcome
 from tuning.config import SearchSettings
 
@@ -41,6 +41,9 @@ def offer(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
     monkeypatch.setattr(main, "entry_points", lambda group: [point])
 
 
+EXPLAINED = r"^  ([a-z0-9_.]+) (?:=|\(required\)).*((?:\n {6}.*)*)"
+
+
 @pytest.mark.parametrize(("command", "tree"), [("train", Settings), ("tune", SearchSettings)])
 def test_every_setting_is_explained(command: str, tree: type[Section]) -> None:
     ask = [sys.executable, "-m", "pipeline.cli.main", command, "--settings"]
@@ -48,7 +51,10 @@ def test_every_setting_is_explained(command: str, tree: type[Section]) -> None:
     named = re.findall(r"^  ([a-z0-9_.]+) (?:=|\(required\))", shown, re.MULTILINE)
     assert named == leaves(tree)
     assert len(set(named)) > 40
-    assert "One of: float32, bfloat16." in shown
+    assert "One of: float32, bfloat16." in " ".join(shown.split())
+    words = {name: " ".join(text.split()) for name, text in re.findall(EXPLAINED, shown, re.MULTILINE)}
+    resumable = [name for name, text in words.items() if text.endswith("May change when a run is resumed.")]
+    assert set(resumable) == may_change(tree)
 
 
 def leaves(tree: type[Section], prefix: str = "") -> list[str]:

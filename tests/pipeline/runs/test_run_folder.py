@@ -67,6 +67,39 @@ def test_what_does_not_change_the_result_does_not_change_the_identity(data: Mani
     assert set(flatten(first)) >= EXECUTION_ONLY, "each of them is a setting"
 
 
+def test_these_settings_and_no_others_may_change_when_a_run_is_resumed() -> None:
+    assert {
+        "run.name",
+        "run.storage",
+        "data.path",
+        "data.decode_threads",
+        "data.digest",
+        "data.stage",
+        "checkpoint.every_minutes",
+        "checkpoint.every_steps",
+        "checkpoint.max_save_failures",
+        "checkpoint.grace_seconds",
+        "checkpoint.keep",
+        "checkpoint.keep_best",
+        "checkpoint.upload",
+        "cluster.address",
+        "cluster.cpus_per_worker",
+        "cluster.gpu",
+        "cluster.max_failures",
+        "cluster.min_workers",
+        "cluster.network_interface",
+        "cluster.numa",
+        "cluster.resize_seconds",
+        "cluster.wait_minutes",
+        "cluster.workers",
+        "start.checkpoint",
+        "tracking.every_steps",
+        "tracking.experiment",
+        "tracking.uri",
+        "training.activation_checkpointing",
+    } == EXECUTION_ONLY
+
+
 def test_a_run_keeps_its_identity_when_it_is_opened_again(data: Manifest, tmp_path: Path) -> None:
     with claim(settings(tmp_path), data) as first:
         first.begin()
