@@ -26,10 +26,10 @@ setup(
     ext_modules=[
         Extension(
             "data_prep.codec._pixels",
-            ["data_prep/codec/_pixels.c", "data_prep/codec/_codes.c"],
-            depends=["data_prep/codec/_codes.h"],
+            [f"data_prep/codec/{name}.c" for name in ("_pixels", "_decode", "_codes", "_resize")],
+            depends=[f"data_prep/codec/{name}.h" for name in ("_decode", "_codes", "_resize")],
             # No fused multiply-adds: pixels are the same on every processor.
-            extra_compile_args=["-std=gnu11", "-O3", "-ffp-contract=off", "-Wall", "-Wextra"],
+            extra_compile_args=["-std=gnu11", "-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"],
             **flags_of_libjpeg(),
         )
     ]

@@ -35,7 +35,7 @@ JOB = np.dtype(
     align=True,
 )
 """One image to decode: its bytes in memory and how many; JPEG or RAW and its size in pixels; the rectangle that is to
-fill the output; whether to mirror it left to right. Laid out as Job in `_pixels.c`."""
+fill the output; whether to mirror it left to right. Laid out as Job in `_decode.h`."""
 
 _LAYOUT = tuple((name, field[1], field[0].itemsize) for name, field in (JOB.fields or {}).items())
 if getattr(_pixels, "JOB_LAYOUT", _LAYOUT) != _LAYOUT or getattr(_pixels, "JOB_SIZE", JOB.itemsize) != JOB.itemsize:
