@@ -162,7 +162,7 @@ def write_data_set(folder: Path, samples: list[Sample], repeats: int) -> None:
         parts=[Part(samples=written.samples, sha256=written.content_sha256)],
         left_out=[],
     )
-    described = Manifest(
+    manifest = Manifest(
         format_version=2,
         name=folder.name,
         classes=[ImageClass(index=label, id=str(label), name=str(label)) for label in range(number)],
@@ -174,7 +174,7 @@ def write_data_set(folder: Path, samples: list[Sample], repeats: int) -> None:
         source=Source(kind="folders", location="", digest="", options={}),
         tools={},
     )
-    (folder / "manifest.json").write_text(described.model_dump_json())
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
 
 
 def ours(folder: Path, size: int, threads: int) -> Callable[[int], int]:

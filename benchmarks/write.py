@@ -36,8 +36,8 @@ from PIL import Image
 from benchmarks.options import count
 from data_prep.codec.convert import ORIENTATION
 from data_prep.common.parallel import Threads
-from data_prep.format import manifest
 from data_prep.format.beton import Shard
+from data_prep.format.manifest import load_manifest
 from data_prep.prepare.dataset_writer import prepare
 from data_prep.prepare.spec import PrepareSpec
 from data_prep.sources.folders import ClassFolders
@@ -75,7 +75,7 @@ def main() -> int:
                     times[name].append(time.perf_counter() - started)
                 if name == "ours":
                     share = identical_share(files, output)
-                    images[name] = sum(split.samples for split in manifest.load(output).splits.values())
+                    images[name] = sum(split.samples for split in load_manifest(output).splits.values())
                 shutil.rmtree(output)
         speed = {name: images[name] / statistics.median(each) for name, each in times.items()}
         larger = repeated(parser, chosen.images, Path(scratch) / "larger", 4 * chosen.samples)
@@ -146,8 +146,8 @@ def stock(files: list[Path], workers: int) -> Callable[[Path], object]:
 
 def identical_share(files: list[Path], output: Path) -> float:
     """Of the JPEG files that need no change, the share whose bytes are in the data set."""
-    described = manifest.load(output)
-    shards = [Shard(output / file.file) for file in described.splits["train"].files]
+    manifest = load_manifest(output)
+    shards = [Shard(output / file.file) for file in manifest.splits["train"].files]
     stored = Counter(bytes(shard.read(number).content) for shard in shards for number in range(shard.samples))
     eligible = Counter(content for path in files if may_stay(content := path.read_bytes()))
     return sum((stored & eligible).values()) / max(1, sum(eligible.values()))

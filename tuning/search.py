@@ -23,8 +23,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from data_prep.common.errors import UserError
-from data_prep.format import manifest
-from data_prep.format.manifest import Manifest
+from data_prep.format.manifest import Manifest, load_manifest
 from pipeline import models
 from pipeline.config.schema import ClusterSettings, Settings
 from pipeline.config.settings_io import flatten, to_yaml
@@ -74,7 +73,7 @@ def search(settings: SearchSettings, say: Say = print) -> Report:
         UserError: something that the user can mend: a setting, a folder, a cluster that is too small.
         KeyboardInterrupt: the user stopped the search; everything it held is free, and the same call continues it.
     """
-    data = manifest.load(Path(settings.train.data.path))
+    data = load_manifest(Path(settings.train.data.path))
     store = mlflow_run.store_of(settings.train)
     with (
         search_folder.claim(settings, data, finetune.digest(settings.train)) as folder,

@@ -64,11 +64,11 @@ def verify(dataset: Path, hashes_only: bool, threads: int | None, as_json: bool)
       phasecollapse verify datasets/imagenet
       phasecollapse verify datasets/imagenet --hashes-only
     """
-    from data_prep.format import manifest
+    from data_prep.format.manifest import read_manifest
     from data_prep.maintain.verify import verify
 
-    described = manifest.read(dataset)
-    splits = described.splits.values()
+    manifest = read_manifest(dataset)
+    splits = manifest.splits.values()
     if hashes_only:
         total, unit = sum(file.bytes for split in splits for file in split.files), "bytes"
     else:
@@ -89,7 +89,7 @@ def verify(dataset: Path, hashes_only: bool, threads: int | None, as_json: bool)
         raise UserError(f"{dataset} has {problems}: prepare it again, or copy it again from where it is whole")
     if not as_json:
         checked = "every file has its hash" if hashes_only else "every hash agrees and every image decodes"
-        click.echo(f"{dataset} is whole, {checked}: {_describe(described)}")
+        click.echo(f"{dataset} is whole, {checked}: {_describe(manifest)}")
 
 
 @click.command()
@@ -187,14 +187,14 @@ def _draw(
         ) from None
 
 
-def _describe(described: Manifest) -> str:
+def _describe(manifest: Manifest) -> str:
     from data_prep.common.files import in_words
 
-    counts = " and ".join(f"{split.samples} {name}" for name, split in described.splits.items())
-    files = [file for split in described.splits.values() for file in split.files]
+    counts = " and ".join(f"{split.samples} {name}" for name, split in manifest.splits.items())
+    files = [file for split in manifest.splits.values() for file in split.files]
     size = in_words(sum(file.bytes for file in files))
     number = "1 file" if len(files) == 1 else f"{len(files)} files"
-    return f"{counts} images in {number}, {size}, digest {described.digest[:12]}"
+    return f"{counts} images in {number}, {size}, digest {manifest.digest[:12]}"
 
 
 def _report(dataset: Path, report: VerificationReport, hashes_only: bool) -> dict[str, object]:

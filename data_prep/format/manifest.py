@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from data_prep.common.errors import UserError
 
-FILE = "manifest.json"
+MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION: Literal[2] = 2
 
 SplitName = Literal["train", "validation"]
@@ -140,7 +140,7 @@ class Manifest(Record):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def parse(content: bytes, place: str) -> Manifest:
+def parse_manifest(content: bytes, place: str) -> Manifest:
     """The manifest in the text of its file; `place` names that file in messages.
 
     Raises:
@@ -154,31 +154,33 @@ def parse(content: bytes, place: str) -> Manifest:
         raise UserError(f"{place} is damaged ({field}: {problem['msg']}): prepare the data set again") from None
 
 
-def read(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
     """Reads the manifest of a prepared data set, and looks at no other file.
 
     Raises:
         UserError: the folder or its manifest is missing or damaged.
     """
-    path = folder / FILE
+    path = folder / MANIFEST_FILE
     if not folder.is_dir():
         raise UserError(f"data set folder {folder} does not exist: write it with 'phasecollapse prepare'")
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{folder} is not a prepared data set, it has no {FILE}: use 'phasecollapse prepare'") from None
+        raise UserError(
+            f"{folder} is not a prepared data set, it has no {MANIFEST_FILE}: use 'phasecollapse prepare'"
+        ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    return parse(content, str(path))
+    return parse_manifest(content, str(path))
 
 
-def load(folder: Path) -> Manifest:
+def load_manifest(folder: Path) -> Manifest:
     """Reads the manifest of a prepared data set and checks that its shards are there, each with its size.
 
     Raises:
         UserError: the folder or its manifest is missing or damaged, or a shard is missing or of another size.
     """
-    manifest = read(folder)
+    manifest = read_manifest(folder)
     for file in (file for split in manifest.splits.values() for file in split.files):
         _check_file(folder / file.file, file)
     return manifest

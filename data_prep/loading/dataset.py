@@ -37,11 +37,11 @@ class ShardedImages:
         UserError: a file is missing, damaged, or holds another number of images than the manifest says.
     """
 
-    def __init__(self, folder: Path, described: Manifest, split: SplitName) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, split: SplitName) -> None:
         self.split = split
-        self._classes = len(described.classes)
+        self._classes = len(manifest.classes)
         self._shards: list[Shard] = []
-        for entry in described.splits[split].files:
+        for entry in manifest.splits[split].files:
             shard = Shard(folder / entry.file)
             if shard.samples != entry.samples:
                 raise UserError(f"shard {shard.path} has {shard.samples} images instead of {entry.samples}")

@@ -20,8 +20,7 @@ import numpy as np
 
 from data_prep.codec.decode import JOB, DecodeIssue, decode_batch
 from data_prep.common.errors import UserError
-from data_prep.format import manifest
-from data_prep.format.manifest import ImageClass, Manifest, SplitName
+from data_prep.format.manifest import ImageClass, Manifest, SplitName, load_manifest
 from data_prep.loading.dataset import ShardedImages
 from data_prep.loading.shuffle import BlockShuffle, FullShuffle, Order, Sequential
 from data_prep.loading.transforms import CenterCrop, Crops
@@ -112,12 +111,12 @@ class Loader:
         on_damage: OnDamage = "stop",
         reduce: bool = True,
         allocate: Callable[[tuple[int, ...]], np.ndarray] | None = None,
-        described: Manifest | None = None,
+        manifest: Manifest | None = None,
     ) -> None:
         folder = Path(folder)
-        described = described or manifest.load(folder)
-        self.classes: list[ImageClass] = described.classes
-        self._images = ShardedImages(folder, described, split)
+        manifest = manifest or load_manifest(folder)
+        self.classes: list[ImageClass] = manifest.classes
+        self._images = ShardedImages(folder, manifest, split)
         self._subset_indices = subset_indices
         self.samples = len(self._images) if subset_indices is None else len(subset_indices)
         self._batch_size, self._size = batch_size, size

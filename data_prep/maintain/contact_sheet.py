@@ -13,9 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_prep.codec.decode import DecodeError, decode, read_header
 from data_prep.common.errors import UserError
-from data_prep.format import manifest
 from data_prep.format.beton import RAW, Sample, Shard
-from data_prep.format.manifest import SPLITS, ImageClass, Manifest, Split, SplitName
+from data_prep.format.manifest import SPLITS, ImageClass, Manifest, Split, SplitName, load_manifest
 
 CELL, GAP, MARGIN = 200, 20, 40  # in pixels: a picture's frame, what is between two, what is around all
 CAPTION, HEADING, TITLE = 46, 62, 84  # heights, in pixels: below a picture, above a split, above all
@@ -55,36 +54,36 @@ def draw(
     Raises:
         UserError: it is no whole data set, or has no such split or class.
     """
-    described = manifest.load(folder)
-    chosen_class = _find_class(described, class_name) if class_name is not None else None
-    present = [name for name in splits if name in described.splits]
+    manifest = load_manifest(folder)
+    chosen_class = _find_class(manifest, class_name) if class_name is not None else None
+    present = [name for name in splits if name in manifest.splits]
     if not present:
-        raise UserError(f"{folder} has no {' or '.join(splits)} images: choose one of {', '.join(described.splits)}")
+        raise UserError(f"{folder} has no {' or '.join(splits)} images: choose one of {', '.join(manifest.splits)}")
     grids = {
-        name: _choose(folder, described.splits[name], columns * rows, (seed, SPLITS.index(name)), chosen_class)
+        name: _choose(folder, manifest.splits[name], columns * rows, (seed, SPLITS.index(name)), chosen_class)
         for name in present
     }
     heights = {name: HEADING + -(-len(grid) // columns) * (CELL + CAPTION + GAP) for name, grid in grids.items()}
     width = 2 * MARGIN + columns * CELL + (columns - 1) * GAP
     page = _Page(max(width, 640), 2 * MARGIN + TITLE + sum(heights.values()) - GAP)
-    page.title(described, f"seed {seed}")
+    page.title(manifest, f"seed {seed}")
     top = MARGIN + TITLE
     for name, grid in grids.items():
-        page.heading(top, name, described.splits[name].samples, len(grid), chosen_class)
+        page.heading(top, name, manifest.splits[name].samples, len(grid), chosen_class)
         for i, chosen in enumerate(grid):
             row, column = divmod(i, columns)
             place = (MARGIN + column * (CELL + GAP), top + HEADING + row * (CELL + CAPTION + GAP))
-            page.picture(place, chosen, described.classes)
+            page.picture(place, chosen, manifest.classes)
         top += heights[name]
     return page.image
 
 
-def _find_class(described: Manifest, wanted: str) -> ImageClass:
+def _find_class(manifest: Manifest, wanted: str) -> ImageClass:
     for key in ("id", "name", "index"):
-        for each in described.classes:
+        for each in manifest.classes:
             if str(getattr(each, key)).casefold() == wanted.casefold():
                 return each
-    first = described.classes[0]
+    first = manifest.classes[0]
     raise UserError(f"there is no class '{wanted}': give an id, a name or an index, such as {first.id} or {first.name}")
 
 
@@ -117,11 +116,11 @@ class _Page:
         self._large, self._bold, self._plain, self._small = _font(30, True), _font(14, True), _font(15), _font(12)
         self._right = width - MARGIN
 
-    def title(self, described: Manifest, remark: str) -> None:
-        counts = " and ".join(f"{split.samples:,} {name}" for name, split in described.splits.items())
-        classes = f"{len(described.classes):,} classes"
-        self._text((MARGIN, MARGIN), described.name, self._large, INK)
-        told = f"{counts} images  ·  {classes}  ·  digest {described.digest[:12]}  ·  {remark}"
+    def title(self, manifest: Manifest, remark: str) -> None:
+        counts = " and ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
+        classes = f"{len(manifest.classes):,} classes"
+        self._text((MARGIN, MARGIN), manifest.name, self._large, INK)
+        told = f"{counts} images  ·  {classes}  ·  digest {manifest.digest[:12]}  ·  {remark}"
         self._text((MARGIN, MARGIN + 44), told, self._plain, FAINT)
 
     def heading(self, top: int, name: str, samples: int, shown: int, only: ImageClass | None) -> None:

@@ -26,9 +26,9 @@ import numpy as np
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import BLOCK, in_sentences, locked, require_space, sync_folder, write_atomically
-from data_prep.format import beton, manifest
+from data_prep.format import beton
 from data_prep.format.beton import METADATA, Shard
-from data_prep.format.manifest import File, Manifest, Split, SplitName
+from data_prep.format.manifest import MANIFEST_FILE, File, Manifest, Split, SplitName, load_manifest, read_manifest
 
 NOTE = ".merged.json"
 """In a data set's folder: the names of shards that can be removed once the manifest does not name them any more."""
@@ -59,7 +59,7 @@ def merge(folder: Path, output: Path | None = None, advance: Advance = lambda co
         UserError: there is no whole data set, a shard is damaged, another command is merging it, `output` holds
             something else, or the disk is too small or refuses.
     """
-    manifest.read(folder)
+    read_manifest(folder)
     if output is None or output.resolve() == folder.resolve():
         busy = f"{folder} is being merged by another command: wait until it ends"
         with in_sentences(folder, continues=False), locked(folder / LOCK, busy):
@@ -73,50 +73,50 @@ def merge(folder: Path, output: Path | None = None, advance: Advance = lambda co
 
 def work(folder: Path) -> int:
     """How many bytes :func:`merge` would read to merge a data set in place."""
-    return sum(file.bytes for name, split in _unmerged(manifest.read(folder)) for file in split.files)
+    return sum(file.bytes for name, split in _unmerged(read_manifest(folder)) for file in split.files)
 
 
 def _merge_in_place(folder: Path, advance: Advance) -> Merged:
-    described = manifest.load(folder)
-    _sweep(folder, described)
-    unmerged = _unmerged(described)
+    manifest = load_manifest(folder)
+    _sweep(folder, manifest)
+    unmerged = _unmerged(manifest)
     for name, split in unmerged:
         require_space(folder, _room(split), "or name an OUTPUT on another disk")
         merged = _merge_split(folder, split, folder / _free_name(name, split), advance)
-        described = described.model_copy(update={"splits": {**described.splits, name: merged}})
+        manifest = manifest.model_copy(update={"splits": {**manifest.splits, name: merged}})
         write_atomically(folder / NOTE, json.dumps([file.file for file in split.files]).encode())
-        _write_manifest(folder, described)
-        _sweep(folder, described)
-    return Merged(folder, described, not unmerged)
+        _write_manifest(folder, manifest)
+        _sweep(folder, manifest)
+    return Merged(folder, manifest, not unmerged)
 
 
 def _merge_to(folder: Path, output: Path, advance: Advance) -> Merged:
-    described = manifest.load(folder)
+    manifest = load_manifest(folder)
     if output.exists():
-        existing = manifest.load(output) if (output / manifest.FILE).exists() else None
-        if existing is None or existing.digest != described.digest or _unmerged(existing):
+        existing = load_manifest(output) if (output / MANIFEST_FILE).exists() else None
+        if existing is None or existing.digest != manifest.digest or _unmerged(existing):
             raise UserError(f"{output} already exists and is something else: choose another OUTPUT, or delete it first")
         return Merged(output, existing, already_there=True)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a command that was killed
     partial.mkdir()
     try:
-        require_space(partial, sum(map(_room, described.splits.values())), "or choose another disk")
+        require_space(partial, sum(map(_room, manifest.splits.values())), "or choose another disk")
         splits = {
             name: _merge_split(folder, split, partial / f"{name}.beton", advance)
-            for name, split in described.splits.items()
+            for name, split in manifest.splits.items()
         }
-        described = described.model_copy(update={"splits": splits})
-        _write_manifest(partial, described)
+        manifest = manifest.model_copy(update={"splits": splits})
+        _write_manifest(partial, manifest)
         partial.rename(output)
         sync_folder(output.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Merged(output, described, already_there=False)
+    return Merged(output, manifest, already_there=False)
 
 
-def _unmerged(described: Manifest) -> list[tuple[SplitName, Split]]:
-    return [(name, split) for name, split in described.splits.items() if len(split.files) > 1]
+def _unmerged(manifest: Manifest) -> list[tuple[SplitName, Split]]:
+    return [(name, split) for name, split in manifest.splits.items() if len(split.files) > 1]
 
 
 def _room(split: Split) -> int:
@@ -132,16 +132,16 @@ def _free_name(name: SplitName, split: Split) -> str:
     )
 
 
-def _write_manifest(folder: Path, described: Manifest) -> None:
-    write_atomically(folder / manifest.FILE, (described.model_dump_json(indent=2) + "\n").encode())
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    write_atomically(folder / MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
 
 
-def _sweep(folder: Path, described: Manifest) -> None:
+def _sweep(folder: Path, manifest: Manifest) -> None:
     """Removes the shards that were merged, as far as the manifest does not name them."""
     note = folder / NOTE
     if not note.exists():
         return
-    named = {file.file for split in described.splits.values() for file in split.files}
+    named = {file.file for split in manifest.splits.values() for file in split.files}
     for name in json.loads(note.read_bytes()):
         if name not in named:
             (folder / name).unlink(missing_ok=True)
@@ -216,7 +216,7 @@ def _plan(folder: Path, split: Split) -> tuple[list[_Piece], int]:
         samples += shard.samples
         largest = max(largest, shard.page_size)
     if samples != split.samples:
-        raise UserError(f"{folder / manifest.FILE} counts {split.samples} samples, its files {samples}: {beton.REMEDY}")
+        raise UserError(f"{folder / MANIFEST_FILE} counts {split.samples} samples, its files {samples}: {beton.REMEDY}")
     return pieces, largest
 
 

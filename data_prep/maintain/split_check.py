@@ -19,9 +19,9 @@ import numpy as np
 from data_prep.codec.decode import JOB, check, whole
 from data_prep.common.errors import UserError
 from data_prep.common.files import BLOCK
-from data_prep.format import beton, manifest
+from data_prep.format import beton
 from data_prep.format.beton import JPEG, RAW, Entry, Sample, Shard
-from data_prep.format.manifest import File, Split, SplitName
+from data_prep.format.manifest import MANIFEST_FILE, File, Split, SplitName
 from data_prep.maintain.verification_report import VerificationReport
 
 _WINDOW = 64  # images that are located, and then decoded by one thread
@@ -64,7 +64,7 @@ class SplitCheck:
         found = {"samples_per_class": self._per_class.tolist(), "bytes": self._bytes, "raw": self._raw}
         for name, value in found.items():
             if value != getattr(self.split, name):
-                self.report.add(manifest.FILE, None, f"{name} of {self.name} is not that of its files")
+                self.report.add(MANIFEST_FILE, None, f"{name} of {self.name} is not that of its files")
 
     def _check_file(self, file: File, pool: ThreadPoolExecutor, advance: Advance) -> None:
         path = self.folder / file.file
@@ -138,13 +138,13 @@ class SplitCheck:
 
     def _check_index(self, file: File, shard: Shard, numbers: np.ndarray, entry: Entry) -> None:
         """What the metadata say of some samples, and counts them."""
-        classes, described = len(self._per_class), self.report.manifest
+        classes, manifest = len(self._per_class), self.report.manifest
         known = (entry.label >= 0) & (entry.label < classes)
         for number, label in zip(numbers[~known], entry.label[~known], strict=True):
             self.report.add(file.file, int(number), f"its label {label} is not one of the {classes} classes")
         smaller, larger = np.minimum(entry.height, entry.width), np.maximum(entry.height, entry.width)
-        for i in np.flatnonzero((smaller < described.min_side) | (larger > described.max_side)):
-            allowed = f"{described.min_side} to {described.max_side}"
+        for i in np.flatnonzero((smaller < manifest.min_side) | (larger > manifest.max_side)):
+            allowed = f"{manifest.min_side} to {manifest.max_side}"
             reason = f"it has {entry.height[i]}×{entry.width[i]} pixels, and sides must be {allowed}"
             self.report.add(file.file, int(numbers[i]), reason)
         crossing = entry.start // shard.page_size != (entry.start + entry.size - 1) // shard.page_size

@@ -18,8 +18,7 @@ from pathlib import Path
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import BLOCK, hash_file, in_sentences, locked, require_space, sync_folder, write_atomically
-from data_prep.format import manifest
-from data_prep.format.manifest import File, Manifest
+from data_prep.format.manifest import MANIFEST_FILE, File, Manifest, load_manifest, parse_manifest
 from data_prep.maintain.remote_reader import RemoteDataset
 
 FILES = 4
@@ -56,27 +55,27 @@ def stage(
             reached, or the disk is too small or refuses. What was copied stays, and the next call continues.
     """
     origin = RemoteDataset(location)
-    content = origin.read(manifest.FILE)
-    described = manifest.parse(content, origin.address(manifest.FILE))
-    target = folder / folder_name(described)
-    if not check and _is_whole(target, described):
+    content = origin.read(MANIFEST_FILE)
+    manifest = parse_manifest(content, origin.address(MANIFEST_FILE))
+    target = folder / folder_name(manifest)
+    if not check and _is_whole(target, manifest):
         return target
     with in_sentences(target):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / f".{target.name}.lock", busy="", wait=lambda: waiting(target)):
-            if not _is_whole(target, described, check):
-                copying(sum(file.bytes for file in _files(described)))
-                _Staging(origin, described, content, target, advance).run()
+            if not _is_whole(target, manifest, check):
+                copying(sum(file.bytes for file in _files(manifest)))
+                _Staging(origin, manifest, content, target, advance).run()
     return target
 
 
-def folder_name(described: Manifest) -> str:
+def folder_name(manifest: Manifest) -> str:
     """The name of a staged data set: its own, and the beginning of its digest."""
-    name = re.sub(r"[^\w.-]+", "-", described.name).strip(".-") or "dataset"
-    return f"{name}-{described.digest[:12]}"
+    name = re.sub(r"[^\w.-]+", "-", manifest.name).strip(".-") or "dataset"
+    return f"{name}-{manifest.digest[:12]}"
 
 
-def _is_whole(target: Path, described: Manifest, check: bool = False) -> bool:
+def _is_whole(target: Path, manifest: Manifest, check: bool = False) -> bool:
     """Whether the data set is in place: every file has its size and, if `check`, its hash.
 
     Files whose hash differs are removed. Its files need not be those of the source: a merged copy is the same data set.
@@ -84,10 +83,10 @@ def _is_whole(target: Path, described: Manifest, check: bool = False) -> bool:
     if not target.exists():
         return False
     try:
-        staged = manifest.load(target)
+        staged = load_manifest(target)
     except UserError:
         return False
-    whole = staged.digest == described.digest
+    whole = staged.digest == manifest.digest
     for file in _files(staged) if check else ():
         if hash_file(target / file.file) != file.sha256:
             (target / file.file).unlink()
@@ -95,8 +94,8 @@ def _is_whole(target: Path, described: Manifest, check: bool = False) -> bool:
     return whole
 
 
-def _files(described: Manifest) -> list[File]:
-    return [file for split in described.splits.values() for file in split.files]
+def _files(manifest: Manifest) -> list[File]:
+    return [file for split in manifest.splits.values() for file in split.files]
 
 
 class _StoppedError(Exception):
@@ -107,10 +106,10 @@ class _Staging:
     """One data set on its way; its process holds the lock."""
 
     def __init__(
-        self, origin: RemoteDataset, described: Manifest, content: bytes, target: Path, advance: Advance
+        self, origin: RemoteDataset, manifest: Manifest, content: bytes, target: Path, advance: Advance
     ) -> None:
         self.origin = origin
-        self.files = _files(described)
+        self.files = _files(manifest)
         self.content = content
         self.target = target
         self.partial = target.with_name(f".{target.name}.partial")
@@ -135,7 +134,7 @@ class _Staging:
                 for task in tasks:
                     task.cancel()
                 raise
-        write_atomically(self.partial / manifest.FILE, self.content)
+        write_atomically(self.partial / MANIFEST_FILE, self.content)
         self.partial.rename(self.target)
         sync_folder(self.target.parent)
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_prep.common.files import in_words
-from data_prep.format import beton, manifest
+from data_prep.format import beton
 from data_prep.format.beton import Shard
-from data_prep.format.manifest import LeftOut, Manifest, Record, Source, Split, SplitName
+from data_prep.format.manifest import MANIFEST_FILE, LeftOut, Manifest, Record, Source, Split, SplitName, load_manifest
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -91,22 +91,22 @@ def summarize(folder: Path) -> Summary:
     Raises:
         UserError: it is no prepared data set, or one of its files is missing or not of FFCV's format.
     """
-    described = manifest.load(folder)
+    manifest = load_manifest(folder)
     return Summary(
         folder=str(folder),
-        name=described.name,
-        digest=described.digest,
-        classes=len(described.classes),
-        encoding=described.encoding,
-        max_side=described.max_side,
-        seed=described.seed,
-        source=described.source,
-        tools=described.tools,
-        splits={name: _summarize_split(folder, described, split) for name, split in described.splits.items()},
+        name=manifest.name,
+        digest=manifest.digest,
+        classes=len(manifest.classes),
+        encoding=manifest.encoding,
+        max_side=manifest.max_side,
+        seed=manifest.seed,
+        source=manifest.source,
+        tools=manifest.tools,
+        splits={name: _summarize_split(folder, manifest, split) for name, split in manifest.splits.items()},
     )
 
 
-def _summarize_split(folder: Path, described: Manifest, split: Split) -> SplitSummary:
+def _summarize_split(folder: Path, manifest: Manifest, split: Split) -> SplitSummary:
     shorter, longer = np.zeros((2, beton.MAX_SIDE + 1), np.int64)
     for file in split.files:
         metadata = Shard(folder / file.file).metadata
@@ -129,13 +129,13 @@ def _summarize_split(folder: Path, described: Manifest, split: Split) -> SplitSu
         shorter_sides=_distribution(shorter),
         longer_sides=_distribution(longer),
         samples_per_class=(int(counts.min(initial=split.samples)), float(np.median(counts)), int(counts.max())),
-        most=_name_classes(described, split, order[:NAMED]),
-        least=_name_classes(described, split, order[NAMED:][: -NAMED - 1 : -1]),
+        most=_name_classes(manifest, split, order[:NAMED]),
+        least=_name_classes(manifest, split, order[NAMED:][: -NAMED - 1 : -1]),
     )
 
 
-def _name_classes(described: Manifest, split: Split, labels: list[int]) -> list[ClassCount]:
-    named = [described.classes[label] for label in labels]
+def _name_classes(manifest: Manifest, split: Split, labels: list[int]) -> list[ClassCount]:
+    named = [manifest.classes[label] for label in labels]
     return [ClassCount(id=e.id, name=e.name, samples=split.samples_per_class[e.index]) for e in named]
 
 
@@ -168,7 +168,7 @@ def render(summary: Summary) -> RenderableType:
             parts += ["", Text(f"left out of {name}, because they do not decode:", "yellow")]
             parts += [Text(f"  {each.image}: {each.reason}") for each in split.left_out[:NAMED]]
             if len(split.left_out) > NAMED:
-                parts.append(Text(f"  … and {len(split.left_out) - NAMED} more, in {manifest.FILE}", "dim"))
+                parts.append(Text(f"  … and {len(split.left_out) - NAMED} more, in {MANIFEST_FILE}", "dim"))
     return Group(*parts)
 
 

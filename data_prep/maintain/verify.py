@@ -10,8 +10,7 @@ from pathlib import Path
 
 from data_prep.common.files import hash_file
 from data_prep.common.parallel import cores
-from data_prep.format import manifest
-from data_prep.format.manifest import File, Manifest
+from data_prep.format.manifest import MANIFEST_FILE, File, Manifest, read_manifest
 from data_prep.maintain.merge import NOTE
 from data_prep.maintain.split_check import Advance, SplitCheck
 from data_prep.maintain.verification_report import VerificationReport
@@ -31,7 +30,7 @@ def verify(
     Raises:
         UserError: there is no manifest, or it cannot be understood.
     """
-    report = VerificationReport(manifest.read(folder))
+    report = VerificationReport(read_manifest(folder))
     _check_manifest(report)
     _look_for_strangers(folder, report)
     threads = threads or cores()
@@ -52,12 +51,12 @@ def verify(
 
 def _check_manifest(report: VerificationReport) -> None:
     """That the manifest agrees with itself."""
-    described = report.manifest
-    if [each.index for each in described.classes] != list(range(len(described.classes))):
-        report.add(manifest.FILE, None, "its classes are not numbered 0, 1, 2, …")
-    if len({each.id for each in described.classes}) < len(described.classes):
-        report.add(manifest.FILE, None, "two of its classes have the same id")
-    for name, split in described.splits.items():
+    manifest = report.manifest
+    if [each.index for each in manifest.classes] != list(range(len(manifest.classes))):
+        report.add(MANIFEST_FILE, None, "its classes are not numbered 0, 1, 2, …")
+    if len({each.id for each in manifest.classes}) < len(manifest.classes):
+        report.add(MANIFEST_FILE, None, "two of its classes have the same id")
+    for name, split in manifest.splits.items():
         counts = {
             "files": sum(file.samples for file in split.files),
             "parts": sum(part.samples for part in split.parts),
@@ -65,9 +64,9 @@ def _check_manifest(report: VerificationReport) -> None:
         }
         for what, count in counts.items():
             if count != split.samples:
-                report.add(manifest.FILE, None, f"{name} has {split.samples} samples, but its {what} have {count}")
-        if len(split.samples_per_class) != len(described.classes):
-            report.add(manifest.FILE, None, f"{name} counts the samples of {len(split.samples_per_class)} classes")
+                report.add(MANIFEST_FILE, None, f"{name} has {split.samples} samples, but its {what} have {count}")
+        if len(split.samples_per_class) != len(manifest.classes):
+            report.add(MANIFEST_FILE, None, f"{name} counts the samples of {len(split.samples_per_class)} classes")
 
 
 def _look_for_strangers(folder: Path, report: VerificationReport) -> None:
@@ -96,8 +95,8 @@ def _check_sides(checks: list[SplitCheck], report: VerificationReport) -> None:
     """That the manifest's smallest and largest side are those of the images, where all of them were seen."""
     if not checks or not all(check.complete for check in checks):
         return
-    described: Manifest = report.manifest
+    manifest: Manifest = report.manifest
     smallest, largest = min(check.min_side for check in checks), max(check.max_side for check in checks)
-    if (smallest, largest) != (described.min_side, described.max_side):
-        told = f"{described.min_side} to {described.max_side}"
-        report.add(manifest.FILE, None, f"sides are {smallest} to {largest} pixels, not {told}")
+    if (smallest, largest) != (manifest.min_side, manifest.max_side):
+        told = f"{manifest.min_side} to {manifest.max_side}"
+        report.add(MANIFEST_FILE, None, f"sides are {smallest} to {largest} pixels, not {told}")

@@ -19,8 +19,8 @@ import numpy as np
 from data_prep.common.errors import UserError
 from data_prep.common.files import in_sentences
 from data_prep.common.parallel import Workers
-from data_prep.format import beton, manifest
-from data_prep.format.manifest import SPLITS, Manifest, Source, Split
+from data_prep.format import beton
+from data_prep.format.manifest import FORMAT_VERSION, MANIFEST_FILE, SPLITS, Manifest, Source, Split, load_manifest
 from data_prep.prepare import shard_writer, workspace
 from data_prep.prepare.shard_writer import ShardPlan, WriteShard
 from data_prep.prepare.spec import PrepareSpec
@@ -83,10 +83,10 @@ def prepare(
     with in_sentences(output), warnings.catch_warnings(), workspace.claim(output, request, restart) as folder:
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what counts is whether the image decodes
         listing = folder.listing(lambda: source.list(folder.scratch, workers))
-        described = _write(folder, listing, request, workers, threads, announce)
-        described = described.model_copy(update={"name": output.name})
-        folder.finish(described, output)
-    return Prepared(described, already_there=False)
+        manifest = _write(folder, listing, request, workers, threads, announce)
+        manifest = manifest.model_copy(update={"name": output.name})
+        folder.finish(manifest, output)
+    return Prepared(manifest, already_there=False)
 
 
 def _is_empty_folder(path: Path) -> bool:
@@ -95,10 +95,10 @@ def _is_empty_folder(path: Path) -> bool:
 
 def _recognize(source: ImageSource, output: Path, request: PrepareSpec, workers: Workers) -> Manifest:
     """The data set that is already in `output`, if it is what was asked for."""
-    if not (output / manifest.FILE).exists():
+    if not (output / MANIFEST_FILE).exists():
         raise UserError(f"{output} already exists and is not a prepared data set: choose another output")
     try:
-        existing = manifest.load(output)
+        existing = load_manifest(output)
     except UserError as error:
         raise UserError(f"{output} already exists, but is not whole: delete it first ({error})") from None
     same = existing.source.options == request.options() and existing.source.kind == request.kind
@@ -176,12 +176,12 @@ def _describe(listing: ImageIndex, request: PrepareSpec, records: dict[ShardPlan
     splits = {
         split: _describe_split([records[each] for each in records if each.split == split]) for split in listing.splits
     }
-    empty = [split for split, described in splits.items() if described.samples == 0]
+    empty = [name for name, split in splits.items() if split.samples == 0]
     if empty:
         raise UserError(f"the {empty[0]} split has no image that can be decoded: look at the source")
     sides = [side for record in records.values() for side in record.sides if side]
     return Manifest(
-        format_version=manifest.FORMAT_VERSION,
+        format_version=FORMAT_VERSION,
         name="",
         classes=listing.classes,
         splits=splits,

@@ -52,7 +52,7 @@ class Selection:
         whole = self._source.list(scratch, workers)
         chosen = [_find(whole.classes, name) for name in self._classes] or whole.classes
         kept = sorted({each.index for each in chosen})
-        described = [whole.classes[old].model_copy(update={"index": new}) for new, old in enumerate(kept)]
+        chosen_classes = [whole.classes[old].model_copy(update={"index": new}) for new, old in enumerate(kept)]
         renumbered = np.full(len(whole.classes), -1, np.int32)
         renumbered[kept] = np.arange(len(kept))
         tables: dict[SplitName, pa.Table] = {}
@@ -60,7 +60,7 @@ class Selection:
             path = scratch / f"{split}-chosen.arrow"
             write_table(self._choose(table, split, renumbered), path)
             tables[split] = map_table(path)
-        return ImageIndex(described, tables)
+        return ImageIndex(chosen_classes, tables)
 
     def _choose(self, table: pa.Table, split: SplitName, renumbered: np.ndarray) -> Iterator[pa.RecordBatch]:
         labels = renumbered[table["label"].to_numpy()]

@@ -26,8 +26,17 @@ from pydantic import ValidationError
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import locked, sync_folder, write_atomically
-from data_prep.format import manifest
-from data_prep.format.manifest import SPLITS, File, ImageClass, LeftOut, Manifest, Part, Record, SplitName
+from data_prep.format.manifest import (
+    MANIFEST_FILE,
+    SPLITS,
+    File,
+    ImageClass,
+    LeftOut,
+    Manifest,
+    Part,
+    Record,
+    SplitName,
+)
 from data_prep.prepare.spec import PrepareSpec
 from data_prep.sources.image_index import ImageIndex, map_table, write_table
 
@@ -88,14 +97,14 @@ class PrepareWorkspace:
             return None
         return record if whole else None
 
-    def finish(self, described: Manifest, output: Path) -> None:
+    def finish(self, manifest: Manifest, output: Path) -> None:
         """Adds the manifest, removes what only work needed, and gives the folder the output's name."""
-        write_atomically(self.path / manifest.FILE, (described.model_dump_json(indent=2) + "\n").encode())
+        write_atomically(self.path / MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
         for name in (LISTING, SCRATCH):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        named = {file.file for split in described.splits.values() for file in split.files}
+        named = {file.file for split in manifest.splits.values() for file in split.files}
         for entry in self.path.iterdir():
-            if entry.name not in {*named, manifest.FILE, LOCK}:
+            if entry.name not in {*named, MANIFEST_FILE, LOCK}:
                 entry.unlink()
         sync_folder(self.path)
         if output.is_dir():

@@ -71,6 +71,6 @@ def to_listing(
             spools[split].add(str(label), image)
         if not spools[split].classes:
             raise UserError(f"the {split} split of {location} has no images")
-    described = from_labels(largest + 1, class_names, given)
-    order = [str(each.index) for each in described]
-    return ImageIndex(described, {split: each.table(order) for split, each in spools.items()})
+    classes = from_labels(largest + 1, class_names, given)
+    order = [str(each.index) for each in classes]
+    return ImageIndex(classes, {split: each.table(order) for split, each in spools.items()})

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import in_words
-from data_prep.format import manifest
+from data_prep.format.manifest import MANIFEST_FILE, load_manifest
 from pipeline.analysis.layer_costs import Layer, inspect
 from pipeline.config.schema import Settings
 
@@ -135,12 +135,12 @@ def describe(settings: Settings, classes: int | None = None) -> Description:
 
 
 def _prepared_classes(folder: Path) -> int:
-    if not (folder / manifest.FILE).exists():
+    if not (folder / MANIFEST_FILE).exists():
         raise UserError(
             f"how many classes there are is not known: data.classes is not set and data.path ({folder}) holds no "
             "prepared data set; say data.classes=N or --classes N"
         )
-    return len(manifest.load(folder).classes)
+    return len(load_manifest(folder).classes)
 
 
 def show(description: Description, console: Console) -> None:

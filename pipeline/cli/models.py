@@ -53,14 +53,14 @@ def evaluate(
     """
     with quick_imports():
         from data_prep.common import progress
-        from data_prep.format import manifest
+        from data_prep.format.manifest import load_manifest
         from pipeline.inference import evaluation
         from pipeline.metrics import report
         from pipeline.tracking import mlflow_run
 
-    described = manifest.load(data)
+    manifest = load_manifest(data)
     with mlflow_run.checkpoint_of(source, storage, uri) as checkpoint:
-        total = described.splits[options["split"]].samples
+        total = manifest.splits[options["split"]].samples
         computing = evaluation.computing(gpu, bfloat16, threads)
         with progress.images(total) as on_images, computing as place:
             result = evaluation.evaluate(checkpoint, data, evaluation.Options(**place, **options), on_images)

@@ -12,8 +12,7 @@ import torch
 
 from data_prep.common.errors import UserError
 from data_prep.common.parallel import cores
-from data_prep.format import manifest
-from data_prep.format.manifest import ImageClass, Manifest, SplitName
+from data_prep.format.manifest import ImageClass, Manifest, SplitName, load_manifest
 from data_prep.loading.loader import Loader, OnDamage
 from data_prep.loading.transforms import CenterCrop
 from pipeline.metrics.classification import ClassificationMetrics
@@ -51,9 +50,9 @@ def evaluate(source: Path, data: Path, options: Options, on_images: Callable[[in
             image is damaged.
     """
     checkpoint = trained_model.find(source)
-    network, described = trained_model.load(checkpoint), manifest.load(data)
+    network, manifest = trained_model.load(checkpoint), load_manifest(data)
     known = trained_model.describe(checkpoint).classes
-    labels = _translation(known, described, data)
+    labels = _translation(known, manifest, data)
     compute = Compute(torch.device(options.device), options.precision)
     model = network.network.to(compute.device)
     loader = Loader(
@@ -64,7 +63,7 @@ def evaluate(source: Path, data: Path, options: Options, on_images: Callable[[in
         cropping=CenterCrop(network.settings.data.center_crop),
         threads=options.threads,
         on_damage=options.on_damage,
-        described=described,
+        manifest=manifest,
     )
     batches = (replace(batch, labels=labels[batch.labels]) for batch in map(to_tensors, loader.epoch(0)))
     metrics = ClassificationMetrics(known, compute.device)
@@ -85,7 +84,7 @@ def evaluate(source: Path, data: Path, options: Options, on_images: Callable[[in
     return metrics.report(
         checkpoint=str(checkpoint),
         data=str(data),
-        data_digest=described.digest,
+        data_digest=manifest.digest,
         split=options.split,
         loss=loss / images,
         skipped_images=skipped,
@@ -115,13 +114,13 @@ def computing(gpu: bool, bfloat16: bool, threads: int | None) -> Iterator[dict[s
         torch.set_num_threads(before)
 
 
-def _translation(known: tuple[ImageClass, ...], described: Manifest, data: Path) -> torch.Tensor:
+def _translation(known: tuple[ImageClass, ...], manifest: Manifest, data: Path) -> torch.Tensor:
     """The network's index of each class of the data set."""
     indices = {one.id: one.index for one in known}
-    missing = [one for one in described.classes if one.id not in indices]
+    missing = [one for one in manifest.classes if one.id not in indices]
     if missing:
         raise UserError(
             f"{data}: the network knows no class {missing[0].id} ({missing[0].name}); it has {len(known)}, from "
             f"{known[0].id} to {known[-1].id}: evaluate it on a data set of its classes, or of some of them"
         )
-    return torch.tensor([indices[one.id] for one in described.classes])
+    return torch.tensor([indices[one.id] for one in manifest.classes])

@@ -19,8 +19,7 @@ import torch
 from data_prep.common import ray_cluster
 from data_prep.common.errors import UserError
 from data_prep.common.ray_cluster import Connection
-from data_prep.format import manifest
-from data_prep.format.manifest import Manifest
+from data_prep.format.manifest import Manifest, load_manifest
 from pipeline import models
 from pipeline.config.schema import ClusterSettings, Settings
 from pipeline.config.settings_io import flatten, to_yaml
@@ -82,7 +81,7 @@ def train(
         KeyboardInterrupt: the user stopped the run; the same call continues it.
     """
     settings = _absolute(settings)
-    data = manifest.load(Path(settings.data.path))
+    data = load_manifest(Path(settings.data.path))
     starting_point = check(settings, data)
     with run_folder.claim(settings, data, finetune.digest(settings)) as folder, ExitStack() as cluster_left_last:
         finished_before = folder.finished()
@@ -143,7 +142,7 @@ def dry_run(settings: Settings) -> run_plan.Plan:
         UserError: names the setting that does not fit.
     """
     settings = _absolute(settings)
-    data = manifest.load(Path(settings.data.path))
+    data = load_manifest(Path(settings.data.path))
     check(settings, data)
     if settings.cluster.workers and (settings.cluster.address or os.environ.get("RAY_ADDRESS")):
         with cluster_with_room(settings.cluster):

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from data_prep.common.counter_rng import Purpose, uniform
 from data_prep.common.errors import UserError
-from data_prep.format import manifest
-from data_prep.format.manifest import ImageClass, Manifest
+from data_prep.format.manifest import ImageClass, Manifest, load_manifest
 from data_prep.loading.loader import Batch as ArrayBatch
 from data_prep.loading.loader import Blocks, Cropping, Loader
 from data_prep.loading.transforms import CenterCrop, RandomCrop
@@ -72,10 +71,10 @@ class ImageStream:
         world_size: int = 1,
         pin_memory: bool = False,
     ) -> None:
-        described = manifest.load(folder)
-        _check_fit(folder, described, data, subset)
+        manifest = load_manifest(folder)
+        _check_fit(folder, manifest, data, subset)
         split: Literal["train", "validation"] = "validation" if subset == "validation" else "train"
-        subset_indices = _subset_indices(subset, described.splits[split].samples, data, seed)
+        subset_indices = _subset_indices(subset, manifest.splits[split].samples, data, seed)
         if subset_indices is not None and len(subset_indices) == 0:
             raise UserError(f"data.holdout is {data.holdout}, which leaves no image in the {subset} part of {folder}")
         self._loader = Loader(
@@ -93,10 +92,10 @@ class ImageStream:
             subset_indices=subset_indices,
             on_damage=data.on_damage,
             allocate=_pinned if pin_memory else None,
-            described=described,
+            manifest=manifest,
         )
         self.samples = self._loader.samples
-        self.classes: list[ImageClass] = described.classes
+        self.classes: list[ImageClass] = manifest.classes
 
     def steps(self) -> int:
         """Global batches in an epoch."""
@@ -124,12 +123,12 @@ def to_tensors(batch: ArrayBatch) -> Batch:
     return Batch(images, labels, indices, batch.size, batch.end, batch.skipped)
 
 
-def count_images(data: DataSettings, described: Manifest, seed: int) -> tuple[int, int]:
+def count_images(data: DataSettings, manifest: Manifest, seed: int) -> tuple[int, int]:
     """Numbers of images that an epoch trains on and evaluates."""
     subsets: tuple[Subset, ...] = ("train", data.evaluate_on)
     counts = []
     for subset in subsets:
-        samples = described.splits["validation" if subset == "validation" else "train"].samples
+        samples = manifest.splits["validation" if subset == "validation" else "train"].samples
         subset_indices = _subset_indices(subset, samples, data, seed)
         counts.append(samples if subset_indices is None else len(subset_indices))
     return counts[0], counts[1]
@@ -155,13 +154,13 @@ def _subset_indices(subset: Subset, samples: int, data: DataSettings, seed: int)
     return everything[held_out if subset == "holdout" else ~held_out]
 
 
-def _check_fit(folder: Path, described: Manifest, data: DataSettings, subset: Subset) -> None:
-    if data.classes is not None and data.classes != len(described.classes):
-        raise UserError(f"data.classes is {data.classes}, but {folder} has {len(described.classes)} classes")
-    if data.image_size > described.max_side:
+def _check_fit(folder: Path, manifest: Manifest, data: DataSettings, subset: Subset) -> None:
+    if data.classes is not None and data.classes != len(manifest.classes):
+        raise UserError(f"data.classes is {data.classes}, but {folder} has {len(manifest.classes)} classes")
+    if data.image_size > manifest.max_side:
         raise UserError(
             f"data.image_size is {data.image_size}, but no side of an image of {folder} is longer than "
-            f"{described.max_side} pixels: make it smaller, or prepare larger images"
+            f"{manifest.max_side} pixels: make it smaller, or prepare larger images"
         )
-    if subset == "train" and data.flip and described.source.kind == "textures":
+    if subset == "train" and data.flip and manifest.source.kind == "textures":
         raise UserError(f"data.flip must be false for {folder}: mirroring a texture changes its class")

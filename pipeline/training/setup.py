@@ -13,8 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from data_prep.common.errors import UserError
-from data_prep.format import manifest
-from data_prep.format.manifest import ImageClass
+from data_prep.format.manifest import ImageClass, load_manifest
 from data_prep.maintain.stage import stage
 from pipeline import models
 from pipeline.config.schema import Settings
@@ -62,7 +61,7 @@ def open_data(spec: WorkerSpec, context: WorkerContext) -> RunData:
     folder = Path(settings.data.path)
     if settings.data.stage:
         folder = stage(settings.data.path, Path(settings.data.stage))  # one worker of a node copies, the others wait
-    if (digest := manifest.load(folder).digest) != run.identity.data_digest:
+    if (digest := load_manifest(folder).digest) != run.identity.data_digest:
         raise UserError(
             f"data.path: {folder} on node {platform.node()} is another data set ({digest[:12]}) than where the run "
             f"was started ({run.identity.data_digest[:12]}): put the same one on every node"

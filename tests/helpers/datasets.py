@@ -10,9 +10,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep.format import beton, manifest
+from data_prep.format import beton
 from data_prep.format.beton import JPEG, RAW, Sample
-from data_prep.format.manifest import File, ImageClass, Manifest, Part, Source, Split, SplitName
+from data_prep.format.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    File,
+    ImageClass,
+    Manifest,
+    Part,
+    Source,
+    Split,
+    SplitName,
+    load_manifest,
+)
 
 CLASSES = 3
 SIZES: Mapping[SplitName, Sequence[int]] = {"train": (9, 6, 7), "validation": (4, 5)}
@@ -46,8 +57,8 @@ def write_dataset(
         samples = make_samples(sum(counts), 2 * seed + number, scale)
         sides.update(side for sample in samples for side in (sample.height, sample.width))
         splits[name] = _write_split(folder, name, samples, counts)
-    described = Manifest(
-        format_version=manifest.FORMAT_VERSION,
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
         name="noise",
         classes=[ImageClass(index=i, id=f"n{i:08}", name=f"noise {i}") for i in range(CLASSES)],
         splits=splits,
@@ -58,13 +69,13 @@ def write_dataset(
         source=Source(kind="noise", location="generated", digest="0" * 64, options={"scale": scale}),
         tools={"numpy": np.__version__},
     )
-    save(folder, described)
-    return described
+    save(folder, manifest)
+    return manifest
 
 
-def save(folder: Path, described: Manifest) -> None:
+def save(folder: Path, manifest: Manifest) -> None:
     """Writes the manifest."""
-    (folder / manifest.FILE).write_text(described.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def describe(path: Path, samples: int) -> File:
@@ -82,7 +93,7 @@ def content(folder: Path) -> dict[SplitName, list[tuple[bytes, int, int, int, in
             for shard in [beton.Shard(folder / file.file)]
             for sample in map(shard.read, range(shard.samples))
         ]
-        for name, split in manifest.load(folder).splits.items()
+        for name, split in load_manifest(folder).splits.items()
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_prep.format import manifest
+from data_prep.format.manifest import load_manifest
 from pipeline.config.schema import Settings
 from pipeline.runs import run_folder
 from pipeline.training import finetune, trainer
@@ -57,7 +57,7 @@ def train_in_ranks(settings: Settings, folder: Path) -> Path:
         settings: with absolute paths.
         folder: for files by which they meet.
     """
-    data = manifest.load(Path(settings.data.path))
+    data = load_manifest(Path(settings.data.path))
     with run_folder.claim(settings, data, finetune.digest(settings)) as run:
         run.begin()
         assert all(in_ranks(_train, folder, WorkerSpec(settings, run), ranks=settings.cluster.workers))

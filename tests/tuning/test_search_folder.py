@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from data_prep.common.errors import UserError
-from data_prep.format import manifest
-from data_prep.format.manifest import Manifest
+from data_prep.format.manifest import Manifest, load_manifest
 from pipeline.config.settings_io import resolve
 from pipeline.runs import history, run_folder
 from pipeline.runs.history import EpochRecord
@@ -21,7 +20,7 @@ from tuning.search_folder import Record
 
 @pytest.fixture
 def data(textures: Path) -> Manifest:
-    return manifest.load(textures)
+    return load_manifest(textures)
 
 
 def settings(storage: Path, train: dict[str, Any] | None = None, **search: Any) -> SearchSettings:

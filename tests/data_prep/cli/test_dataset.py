@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_prep.cli import dataset
 from data_prep.common.errors import UserError
-from data_prep.format import manifest
+from data_prep.format.manifest import read_manifest
 from tests.helpers.datasets import content, write_dataset
 
 
@@ -31,7 +31,7 @@ def run(command: str, *arguments: object) -> tuple[str, Exception | None]:
 
 
 def test_from_shards_to_a_verified_staged_data_set_in_three_commands(folder: Path, tmp_path: Path) -> None:
-    digest = manifest.read(folder).digest[:12]
+    digest = read_manifest(folder).digest[:12]
     before = content(folder)
     assert run("merge", folder)[0].startswith(f"{folder} is merged: 22 train and 9 validation images in 2 files, ")
     assert run("merge", folder)[0].startswith(f"{folder} was already merged: 22 train")
@@ -63,7 +63,7 @@ def test_verify_lists_problems_and_ends_with_a_sentence_and_a_remedy(folder: Pat
 
 def test_json_of_a_whole_data_set_is_for_programs(folder: Path) -> None:
     report = json.loads(run("verify", folder, "--json")[0])
-    assert report["whole"] and report["images"] == 31 and report["digest"] == manifest.read(folder).digest
+    assert report["whole"] and report["images"] == 31 and report["digest"] == read_manifest(folder).digest
     summary = json.loads(run("inspect", folder, "--json", "--no-sheet")[0])
     assert summary["sheet"] is None and summary["splits"]["train"]["samples"] == 22
 

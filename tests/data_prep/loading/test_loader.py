@@ -280,8 +280,8 @@ def own_kilobytes() -> int:
 def test_one_hundred_million_images_open_at_once_in_little_memory(tmp_path: Path) -> None:
     """A file of that many samples, of which only those of the first batch are written: the rest are holes."""
     samples, [image] = 100_000_000, datasets.make_samples(1)
-    described = datasets.write_dataset(tmp_path / "large", {"train": (1,), "validation": (1,)})
-    [entry] = described.splits["train"].files
+    manifest = datasets.write_dataset(tmp_path / "large", {"train": (1,), "validation": (1,)})
+    [entry] = manifest.splits["train"].files
     path = tmp_path / "large" / entry.file
     size = len(image.content)
     data = beton.align(beton.METADATA_START + samples * beton.METADATA.itemsize, beton.SMALLEST_PAGE)
@@ -292,13 +292,13 @@ def test_one_hundred_million_images_open_at_once_in_little_memory(tmp_path: Path
         file.seek(data)
         file.write(image.content)
         file.truncate(data + size + samples * beton.ALLOCATION.itemsize)
-    split = described.splits["train"].model_copy(
+    split = manifest.splits["train"].model_copy(
         update={
             "samples": samples,
             "files": [entry.model_copy(update={"samples": samples, "bytes": path.stat().st_size})],
         }
     )
-    datasets.save(tmp_path / "large", described.model_copy(update={"splits": {**described.splits, "train": split}}))
+    datasets.save(tmp_path / "large", manifest.model_copy(update={"splits": {**manifest.splits, "train": split}}))
 
     before = own_kilobytes()
     loader = open_loader(tmp_path / "large", **WHOLE)

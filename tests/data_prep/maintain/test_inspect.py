@@ -11,9 +11,8 @@ from PIL import Image
 from rich.console import Console
 
 from data_prep.common.errors import UserError
-from data_prep.format import manifest
 from data_prep.format.beton import RAW, Shard
-from data_prep.format.manifest import LeftOut
+from data_prep.format.manifest import ImageClass, LeftOut, read_manifest
 from data_prep.maintain import contact_sheet
 from data_prep.maintain.contact_sheet import CELL, MARGIN, draw
 from data_prep.maintain.merge import merge
@@ -49,15 +48,15 @@ def test_the_numbers_are_those_of_the_images_as_shards_and_merged(folder: Path) 
         assert [(each.name, each.samples) for each in train.most] == [("noise 0", 8), ("noise 1", 7), ("noise 2", 7)]
         assert train.file_bytes == sum(path.stat().st_size for path in folder.glob("train*.beton"))
         merge(folder)
-    assert summarize(folder).digest == manifest.read(folder).digest
+    assert summarize(folder).digest == read_manifest(folder).digest
 
 
 def test_the_most_and_the_least_frequent_classes_are_told_apart(folder: Path) -> None:
-    described = manifest.read(folder)
-    classes = [manifest.ImageClass(index=i, id=f"n{i}", name=f"class {i}") for i in range(12)]
+    manifest = read_manifest(folder)
+    classes = [ImageClass(index=i, id=f"n{i}", name=f"class {i}") for i in range(12)]
     counts = [5, 1, 9, 2, 8, 3, 7, 4, 6, 0, 11, 10]
-    train = described.splits["train"].model_copy(update={"samples_per_class": counts})
-    save(folder, described.model_copy(update={"classes": classes, "splits": {"train": train}}))
+    train = manifest.splits["train"].model_copy(update={"samples_per_class": counts})
+    save(folder, manifest.model_copy(update={"classes": classes, "splits": {"train": train}}))
     split = summarize(folder).splits["train"]
     assert [each.samples for each in split.most] == [11, 10, 9, 8, 7]
     assert [each.samples for each in split.least] == [0, 1, 2, 3, 4]
@@ -65,15 +64,15 @@ def test_the_most_and_the_least_frequent_classes_are_told_apart(folder: Path) ->
 
 
 def test_the_summary_reads_well_and_names_what_was_left_out(folder: Path) -> None:
-    described = manifest.read(folder)
+    manifest = read_manifest(folder)
     left_out = [LeftOut(image=f"photo [{i}].jpg", reason="it is cut off") for i in range(7)]
-    train = described.splits["train"].model_copy(update={"left_out": left_out})
-    save(folder, described.model_copy(update={"splits": {**described.splits, "train": train}}))
+    train = manifest.splits["train"].model_copy(update={"left_out": left_out})
+    save(folder, manifest.model_copy(update={"splits": {**manifest.splits, "train": train}}))
     console = Console(file=io.StringIO(), width=120)
     console.print(render(summarize(folder)))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for expected in (
-        described.digest,
+        manifest.digest,
         "22",
         "photo [4].jpg: it is cut off",
         "… and 2 more, in manifest.json",
@@ -113,16 +112,16 @@ def test_the_same_seed_draws_the_same_sheet_and_another_one_another(folder: Path
 
 
 def test_one_class_is_found_by_id_name_and_index_and_an_unknown_one_is_told(folder: Path) -> None:
-    described = manifest.read(folder)
+    manifest = read_manifest(folder)
     by_id, by_name, by_index = (
         draw(folder, class_name=name, columns=4, rows=2).tobytes() for name in ("n00000002", "Noise 2", "2")
     )
     assert by_id == by_name == by_index
-    chosen = contact_sheet._choose(folder, described.splits["train"], 100, (0,), described.classes[2])
+    chosen = contact_sheet._choose(folder, manifest.splits["train"], 100, (0,), manifest.classes[2])
     assert len(chosen) == 7 and {each.sample.label for each in chosen} == {2}
     with pytest.raises(UserError, match="no class 'dog': give an id, a name or an index, such as n00000000 or noise 0"):
         draw(folder, class_name="dog")
-    save(folder, described.model_copy(update={"splits": {"train": described.splits["train"]}}))
+    save(folder, manifest.model_copy(update={"splits": {"train": manifest.splits["train"]}}))
     with pytest.raises(UserError, match="has no validation images: choose one of train"):
         draw(folder, splits=["validation"])
     assert isinstance(draw(folder), Image.Image)

@@ -15,7 +15,8 @@ import pytest
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import hash_file
-from data_prep.format import beton, manifest
+from data_prep.format import beton
+from data_prep.format.manifest import MANIFEST_FILE, load_manifest
 from data_prep.maintain.merge import merge, work
 from tests.helpers.datasets import content, save, write_dataset
 from tests.helpers.disks import fill, small_disk
@@ -38,7 +39,7 @@ def test_merging_in_place_keeps_samples_parts_and_digest(tmp_path: Path) -> None
     assert not merged.already_there
     assert names(folder) == MERGED
     assert content(folder) == samples
-    after = manifest.load(folder)
+    after = load_manifest(folder)
     assert after == merged.manifest and after.digest == before.digest
     assert [split.parts for split in after.splits.values()] == [split.parts for split in before.splits.values()]
     assert sum(read) == expected
@@ -56,7 +57,7 @@ def test_merging_to_an_output_leaves_the_data_set_alone(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in folder.iterdir()} == files
     assert names(output) == MERGED and names(output.parent) == {"merged"}
     assert content(output) == content(folder)
-    assert manifest.load(output).digest == before.digest
+    assert load_manifest(output).digest == before.digest
     assert merge(folder, output).already_there
     save(output, before.model_copy(update={"classes": before.classes[::-1], "splits": {}}))
     with pytest.raises(UserError, match="already exists and is something else: choose another"):
@@ -66,14 +67,14 @@ def test_merging_to_an_output_leaves_the_data_set_alone(tmp_path: Path) -> None:
 def test_pages_fit_the_largest_shard_and_no_sample_crosses_one(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     sizes = ([10, 2**21 - 5, 100], [2**22 + 1, 3, 2**22], [7, 2**21, 2**21])
-    described = write_dataset(folder, {"train": (3, 3, 3)})
+    manifest = write_dataset(folder, {"train": (3, 3, 3)})
     files = []
-    for file, lengths in zip(described.splits["train"].files, sizes, strict=True):
+    for file, lengths in zip(manifest.splits["train"].files, sizes, strict=True):
         samples = [beton.Sample(bytes([i]) * length, beton.JPEG, 1, 1, 0) for i, length in enumerate(lengths)]
         written = beton.write_shard(folder / file.file, samples, 5)  # room for more than there are
         files.append(file.model_copy(update={"bytes": written.file_bytes, "sha256": written.file_sha256}))
-    train = described.splits["train"].model_copy(update={"files": files})
-    save(folder, described.model_copy(update={"splits": {"train": train}}))
+    train = manifest.splits["train"].model_copy(update={"files": files})
+    save(folder, manifest.model_copy(update={"splits": {"train": train}}))
     samples = content(folder)
     merge(folder)
     assert content(folder) == samples
@@ -166,7 +167,7 @@ def test_killed_at_any_moment_it_leaves_a_data_set_that_loads_and_the_same_comma
 
 def test_a_damaged_shard_is_named_and_not_merged(tmp_path: Path) -> None:
     folder = tmp_path / "set"
-    described = write_dataset(folder)
+    manifest = write_dataset(folder)
     shard = folder / "train-00001.beton"
     whole = shard.read_bytes()
     entry = beton.Shard(shard).locate(np.array([0]))
@@ -178,7 +179,7 @@ def test_a_damaged_shard_is_named_and_not_merged(tmp_path: Path) -> None:
         for output in (None, tmp_path / "merged"):
             with pytest.raises(UserError, match=r"train-00001\.beton.*(copy|prepare)"):
                 merge(folder, output)
-            assert names(folder) == {"manifest.json", *(f.file for s in described.splits.values() for f in s.files)}
+            assert names(folder) == {"manifest.json", *(f.file for s in manifest.splits.values() for f in s.files)}
             assert names(tmp_path) == {"set"}
     shard.write_bytes(whole[:-100])
     with pytest.raises(UserError, match=r"train-00001\.beton has \d+ bytes instead of"):
@@ -190,11 +191,11 @@ def test_a_damaged_shard_is_named_and_not_merged(tmp_path: Path) -> None:
 def test_a_manifest_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     write_dataset(folder)
-    path = folder / manifest.FILE
-    described = json.loads(path.read_text())
+    path = folder / MANIFEST_FILE
+    manifest = json.loads(path.read_text())
     for name in ("../precious", "/etc/passwd", ""):
-        described["splits"]["train"]["files"][0]["file"] = name
-        path.write_text(json.dumps(described))
+        manifest["splits"]["train"]["files"][0]["file"] = name
+        path.write_text(json.dumps(manifest))
         with pytest.raises(UserError, match="not a file inside the data set's folder"):
             merge(folder)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.common.errors import UserError
-from data_prep.format import manifest
+from data_prep.format.manifest import MANIFEST_FILE, load_manifest
 from data_prep.maintain import remote_reader
 from data_prep.maintain.merge import merge
 from data_prep.maintain.stage import stage
@@ -77,15 +77,15 @@ def start(location: Path, folder: Path, kill_after: int = 0, pause: float = 0) -
 
 def test_a_data_set_is_copied_once_and_found_again(folder: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    described = manifest.load(folder)
+    manifest = load_manifest(folder)
     copied: list[int] = []
     announced: list[int] = []
     target = stage(str(folder), disk, advance=copied.append, copying=announced.append)
     assert announced == [bytes_of(folder)]
-    assert target == disk / f"noise-{described.digest[:12]}"
+    assert target == disk / f"noise-{manifest.digest[:12]}"
     assert sum(copied) == bytes_of(folder)
-    assert names(disk) == {target.name} and names(target) == {manifest.FILE, *SHARDS}
-    assert manifest.load(target) == described and content(target) == content(folder)
+    assert names(disk) == {target.name} and names(target) == {MANIFEST_FILE, *SHARDS}
+    assert load_manifest(target) == manifest and content(target) == content(folder)
     copied.clear()
     assert stage(str(folder), disk, advance=copied.append) == target
     merge(folder)
@@ -103,10 +103,10 @@ def test_a_staged_copy_that_was_damaged_is_mended(folder: Path, tmp_path: Path) 
     (target / "train-00000.beton").unlink()
     (target / "validation-00000.beton").write_bytes(b"short")
     assert stage(str(folder), disk) == target
-    (target / manifest.FILE).write_text("{")
+    (target / MANIFEST_FILE).write_text("{")
     assert stage(str(folder), disk) == target
     assert content(target) == content(folder) and names(disk) == {target.name}
-    assert names(target) == {manifest.FILE, *SHARDS}
+    assert names(target) == {MANIFEST_FILE, *SHARDS}
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "longer"])
@@ -152,7 +152,7 @@ def test_a_process_that_is_killed_leaves_what_it_has_and_the_next_one_continues(
     copied: list[int] = []
     target = stage(str(folder), disk, advance=copied.append)
     assert content(target) == content(folder) and sum(copied) == total
-    assert names(disk) == {target.name} and names(target) == {manifest.FILE, *SHARDS}
+    assert names(disk) == {target.name} and names(target) == {MANIFEST_FILE, *SHARDS}
 
 
 def test_what_was_copied_is_not_copied_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,11 +291,11 @@ def test_addresses_and_names_that_cannot_be_are_told(folder: Path, tmp_path: Pat
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file cannot be read or written"):
         stage(str(folder), tmp_path / "file")
-    path = folder / manifest.FILE
-    described = json.loads(path.read_text())
-    path.write_text(json.dumps(described | {"name": "../../my photos"}))
+    path = folder / MANIFEST_FILE
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"name": "../../my photos"}))
     assert stage(str(folder), tmp_path / "disk").name.startswith("my-photos-")
-    described["splits"]["train"]["files"][0]["file"] = "../../escape"
-    path.write_text(json.dumps(described))
+    manifest["splits"]["train"]["files"][0]["file"] = "../../escape"
+    path.write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="is not a file inside the data set's folder"):
         stage(str(folder), tmp_path / "disk")

@@ -11,9 +11,9 @@ import pytest
 
 from data_prep.codec.decode import DecodeError, decode
 from data_prep.common.errors import UserError
-from data_prep.format import beton, manifest
+from data_prep.format import beton
 from data_prep.format.beton import HEADER, METADATA, METADATA_START, Sample, Shard
-from data_prep.format.manifest import Manifest
+from data_prep.format.manifest import Manifest, Part, load_manifest
 from data_prep.maintain import verification_report as problems_module
 from data_prep.maintain.merge import merge
 from data_prep.maintain.verify import verify
@@ -45,12 +45,12 @@ def change_metadata(path: Path, change: Callable[[np.ndarray], None]) -> None:
     path.write_bytes(content)
 
 
-def believe(folder: Path, described: Manifest, **changes: object) -> None:
+def believe(folder: Path, manifest: Manifest, **changes: object) -> None:
     """Makes the manifest agree with the files of the training images as they are, so that no hash of a file differs."""
-    train = described.splits["train"]
+    train = manifest.splits["train"]
     files = [describe(folder / file.file, file.samples) for file in train.files]
     train = train.model_copy(update={"files": files, **changes})
-    save(folder, described.model_copy(update={"splits": {**described.splits, "train": train}}))
+    save(folder, manifest.model_copy(update={"splits": {**manifest.splits, "train": train}}))
 
 
 def test_a_whole_data_set_passes_as_shards_and_merged(folder: Path) -> None:
@@ -120,21 +120,21 @@ def test_a_bit_flipped_in_metadata_table_or_padding_is_found(folder: Path) -> No
 
 
 def test_swapped_labels_are_found_even_if_the_hash_of_the_file_was_made_to_fit(folder: Path) -> None:
-    described = manifest.load(folder)
+    manifest = load_manifest(folder)
 
     def swap(metadata: np.ndarray) -> None:
         metadata["label"][[0, 1]] = metadata["label"][[1, 0]]
 
     change_metadata(folder / SHARD, swap)
     assert found(folder) == [CHANGED, OTHER_CONTENT]
-    believe(folder, described)
+    believe(folder, manifest)
     assert found(folder) == [OTHER_CONTENT]
     merge(folder)
     assert found(folder) == [OTHER_CONTENT.replace(f"{SHARD}, sample 0", "train.beton, sample 9")]
 
 
 def test_labels_sides_and_counts_that_the_manifest_does_not_allow_are_all_listed(folder: Path) -> None:
-    described = manifest.load(folder)
+    manifest = load_manifest(folder)
 
     def change(metadata: np.ndarray) -> None:
         metadata["label"][2] = CLASSES
@@ -142,7 +142,7 @@ def test_labels_sides_and_counts_that_the_manifest_does_not_allow_are_all_listed
         metadata["image"]["height"][0] = 1000
 
     change_metadata(folder / SHARD, change)
-    believe(folder, described, raw=1, bytes=7)
+    believe(folder, manifest, raw=1, bytes=7)
     problems = found(folder)
     listed = "\n".join(problems)
     for expected in (
@@ -150,7 +150,7 @@ def test_labels_sides_and_counts_that_the_manifest_does_not_allow_are_all_listed
         "manifest.json: samples_per_class of train is not that of its files",
         "manifest.json: bytes of train is not that of its files",
         "manifest.json: raw of train is not that of its files",
-        f"manifest.json: sides are 40 to 1000 pixels, not 40 to {described.max_side}",
+        f"manifest.json: sides are 40 to 1000 pixels, not 40 to {manifest.max_side}",
         f"{SHARD}, sample 0: it has 1000×5",
         f"{SHARD}, sample 0: it does not decode: it has 4",
         f"{SHARD}, sample 2: its label {CLASSES} is not one of the {CLASSES} classes",
@@ -160,8 +160,8 @@ def test_labels_sides_and_counts_that_the_manifest_does_not_allow_are_all_listed
 
 
 def test_a_manifest_that_does_not_agree_with_itself_or_its_files_is_told(folder: Path) -> None:
-    described = manifest.load(folder)
-    train = described.splits["train"]
+    manifest = load_manifest(folder)
+    train = manifest.splits["train"]
     [first, *others] = train.files
     changed = {
         "train has 22 samples, but its files have 23": {
@@ -178,13 +178,13 @@ def test_a_manifest_that_does_not_agree_with_itself_or_its_files_is_told(folder:
     }
     for message, update in changed.items():
         wrong = train.model_copy(update=update)
-        save(folder, described.model_copy(update={"splits": {**described.splits, "train": wrong}}))
+        save(folder, manifest.model_copy(update={"splits": {**manifest.splits, "train": wrong}}))
         problems = found(folder)
         assert any(message in problem for problem in problems), (message, problems)
 
 
 def test_a_file_of_another_version_of_ffcv_and_unfinished_ones_are_told(folder: Path) -> None:
-    described = manifest.load(folder)
+    manifest = load_manifest(folder)
     whole = (folder / SHARD).read_bytes()
     for field, value, message in (
         ("version", 3, "it is not an FFCV file of version 2"),
@@ -195,7 +195,7 @@ def test_a_file_of_another_version_of_ffcv_and_unfinished_ones_are_told(folder: 
         content = bytearray(whole)
         np.frombuffer(content, HEADER, 1)[field] = value
         (folder / SHARD).write_bytes(content)
-        believe(folder, described)
+        believe(folder, manifest)
         problems = found(folder)
         assert len(problems) == 1 and problems[0].startswith(f"{SHARD}: it ") and message in problems[0], problems
 
@@ -203,7 +203,7 @@ def test_a_file_of_another_version_of_ffcv_and_unfinished_ones_are_told(folder: 
 def test_images_that_do_not_decode_are_each_named_and_the_list_is_bounded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    described = manifest.load(folder)
+    manifest = load_manifest(folder)
     damaged = [
         Sample(b"not a JPEG" * 20, beton.JPEG, 40, 56, 0),
         *make_samples(1),
@@ -211,9 +211,9 @@ def test_images_that_do_not_decode_are_each_named_and_the_list_is_bounded(
         make_samples(1)[0],
     ]
     written = beton.write_shard(folder / SHARD, damaged, 6)
-    parts = list(described.splits["train"].parts)
-    parts[1] = manifest.Part(samples=6, sha256=written.content_sha256)
-    believe(folder, described, parts=parts)
+    parts = list(manifest.splits["train"].parts)
+    parts[1] = Part(samples=6, sha256=written.content_sha256)
+    believe(folder, manifest, parts=parts)
     problems = [problem for problem in found(folder) if problem.startswith(SHARD)]
     assert problems[0] == f"{SHARD}, sample 0: it does not decode: Not a JPEG file: starts with 0x6e 0x6f"
     assert [problem.split(":")[0] for problem in problems] == [f"{SHARD}, sample {i}" for i in (0, 2, 3, 4)]
@@ -244,13 +244,13 @@ def test_without_a_manifest_there_is_nothing_to_verify(tmp_path: Path) -> None:
 
 
 def test_a_table_in_any_order_is_whole_as_ffcvs_own_writer_leaves_it(folder: Path) -> None:
-    described = manifest.load(folder)
+    manifest = load_manifest(folder)
     before = content(folder)
     shard = Shard(folder / SHARD)
     altered = bytearray((folder / SHARD).read_bytes())
     altered[shard.data_end :] = shard.table[::-1].tobytes()
     (folder / SHARD).write_bytes(altered)
-    believe(folder, described)
+    believe(folder, manifest)
     assert found(folder) == []
     merge(folder)
     assert found(folder) == [] and content(folder) == before

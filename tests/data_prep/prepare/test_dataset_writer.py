@@ -20,8 +20,8 @@ from data_prep.codec.convert import to_raw, to_stored
 from data_prep.codec.decode import decode, read_header
 from data_prep.common.errors import UserError
 from data_prep.common.parallel import Threads
-from data_prep.format import manifest
 from data_prep.format.beton import JPEG, RAW
+from data_prep.format.manifest import Manifest
 from data_prep.maintain.verify import verify
 from data_prep.prepare.dataset_writer import Estimate, prepare
 from data_prep.prepare.spec import PrepareSpec
@@ -58,7 +58,7 @@ def expected(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def write(photos: Path, output: Path, threads: int = 1, shards: int = 1, **options: Any) -> manifest.Manifest:
+def write(photos: Path, output: Path, threads: int = 1, shards: int = 1, **options: Any) -> Manifest:
     source = ClassFolders(photos)
     request = PrepareSpec.of(source, **{"shard_samples": 9, **options})
     return prepare(source, output, request, Threads(shards), threads=threads).manifest
@@ -152,9 +152,9 @@ def test_a_full_disk_is_told_and_the_work_goes_on_when_there_is_room(tmp_path: P
 
 
 def test_raw_pixels_are_those_of_the_images(photos: Path, tmp_path: Path) -> None:
-    described = write(photos, tmp_path / "out", encoding="raw", max_side=30)
-    split = described.splits["train"]
-    assert (split.raw, split.untouched, described.max_side, described.encoding) == (80, 0, 30, "raw")
+    manifest = write(photos, tmp_path / "out", encoding="raw", max_side=30)
+    split = manifest.splits["train"]
+    assert (split.raw, split.untouched, manifest.max_side, manifest.encoding) == (80, 0, 30, "raw")
     assert verify(tmp_path / "out").problem_count == 0
     content = next((photos / "train" / "n01").iterdir()).read_bytes()
     stored = to_raw(content, 30)
@@ -168,10 +168,10 @@ def test_raw_pixels_are_those_of_the_images(photos: Path, tmp_path: Path) -> Non
 
 
 def test_mixed_stores_a_seeded_share_of_the_images_raw(photos: Path, tmp_path: Path) -> None:
-    described = write(photos, tmp_path / "out", encoding="mixed", raw_share=0.25)
-    split = described.splits["train"]
+    manifest = write(photos, tmp_path / "out", encoding="mixed", raw_share=0.25)
+    split = manifest.splits["train"]
     assert 10 <= split.raw <= 30 and split.untouched == 80 - split.raw
-    assert write(photos, tmp_path / "again", 2, encoding="mixed", raw_share=0.25).digest == described.digest
+    assert write(photos, tmp_path / "again", 2, encoding="mixed", raw_share=0.25).digest == manifest.digest
     assert verify(tmp_path / "out").problem_count == 0
 
 

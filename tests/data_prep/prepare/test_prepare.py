@@ -21,8 +21,8 @@ from data_prep.codec.convert import to_stored
 from data_prep.codec.decode import DecodeError, decode, read_header
 from data_prep.common.errors import UserError
 from data_prep.common.parallel import Threads
-from data_prep.format import manifest
 from data_prep.format.beton import JPEG, Shard
+from data_prep.format.manifest import load_manifest
 from data_prep.prepare import spec
 from data_prep.prepare.dataset_writer import prepare
 from data_prep.prepare.spec import PrepareSpec
@@ -176,14 +176,14 @@ def test_every_real_photograph_keeps_its_pixels(shared: Path) -> None:
 def test_every_image_is_stored_once_under_its_class(photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     run(photos, output, "--shard-samples", 4)
-    described = manifest.load(output)
-    assert [file.samples for file in described.splits["train"].files] == [4, 2]
-    assert described.splits["train"].samples_per_class == [3, 3]
-    assert described.splits["validation"].samples == 4
-    assert (described.min_side, described.max_side) == (30, 49)
-    assert [(each.index, each.id) for each in described.classes] == [(0, "n01"), (1, "n02")]
+    manifest = load_manifest(output)
+    assert [file.samples for file in manifest.splits["train"].files] == [4, 2]
+    assert manifest.splits["train"].samples_per_class == [3, 3]
+    assert manifest.splits["validation"].samples == 4
+    assert (manifest.min_side, manifest.max_side) == (30, 49)
+    assert [(each.index, each.id) for each in manifest.classes] == [(0, "n01"), (1, "n02")]
     for split, folder in (("train", "train"), ("validation", "val")):
-        shards = [Shard(output / file.file) for file in described.splits[split].files]  # type: ignore[index]
+        shards = [Shard(output / file.file) for file in manifest.splits[split].files]  # type: ignore[index]
         samples = [shard.read(number) for shard in shards for number in range(shard.samples)]
         stored = Counter((sample.label, bytes(sample.content)) for sample in samples)
         files = Counter((int(path.parent.name[1:]) - 1, path.read_bytes()) for path in photos.glob(f"{folder}/*/*"))
@@ -206,7 +206,7 @@ def test_images_are_shuffled_by_the_seed_and_written_reproducibly(tmp_path: Path
 
 
 def test_hashes_in_the_manifest_are_those_of_the_files(textures: Path) -> None:
-    for split in manifest.load(textures).splits.values():
+    for split in load_manifest(textures).splits.values():
         for shard in split.files:
             printed = subprocess.run(
                 ["sha256sum", str(textures / shard.file)], capture_output=True, text=True, check=True
@@ -235,7 +235,7 @@ def test_validation_folder_may_have_other_names_and_hidden_files_are_ignored(pho
 def test_textures_are_the_default(tmp_path: Path) -> None:
     printed = run(tmp_path / "out", "--train-per-class", 2, "--validation-per-class", 1)
     assert "20 train and 10 validation images of 10 classes" in printed
-    assert manifest.load(tmp_path / "out").source.kind == "textures"
+    assert load_manifest(tmp_path / "out").source.kind == "textures"
 
 
 # Again, interrupted, at once
@@ -303,7 +303,7 @@ def test_interrupted_preparing_goes_on_where_it_stopped(tmp_path: Path, signal: 
     for path in (tmp_path / "whole").iterdir():
         if path.suffix == ".beton":
             assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
-    assert manifest.load(tmp_path / "out").digest == whole.manifest.digest
+    assert load_manifest(tmp_path / "out").digest == whole.manifest.digest
 
 
 def test_what_was_begun_by_another_request_is_not_mixed_in(tmp_path: Path) -> None:
@@ -375,9 +375,9 @@ def test_an_undecodable_image_stops_with_its_name(photos: Path, tmp_path: Path, 
         run(photos, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     printed = run(photos, tmp_path / "out", "--allow-damaged", 1)
-    described = manifest.load(tmp_path / "out")
-    assert "1 damaged ones left out" in printed and described.splits["train"].samples == 6
-    assert [each.image for each in described.splits["train"].left_out] == ["train/n02/bad.jpg"]
+    manifest = load_manifest(tmp_path / "out")
+    assert "1 damaged ones left out" in printed and manifest.splits["train"].samples == 6
+    assert [each.image for each in manifest.splits["train"].left_out] == ["train/n02/bad.jpg"]
 
 
 def test_more_damaged_images_than_allowed_stop(photos: Path, tmp_path: Path) -> None:
@@ -386,8 +386,8 @@ def test_more_damaged_images_than_allowed_stop(photos: Path, tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"more than the allowed 2 images are damaged, among them train/n02/bad"):
         run(photos, tmp_path / "out", "--allow-damaged", 2, "--shard-samples", 2)
     run(photos, tmp_path / "out", "--allow-damaged", 3, "--shard-samples", 1, "--restart")  # some shards stay empty
-    described = manifest.load(tmp_path / "out").splits["train"]
-    assert (described.samples, len(described.files), len(described.parts), len(described.left_out)) == (6, 6, 6, 3)
+    manifest = load_manifest(tmp_path / "out").splits["train"]
+    assert (manifest.samples, len(manifest.files), len(manifest.parts), len(manifest.left_out)) == (6, 6, 6, 3)
 
 
 def test_class_names_must_cover_every_class(photos: Path, tmp_path: Path) -> None:
@@ -416,24 +416,24 @@ def test_an_output_below_a_file_is_named(photos: Path, tmp_path: Path) -> None:
 
 def test_damaged_data_sets_are_refused(textures: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        manifest.load(tmp_path / "nowhere")
+        load_manifest(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"has no manifest\.json"):
-        manifest.load(tmp_path)
+        load_manifest(tmp_path)
     content = json.loads((textures / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"train-00000\.beton is missing"):
-        manifest.load(tmp_path)
+        load_manifest(tmp_path)
     for path in textures.glob("*.beton"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    assert manifest.load(tmp_path).digest == manifest.load(textures).digest
+    assert load_manifest(tmp_path).digest == load_manifest(textures).digest
     with (tmp_path / "train-00001.beton").open("ab") as file:
         file.write(b"x")
     with pytest.raises(UserError, match=r"train-00001\.beton has \d+ bytes instead of"):
-        manifest.load(tmp_path)
+        load_manifest(tmp_path)
     for damaged in ('{"format_version": 1}', json.dumps({**content, "colour": 1}), "{"):
         (tmp_path / "manifest.json").write_text(damaged)
         with pytest.raises(UserError, match="is damaged"):
-            manifest.load(tmp_path)
+            load_manifest(tmp_path)
 
 
 # The command

@@ -76,12 +76,12 @@ def test_rows_are_picked_in_any_order(tmp_path: Path, small_batches: None, rows:
 
 def test_the_digest_does_not_depend_on_how_rows_are_batched(tmp_path: Path) -> None:
     table = spooled(tmp_path)
-    described = [ImageClass(index=label, id=identity, name=identity) for label, identity in enumerate(CLASSES)]
+    classes = [ImageClass(index=label, id=identity, name=identity) for label, identity in enumerate(CLASSES)]
     digests = set()
     for size in (3, 50):
         path = tmp_path / f"{size}.arrow"
         write_table(table.combine_chunks().to_batches(max_chunksize=size), path)
-        digests.add(ImageIndex(described, {"train": map_table(path), "validation": table}).digest())
+        digests.add(ImageIndex(classes, {"train": map_table(path), "validation": table}).digest())
     assert len(digests) == 1
 
 
@@ -90,11 +90,11 @@ def test_a_selection_of_many_batches_is_that_of_one(tmp_path: Path, monkeypatch:
         kind, location, options = "folders", "here", {}
 
         def list(self, scratch: Path, workers: object) -> ImageIndex:
-            described = [ImageClass(index=label, id=each, name=each) for label, each in enumerate(CLASSES)]
+            classes = [ImageClass(index=label, id=each, name=each) for label, each in enumerate(CLASSES)]
             folders = [scratch / split for split in ("one", "other")]
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
-            return ImageIndex(described, {"train": spooled(folders[0]), "validation": spooled(folders[1])})
+            return ImageIndex(classes, {"train": spooled(folders[0]), "validation": spooled(folders[1])})
 
     chosen = []
     for rows in (3, 1000):

@@ -171,7 +171,7 @@ MUTATIONS = (
     Mutation(
         "whoever waited for a staged data set copies it again",
         "data_prep/maintain/stage.py",
-        "if not _is_whole(target, described, check):",
+        "if not _is_whole(target, manifest, check):",
         "if True:",
         ("tests/data_prep/maintain/test_stage.py::test_of_two_at_once_one_copies_and_the_other_waits_for_it",),
     ),

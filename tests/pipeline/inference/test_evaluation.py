@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_prep.common.errors import UserError
 from data_prep.common.parallel import Threads
-from data_prep.format import manifest
+from data_prep.format.manifest import load_manifest
 from data_prep.loading.loader import Loader
 from data_prep.prepare.dataset_writer import prepare
 from data_prep.prepare.spec import PrepareSpec
@@ -110,7 +110,7 @@ def test_it_measures_what_the_training_measured(trained: Outcome, result: Report
     assert result.top1 == pytest.approx(trained.metrics["validation/top1"])
     assert result.loss == pytest.approx(trained.metrics["validation/loss"], rel=1e-5)
     assert result.top5 == 1.0, "there are three classes"
-    assert result.data_digest == manifest.load(Path(result.data)).digest
+    assert result.data_digest == load_manifest(Path(result.data)).digest
 
 
 def test_a_run_ends_with_the_same_report_in_its_folder_and_in_mlflow(trained: Outcome, result: Report) -> None:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from data_prep.common.errors import UserError
-from data_prep.format import manifest
+from data_prep.format.manifest import load_manifest
 from pipeline import models
 from pipeline.cli.train import train
 from pipeline.config import settings_io
@@ -100,7 +100,7 @@ def test_a_profile_is_a_trace_of_a_few_steps(file: Path, tmp_path: Path) -> None
 
 
 def test_another_data_set_than_expected_is_refused(file: Path, textures: Path) -> None:
-    digest = manifest.load(textures).digest
+    digest = load_manifest(textures).digest
     assert isinstance(launcher.dry_run(settings_io.load(file, [f"data.digest={digest[:12]}"])), Plan)
     with pytest.raises(UserError, match=rf"data\.digest is 0123456789ab, but the data set in .* has {digest}"):
         launcher.dry_run(settings_io.load(file, ["data.digest=0123456789ab"]))

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from data_prep.common.errors import UserError
-from data_prep.format import manifest
-from data_prep.format.manifest import Manifest
+from data_prep.format.manifest import Manifest, load_manifest
 from pipeline.config.schema import Settings
 from pipeline.config.settings_io import flatten, override, resolve
 from pipeline.runs.run_folder import EXECUTION_ONLY, claim, default_name
@@ -20,7 +19,7 @@ from pipeline.runs.run_folder import EXECUTION_ONLY, claim, default_name
 
 @pytest.fixture
 def data(textures: Path) -> Manifest:
-    return manifest.load(textures)
+    return load_manifest(textures)
 
 
 def settings(folder: Path, *assignments: str) -> Settings:
@@ -163,11 +162,11 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_alone(data: Mani
 HOLD = """
 import sys, time
 from pathlib import Path
-from data_prep.format import manifest
+from data_prep.format.manifest import load_manifest
 from pipeline.config.schema import DataSettings, RunSettings, Settings
 from pipeline.runs.run_folder import claim
 settings = Settings(data=DataSettings(path="x"), run=RunSettings(name="mine", storage=sys.argv[1]))
-with claim(settings, manifest.load(Path(sys.argv[2]))):
+with claim(settings, load_manifest(Path(sys.argv[2]))):
     print("claimed", flush=True)
     time.sleep(60)
 """

@@ -308,7 +308,7 @@ def test_a_run_keeps_the_weights_that_it_was_started_with(fine_tuned: Callable[.
 
 
 def test_a_default_name_depends_on_the_weights(fine_tuned: Callable[..., Settings], textures: Path) -> None:
-    data = launcher.manifest.load(textures)
+    data = launcher.load_manifest(textures)
     names = {run_folder.default_name(fine_tuned(), data, digest) for digest in (None, "a", "b")}
     assert len(names) == 3
 
@@ -319,7 +319,7 @@ def test_a_search_that_goes_on_with_other_weights_is_refused(saved: Path, textur
         "search": {"name": "s", "candidates": [{"widths": [3, 4]}]},
     }
     settings = settings_io.resolve(SearchSettings, content, "test")
-    data = launcher.manifest.load(textures)
+    data = launcher.load_manifest(textures)
     with search_folder.claim(settings, data, "one digest") as folder:
         folder.begin()
     with (

@@ -11,7 +11,7 @@ import torch
 
 from data_prep.common.errors import UserError
 from data_prep.common.parallel import Threads
-from data_prep.format import manifest
+from data_prep.format.manifest import load_manifest
 from data_prep.prepare.dataset_writer import prepare
 from data_prep.prepare.spec import PrepareSpec
 from data_prep.sources.textures import Textures
@@ -28,7 +28,7 @@ def job(textures: Path, tmp_path: Path) -> Iterator[WorkerSpec]:
     settings = settings_io.load(
         write_configuration(tmp_path, textures, "cluster.workers=0", "training.epochs=1", "run.name=one"), []
     )
-    with run_folder.claim(settings, manifest.load(textures), None) as run:
+    with run_folder.claim(settings, load_manifest(textures), None) as run:
         run.begin()
         yield WorkerSpec(settings, run)
 
@@ -44,7 +44,7 @@ def test_a_node_with_another_data_set_is_named(job: WorkerSpec, textures: Path, 
     other = tmp_path / "other"
     source = Textures(seed=1, train_per_class=24, validation_per_class=7)
     prepare(source, other, PrepareSpec.of(source), Threads(1))
-    mine, theirs = (manifest.load(folder).digest[:12] for folder in (other, textures))
+    mine, theirs = (load_manifest(folder).digest[:12] for folder in (other, textures))
     settings = job.settings.model_copy(update={"data": job.settings.data.model_copy(update={"path": str(other)})})
     changed = WorkerSpec(settings, job.folder)
     says = (
