@@ -88,7 +88,7 @@ def read_photographs(parser: argparse.ArgumentParser, folder: Path) -> list[tupl
     """The images below `folder` as stored JPEG files of at most JPEG_SIDE pixels, with their classes."""
     classes = sorted(each for each in folder.glob("*") if each.is_dir())
     found = [
-        (convert.to_stored(path.read_bytes(), JPEG_SIDE), label)
+        (convert.to_jpeg(path.read_bytes(), JPEG_SIDE), label)
         for label, each in enumerate(classes)
         for path in sorted(each.iterdir())
     ]

@@ -35,7 +35,7 @@ from PIL import Image
 
 from benchmarks.options import count
 from data_prep.codec.convert import ORIENTATION
-from data_prep.common.parallel import Threads
+from data_prep.common.parallel import ThreadExecutor
 from data_prep.format.beton import Shard
 from data_prep.format.manifest import load_manifest
 from data_prep.prepare.dataset_writer import prepare
@@ -109,8 +109,8 @@ def repeated(parser: argparse.ArgumentParser, images: Path, root: Path, samples:
 def ours(root: Path, workers: int) -> Callable[[Path], object]:
     """This project's writer, as the command `phasecollapse prepare` uses it."""
     source = ClassFolders(root)
-    request = PrepareSpec.of(source, max_side=MAX_SIDE, shard_samples=SHARD_SAMPLES)
-    return lambda output: prepare(source, output, request, Threads(2), threads=workers)
+    spec = PrepareSpec.of(source, max_side=MAX_SIDE, shard_samples=SHARD_SAMPLES)
+    return lambda output: prepare(source, output, spec, ThreadExecutor(2), threads=workers)
 
 
 def stock(files: list[Path], workers: int) -> Callable[[Path], object]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep.common.parallel import Threads
+from data_prep.common.parallel import ThreadExecutor
 from data_prep.prepare.dataset_writer import prepare
 from data_prep.prepare.spec import PrepareSpec
 from data_prep.sources.textures import Textures
@@ -60,5 +60,5 @@ def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small prepared data set of textures, in several shards: 10 classes, 240 training and 70 validation images."""
     folder = tmp_path_factory.mktemp("prepared") / "textures"
     source = Textures(seed=0, train_per_class=24, validation_per_class=7)
-    prepare(source, folder, PrepareSpec.of(source, shard_samples=100), Threads(1))
+    prepare(source, folder, PrepareSpec.of(source, shard_samples=100), ThreadExecutor(1))
     return folder

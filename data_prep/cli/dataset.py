@@ -41,9 +41,9 @@ def merge(dataset: Path, output: Path | None) -> None:
       phasecollapse merge datasets/imagenet
       phasecollapse merge datasets/imagenet /scratch/imagenet
     """
-    from data_prep.maintain.merge import merge, work
+    from data_prep.maintain.merge import bytes_to_read, merge
 
-    with _bar(work(dataset), "bytes") as bar:
+    with _bar(bytes_to_read(dataset), "bytes") as bar:
         merged = merge(dataset, output, bar.advance)
     state = "was already merged" if merged.already_there else "is merged"
     click.echo(f"{merged.folder} {state}: {_describe(merged.manifest)}")
@@ -110,11 +110,11 @@ def stage(dataset: str, folder: Path, check: bool) -> None:
     """
     from data_prep.maintain.stage import stage
 
-    def say_that_it_waits(target: Path) -> None:
+    def report_wait(target: Path) -> None:
         click.echo(f"another process is copying {target}: waiting for it", err=True)
 
     with _bar(None, "bytes") as bar:
-        target = stage(dataset, folder, check=check, advance=bar.advance, copying=bar.expect, waiting=say_that_it_waits)
+        target = stage(dataset, folder, check=check, advance=bar.advance, on_copy=bar.set_total, on_wait=report_wait)
     click.echo(target)
 
 
@@ -188,11 +188,11 @@ def _draw(
 
 
 def _describe(manifest: Manifest) -> str:
-    from data_prep.common.files import in_words
+    from data_prep.common.files import format_bytes
 
     counts = " and ".join(f"{split.samples} {name}" for name, split in manifest.splits.items())
     files = [file for split in manifest.splits.values() for file in split.files]
-    size = in_words(sum(file.bytes for file in files))
+    size = format_bytes(sum(file.bytes for file in files))
     number = "1 file" if len(files) == 1 else f"{len(files)} files"
     return f"{counts} images in {number}, {size}, digest {manifest.digest[:12]}"
 
@@ -212,7 +212,7 @@ def _report(dataset: Path, report: VerificationReport, hashes_only: bool) -> dic
 
 class _Bar(NamedTuple):
     advance: Callable[[int], None]
-    expect: Callable[[int], None]
+    set_total: Callable[[int], None]
     """Says how many there are, where nobody knew before."""
 
 
@@ -247,5 +247,5 @@ def _bar(total: int | None, unit: str) -> Iterator[_Bar]:
         task = progress.add_task("", total=total)
         yield _Bar(
             advance=lambda count: progress.advance(task, count),
-            expect=lambda count: progress.update(task, total=count),
+            set_total=lambda count: progress.update(task, total=count),
         )

@@ -12,8 +12,8 @@ import click
 from data_prep.common.errors import UserError
 
 if TYPE_CHECKING:
-    from data_prep.common.parallel import Advance, Workers
-    from data_prep.prepare.dataset_writer import Estimate, Prepared
+    from data_prep.common.parallel import Advance, Executor
+    from data_prep.prepare.dataset_writer import Estimate, PrepareResult
     from data_prep.prepare.spec import PrepareSpec
     from data_prep.sources.registry import ImageSource
 
@@ -106,9 +106,9 @@ def prepare(paths: tuple[str, ...], cluster: str | None, workers: int | None, re
             f"{output} looks like a source of images: name an output too, 'phasecollapse prepare {output} OUTPUT'"
         )
     source = _select(_open_source(name, options), options)
-    request = _request(source, options)
-    with _workers(cluster, workers) as (hands, threads, progress):
-        prepared = _write(source, Path(output), request, hands, threads, restart, progress)
+    spec = _make_spec(source, options)
+    with _workers(cluster, workers) as (executor, threads, progress):
+        prepared = _write(source, Path(output), spec, executor, threads, restart, progress)
     click.echo(_summarize(prepared, Path(output)))
 
 
@@ -138,7 +138,7 @@ def _select(source: ImageSource, options: dict[str, Any]) -> ImageSource:
     return Selection(source, classes, limit, validation_limit, options["seed"])
 
 
-def _request(source: ImageSource, options: dict[str, Any]) -> PrepareSpec:
+def _make_spec(source: ImageSource, options: dict[str, Any]) -> PrepareSpec:
     from data_prep.prepare.spec import PrepareSpec
 
     encoding = options["encoding"]
@@ -155,20 +155,20 @@ def _refuse(options: Mapping[str, object], message: str) -> None:
 
 
 @contextmanager
-def _workers(cluster: str | None, count: int | None) -> Iterator[tuple[Workers, int, _Progress]]:
+def _workers(cluster: str | None, count: int | None) -> Iterator[tuple[Executor, int, _Progress]]:
     """Who writes shards, with how many threads each, and the progress they report to."""
-    from data_prep.common.parallel import RayTasks, Threads, cores
+    from data_prep.common.parallel import RayExecutor, ThreadExecutor, cores
 
     progress = _Progress()
     if cluster is None:
         threads = count or cores()
         shards = max(2, threads // THREADS_A_SHARD)  # while one is being finished, another keeps the processors busy
-        yield Threads(shards, progress.advance), min(threads, THREADS_A_SHARD), progress
+        yield ThreadExecutor(shards, progress.advance), min(threads, THREADS_A_SHARD), progress
         return
     from data_prep.common.ray_cluster import connect
 
     with connect(None if cluster == "local" else cluster):
-        yield RayTasks(count, progress.advance), 1, progress
+        yield RayExecutor(count, progress.advance), 1, progress
 
 
 class _Progress:
@@ -191,35 +191,35 @@ class _Progress:
 def _write(
     source: ImageSource,
     output: Path,
-    request: PrepareSpec,
-    workers: Workers,
+    spec: PrepareSpec,
+    workers: Executor,
     threads: int,
     restart: bool,
     progress: Any,
-) -> Prepared:
+) -> PrepareResult:
     from contextlib import ExitStack
 
     from data_prep.prepare.dataset_writer import prepare
 
     with ExitStack() as bar:
 
-        def announce(estimate: Estimate) -> None:
+        def on_estimate(estimate: Estimate) -> None:
             click.echo(_announce(estimate), err=True)
             bar.enter_context(progress.shown(estimate.images))
 
-        return prepare(source, output, request, workers, threads=threads, restart=restart, announce=announce)
+        return prepare(source, output, spec, workers, threads=threads, restart=restart, on_estimate=on_estimate)
 
 
 def _announce(estimate: Estimate) -> str:
-    from data_prep.common.progress import duration
+    from data_prep.common.progress import format_duration
 
     return (
         f"{estimate.images} images to write: about {estimate.bytes / 1e9:.2f} GB ({estimate.free_bytes / 1e9:.0f} GB "
-        f"are free) and {duration(estimate.seconds)}"
+        f"are free) and {format_duration(estimate.seconds)}"
     )
 
 
-def _summarize(prepared: Prepared, output: Path) -> str:
+def _summarize(prepared: PrepareResult, output: Path) -> str:
     manifest = prepared.manifest
     counts = " and ".join(f"{split.samples} {name}" for name, split in manifest.splits.items())
     megabytes = sum(file.bytes for split in manifest.splits.values() for file in split.files) / 1e6

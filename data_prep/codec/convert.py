@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data_prep.codec import decode
-from data_prep.codec.decode import DecodeError, Kind
+from data_prep.codec.decode import DecodeError, Severity
 from data_prep.format.beton import JPEG, RAW
 
 QUALITY = 95
@@ -45,7 +45,7 @@ class StoredImage(NamedTuple):
     """The JPEG file is the one that came in."""
 
 
-def keep(contents: Sequence[bytes], max_side: int) -> list[StoredImage | None]:
+def keep_unchanged(contents: Sequence[bytes], max_side: int) -> list[StoredImage | None]:
     """Of several image files, those that plainly keep their bytes; None for each that has to be looked into.
 
     They are JPEGs in gray or color, without a camera's notes, whose sides are at most `max_side` and which decode
@@ -55,7 +55,7 @@ def keep(contents: Sequence[bytes], max_side: int) -> list[StoredImage | None]:
     jobs = np.zeros(len(headers), decode.JOB)
     for job, (row, header) in enumerate(headers.items()):
         jobs[job] = decode.whole(np.frombuffer(contents[row], np.uint8), JPEG, header.height, header.width)
-    for row in [list(headers)[problem.row] for problem in decode.check(jobs)]:
+    for row in [list(headers)[issue.row] for issue in decode.check(jobs)]:
         del headers[row]
     kept: list[StoredImage | None] = [None] * len(contents)
     for row, header in headers.items():
@@ -63,7 +63,7 @@ def keep(contents: Sequence[bytes], max_side: int) -> list[StoredImage | None]:
     return kept
 
 
-def to_stored(content: bytes, max_side: int, quality: int = QUALITY) -> StoredImage:
+def to_jpeg(content: bytes, max_side: int, quality: int = QUALITY) -> StoredImage:
     """Brings an image file of any kind that Pillow reads into a JPEG.
 
     An upright JPEG in gray or color whose sides are at most `max_side`, and which decodes without complaint, keeps its
@@ -104,8 +104,8 @@ def check(jpeg: bytes) -> decode.JpegHeader:
     header = decode.read_header(jpeg)
     jobs = np.zeros(1, decode.JOB)
     jobs[0] = decode.whole(np.frombuffer(jpeg, np.uint8), JPEG, header.height, header.width)
-    for problem in decode.check(jobs):
-        raise DecodeError(problem.message, problem.kind)
+    for issue in decode.check(jobs):
+        raise DecodeError(issue.message, issue.kind)
     return header
 
 
@@ -153,7 +153,7 @@ def _keep(function: Callable[[bytes], Result], jpeg: bytes) -> Result | None:
     try:
         return function(jpeg)
     except DecodeError as error:
-        if error.kind is Kind.DAMAGE:
+        if error.kind is Severity.DAMAGE:
             raise
         return None
 
@@ -194,8 +194,8 @@ def _fill(content: np.ndarray, mode: int, size: tuple[int, ...], final: tuple[in
     jobs = np.zeros(1, decode.JOB)
     jobs[0] = decode.whole(content, mode, size[0], size[1])
     pixels = np.empty((1, *final, 3), np.uint8)
-    for problem in decode.decode_batch(jobs, pixels, reduce):
-        raise DecodeError(problem.message, problem.kind)
+    for issue in decode.decode_batch(jobs, pixels, reduce):
+        raise DecodeError(issue.message, issue.kind)
     return pixels[0]
 
 

@@ -50,10 +50,10 @@ _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those thr
 _FILL = 0xFFFF
 
 
-class Kind(IntEnum):
+class Severity(IntEnum):
     """How bad what libjpeg says of a file is."""
 
-    COMPLAINT = 1
+    WARNING = 1
     """The file's description of itself is odd, but all pixels are there."""
     DAMAGE = 2
     """Some pixels are not those of the picture: the data are damaged or cut off."""
@@ -66,14 +66,14 @@ class DecodeIssue(NamedTuple):
 
     row: int
     """Its row in the table."""
-    kind: Kind
+    kind: Severity
     message: str
 
 
 class DecodeError(Exception):
     """These bytes are not a JPEG image that decodes without complaint; says why."""
 
-    def __init__(self, message: str, kind: Kind = Kind.FAILURE) -> None:
+    def __init__(self, message: str, kind: Severity = Severity.FAILURE) -> None:
         super().__init__(message)
         self.kind = kind
 
@@ -136,8 +136,8 @@ def decode_batch(jobs: np.ndarray, out: np.ndarray, reduce: bool = True) -> list
     fits = jobs.dtype == JOB and out.dtype == np.uint8 and out.shape == (len(jobs), *out.shape[1:3], 3)
     if not (fits and out.flags.c_contiguous):
         raise ValueError(f"jobs fill contiguous (n, height, width, 3) uint8, not {jobs.dtype} {out.shape} {out.dtype}")
-    problems = _pixels.fill(np.ascontiguousarray(jobs), out, out.shape[1], out.shape[2], reduce)
-    return [DecodeIssue(row, Kind(kind), message) for row, kind, message in problems]
+    issues = _pixels.fill(np.ascontiguousarray(jobs), out, out.shape[1], out.shape[2], reduce)
+    return [DecodeIssue(row, Severity(kind), message) for row, kind, message in issues]
 
 
 def check(jobs: np.ndarray) -> list[DecodeIssue]:
@@ -153,7 +153,9 @@ def check(jobs: np.ndarray) -> list[DecodeIssue]:
     """
     if jobs.dtype != JOB:
         raise ValueError(f"{jobs.dtype} are no jobs")
-    return [DecodeIssue(row, Kind(kind), message) for row, kind, message in _pixels.check(np.ascontiguousarray(jobs))]
+    return [
+        DecodeIssue(row, Severity(kind), message) for row, kind, message in _pixels.check(np.ascontiguousarray(jobs))
+    ]
 
 
 def whole(content: np.ndarray, mode: int, height: int, width: int) -> tuple[int, ...]:
@@ -176,5 +178,5 @@ def decode(jpeg: Bytes, height: int, width: int, out: np.ndarray) -> None:
     jobs[0] = whole(content, JPEG, height, width)
     if out.shape != (height, width, 3):
         raise ValueError(f"an image of ({height}, {width}, 3) does not fit into {out.shape}")
-    for problem in decode_batch(jobs, out[None], reduce=False):
-        raise DecodeError(problem.message, problem.kind)
+    for issue in decode_batch(jobs, out[None], reduce=False):
+        raise DecodeError(issue.message, issue.kind)

@@ -20,7 +20,7 @@ SPARE = 2**24
 """Bytes that must stay free beside what is about to be written, for the folder's own growth."""
 
 
-def in_words(count: int) -> str:
+def format_bytes(count: int) -> str:
     """A number of bytes, such as 1.5 GB."""
     size, unit = float(count), "bytes"
     for larger in ("kB", "MB", "GB", "TB"):
@@ -31,7 +31,7 @@ def in_words(count: int) -> str:
 
 
 @contextmanager
-def in_sentences(path: Path, continues: bool = True) -> Iterator[None]:
+def explain_os_errors(path: Path, resumable: bool = True) -> Iterator[None]:
     """Says what the operating system refused, of `path`, in a sentence.
 
     Args:
@@ -44,7 +44,7 @@ def in_sentences(path: Path, continues: bool = True) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        again = "the same command continues" if continues else "run the same command again"
+        again = "the same command continues" if resumable else "run the same command again"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"no space is left on the disk of {path}: free some, then {again}") from None
         where, reason = error.filename or path, error.strerror or error
@@ -59,9 +59,8 @@ def require_space(folder: Path, needed: int, remedy: str) -> None:
     """
     free = shutil.disk_usage(folder).free
     if needed and free < needed + SPARE:
-        raise UserError(
-            f"{folder} has {in_words(free)} free, and {in_words(needed + SPARE)} are needed: free some, {remedy}"
-        )
+        wanted = format_bytes(needed + SPARE)
+        raise UserError(f"{folder} has {format_bytes(free)} free, and {wanted} are needed: free some, {remedy}")
 
 
 @contextmanager

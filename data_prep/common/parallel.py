@@ -29,7 +29,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Workers(Protocol):
+class Executor(Protocol):
     """Whoever does the calls. A call may be made twice (its process may have died), so it must be repeatable."""
 
     count: int
@@ -42,7 +42,7 @@ class Workers(Protocol):
         """
 
 
-class Threads:
+class ThreadExecutor:
     """Threads of this process: for functions that spend their time outside of Python.
 
     Args:
@@ -77,7 +77,7 @@ class Threads:
                 pool.shutdown(wait=True, cancel_futures=True)
 
 
-class RayTasks:
+class RayExecutor:
     """Tasks on the nodes of the Ray cluster that this process is connected to, one CPU each.
 
     A task whose process or node dies is started again, RETRIES times.

@@ -16,7 +16,7 @@ LINE_SECONDS = 30.0
 """How often a line is written where there is no terminal."""
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A length of time, such as 3 min 05 s or 2 h 10 min."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

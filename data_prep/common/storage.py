@@ -19,7 +19,7 @@ from pyarrow import fs
 
 from data_prep.common.errors import UserError
 
-PAUSES = (0.5, 2.0)
+RETRY_DELAYS = (0.5, 2.0)
 """Seconds to wait after the first failure of a request and after the second; pyarrow repeats each request, too."""
 OPEN_FILES = 64
 """Files in object storage that are kept open: opening one is a request of its own."""
@@ -31,7 +31,7 @@ class _Unknown(Exception):
     """An address that neither pyarrow nor fsspec can do anything with; says why."""
 
 
-class Entry(NamedTuple):
+class FileEntry(NamedTuple):
     """A file below a folder."""
 
     name: str
@@ -64,7 +64,7 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
     try:
         filesystem, root = _connect(f"{scheme}://{authority}/{mark}{options}")
     except _Unknown as error:
-        raise UserError(f"{without_secrets(location)} is no address that can be read: {error}") from None
+        raise UserError(f"{redact(location)} is no address that can be read: {error}") from None
     return filesystem, f"{root.rstrip('/')}/{path}" if path else root
 
 
@@ -78,7 +78,7 @@ def _connect(address: str) -> tuple[fs.FileSystem, str]:
     return filesystem, root
 
 
-def without_secrets(location: str) -> str:
+def redact(location: str) -> str:
     """A location as it may be shown: an access key in it is left out."""
     return re.sub(r"(?<=://)[^/@]*@", "", location)
 
@@ -92,7 +92,7 @@ def read_range(location: str, offset: int, size: int) -> bytes:
     content = _read_local(location, offset, size) if not is_remote(location) else _read_remote(location, offset, size)
     if len(content) != size:
         raise UserError(
-            f"{without_secrets(location)} ends at byte {offset + len(content)} of {offset + size}: it is cut off, or "
+            f"{redact(location)} ends at byte {offset + len(content)} of {offset + size}: it is cut off, or "
             "changed since it was listed"
         )
     return content
@@ -114,19 +114,19 @@ def file_size(location: str) -> int:
         UserError: there is no such file.
     """
     filesystem, path = resolve(location)
-    info = repeated(location, lambda: filesystem.get_file_info(path))
+    info = with_retries(location, lambda: filesystem.get_file_info(path))
     if info.type != fs.FileType.File:
-        raise UserError(f"{without_secrets(location)} does not exist, or is no file")
+        raise UserError(f"{redact(location)} does not exist, or is no file")
     return int(info.size)
 
 
 def is_folder(location: str) -> bool:
     """Whether a folder is there (in object storage: whether anything lies below it)."""
     filesystem, path = resolve(location)
-    return bool(repeated(location, lambda: filesystem.get_file_info(path)).type == fs.FileType.Directory)
+    return bool(with_retries(location, lambda: filesystem.get_file_info(path)).type == fs.FileType.Directory)
 
 
-def list_files(location: str) -> Iterator[Entry]:
+def list_files(location: str) -> Iterator[FileEntry]:
     """All files below a folder, but hidden ones: those of a folder by name, then those below it.
 
     Folders are read one at a time, so that memory holds the names of one.
@@ -139,11 +139,11 @@ def list_files(location: str) -> Iterator[Entry]:
     folders = [path]
     while folders:
         select = functools.partial(filesystem.get_file_info, fs.FileSelector(folders.pop()))
-        found = sorted(repeated(location, select), key=lambda info: str(info.path))
+        found = sorted(with_retries(location, select), key=lambda info: str(info.path))
         visible = [info for info in found if not info.base_name.startswith(".")]
         for info in visible:
             if info.type == fs.FileType.File:
-                yield Entry(info.path.removeprefix(root), int(info.size))
+                yield FileEntry(info.path.removeprefix(root), int(info.size))
         folders += reversed([info.path for info in visible if info.type == fs.FileType.Directory])
 
 
@@ -154,7 +154,7 @@ def list_names(location: str) -> set[str]:
         UserError: the folder cannot be read.
     """
     filesystem, path = resolve(location)
-    return {info.base_name for info in repeated(location, lambda: filesystem.get_file_info(fs.FileSelector(path)))}
+    return {info.base_name for info in with_retries(location, lambda: filesystem.get_file_info(fs.FileSelector(path)))}
 
 
 def open_file(location: str) -> pa.NativeFile:
@@ -164,17 +164,17 @@ def open_file(location: str) -> pa.NativeFile:
         UserError: it cannot be opened.
     """
     filesystem, path = resolve(location)
-    return repeated(location, lambda: filesystem.open_input_file(path))
+    return with_retries(location, lambda: filesystem.open_input_file(path))
 
 
-def repeated(location: str, request: Callable[[], Result]) -> Result:
+def with_retries(location: str, request: Callable[[], Result]) -> Result:
     """The result of a request that may fail for a while.
 
     Raises:
         UserError: it fails for good; names the location.
     """
-    name = without_secrets(location)
-    for pause in (*PAUSES, None):
+    name = redact(location)
+    for pause in (*RETRY_DELAYS, None):
         try:
             return request()
         except (FileNotFoundError, NotADirectoryError):
@@ -185,14 +185,14 @@ def repeated(location: str, request: Callable[[], Result]) -> Result:
             raise UserError(f"{name} may not be read: ask for the right to, or log in") from None
         except (OSError, pa.ArrowException) as error:
             if pause is None or not is_remote(location):
-                raise UserError(f"{name} cannot be read: {reason(error)}") from None
+                raise UserError(f"{name} cannot be read: {first_line(error)}") from None
             time.sleep(pause)
     raise AssertionError("unreachable")
 
 
-def reason(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line of an error."""
-    lines = without_secrets(str(getattr(error, "strerror", None) or error)).strip().splitlines()
+    lines = redact(str(getattr(error, "strerror", None) or error)).strip().splitlines()
     return lines[0].rstrip(".: ") if lines else type(error).__name__
 
 
@@ -215,7 +215,7 @@ def _open_remote(location: str) -> pa.NativeFile:
 
 
 def _read_remote(location: str, offset: int, size: int) -> bytes:
-    content: bytes = repeated(location, lambda: _open_remote(location).read_at(size, offset))
+    content: bytes = with_retries(location, lambda: _open_remote(location).read_at(size, offset))
     return content
 
 
@@ -226,5 +226,5 @@ def _by_fsspec(location: str, error: Exception) -> tuple[fs.FileSystem, str]:
         filesystem, path = fsspec.core.url_to_fs(location)
     except (ImportError, ValueError, OSError) as second:
         native = location.startswith(("s3://", "gs://", "hdfs://"))
-        raise _Unknown(reason(error if native else second)) from None
+        raise _Unknown(first_line(error if native else second)) from None
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path

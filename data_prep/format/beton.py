@@ -65,7 +65,7 @@ class Sample(NamedTuple):
     label: int
 
 
-class Written(NamedTuple):
+class WrittenShard(NamedTuple):
     """What :func:`write_shard` wrote."""
 
     samples: int
@@ -77,7 +77,7 @@ class Written(NamedTuple):
     file_sha256: str
 
 
-class Entry(NamedTuple):
+class SampleInfo(NamedTuple):
     """Where samples are, and what; one array element for each sample that was asked for."""
 
     label: np.ndarray
@@ -123,7 +123,7 @@ class Shard:
         self.table = np.frombuffer(self.content, ALLOCATION, self.samples, self.data_end)
         """(samples,) of type ALLOCATION, in any order."""
 
-    def locate(self, samples: np.ndarray) -> Entry:
+    def locate(self, samples: np.ndarray) -> SampleInfo:
         """Finds samples, by their numbers (n,) in this file.
 
         Raises:
@@ -147,7 +147,7 @@ class Shard:
             sample = int(np.asarray(samples)[np.argmin(fits)])
             raise UserError(f"shard {self.path} is damaged, sample {sample} is not where it should be: {REMEDY}")
         wide = [part.astype(np.int64) for part in (image["height"], image["width"], start, size)]
-        return Entry(entries["label"].astype(np.int64), image["mode"], *wide)
+        return SampleInfo(entries["label"].astype(np.int64), image["mode"], *wide)
 
     def read(self, sample: int) -> Sample:
         """A sample; its bytes are a view into the file, (size,) uint8, read-only."""
@@ -167,7 +167,7 @@ class Shard:
         return np.sort(self.table, order="ptr")
 
 
-def write_shard(path: Path, samples: Iterable[Sample], capacity: int) -> Written:
+def write_shard(path: Path, samples: Iterable[Sample], capacity: int) -> WrittenShard:
     """Writes samples to `path`, which appears only when it is complete and on the disk.
 
     Args:
@@ -205,7 +205,7 @@ def digest_sample(digest: Any, sample: Sample) -> None:
     digest.update(sample.content)
 
 
-def _write(file: BufferedRandom, samples: Iterable[Sample], capacity: int) -> Written:
+def _write(file: BufferedRandom, samples: Iterable[Sample], capacity: int) -> WrittenShard:
     metadata = np.zeros(capacity, METADATA)
     table = np.zeros(capacity, ALLOCATION)
     digest = hashlib.sha256()
@@ -236,7 +236,7 @@ def _write(file: BufferedRandom, samples: Iterable[Sample], capacity: int) -> Wr
     file.seek(0)
     file_digest = hashlib.file_digest(file, "sha256").hexdigest()
     content_bytes = int(table["size"].sum())
-    return Written(count, content_bytes, digest.hexdigest(), position + count * ALLOCATION.itemsize, file_digest)
+    return WrittenShard(count, content_bytes, digest.hexdigest(), position + count * ALLOCATION.itemsize, file_digest)
 
 
 def write_head(file: BinaryIO, page_size: int, metadata: np.ndarray, table_start: int) -> None:

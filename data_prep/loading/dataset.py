@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.common.errors import UserError
-from data_prep.format.beton import Entry, Shard
+from data_prep.format.beton import SampleInfo, Shard
 from data_prep.format.manifest import Manifest, SplitName
 
 
-class Place(NamedTuple):
+class ImageLocation(NamedTuple):
     """Where an image lies."""
 
     path: Path
@@ -22,10 +22,10 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Located:
+class LocatedImages:
     """Images that were looked up; arrays have one element for each."""
 
-    entries: Entry
+    entries: SampleInfo
     addresses: np.ndarray
     """(n,) uint64: where in memory their bytes begin, as long as the :class:`ShardedImages` live."""
 
@@ -52,19 +52,19 @@ class ShardedImages:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def place(self, index: int) -> Place:
+    def place(self, index: int) -> ImageLocation:
         """The file of an image, and its number there."""
         number = int(np.searchsorted(self._starts, index, "right")) - 1
-        return Place(self._shards[number].path, index - int(self._starts[number]))
+        return ImageLocation(self._shards[number].path, index - int(self._starts[number]))
 
-    def locate(self, indices: np.ndarray) -> Located:
+    def locate(self, indices: np.ndarray) -> LocatedImages:
         """Looks images (n,) up.
 
         Raises:
             UserError: what a file says of one of them cannot be true.
         """
         numbers = np.searchsorted(self._starts, indices, "right") - 1
-        columns = [np.empty(len(indices), np.int64) for _ in Entry._fields]
+        columns = [np.empty(len(indices), np.int64) for _ in SampleInfo._fields]
         addresses = np.empty(len(indices), np.uint64)
         for number in np.unique(numbers).tolist():
             rows = numbers == number
@@ -72,7 +72,7 @@ class ShardedImages:
             for column, part in zip(columns, found, strict=True):
                 column[rows] = part
             addresses[rows] = found.start.astype(np.uint64) + np.uint64(self._origins[number])
-        entries = Entry(*columns)
+        entries = SampleInfo(*columns)
         wrong = (entries.label < 0) | (entries.label >= self._classes)
         if wrong.any():
             index = int(indices[np.argmax(wrong)])
@@ -81,7 +81,7 @@ class ShardedImages:
                 f"{path} is damaged: sample {sample} has label {int(entries.label[np.argmax(wrong)])}, outside of the "
                 f"{self._classes} classes; prepare the data set again"
             )
-        return Located(entries, addresses)
+        return LocatedImages(entries, addresses)
 
     def prefetch(self, first: int, end: int) -> None:
         """Asks the system to read the images first … end−1 from the disk soon."""

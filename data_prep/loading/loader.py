@@ -192,10 +192,10 @@ class Loader:
     def _finish(self, pending: _Pending) -> Batch:
         batch, damaged = pending.batch, []
         for rows, future in pending.chunks:
-            for problem in future.result():
+            for issue in future.result():
                 if self._on_damage == "stop":
-                    raise UserError(self._describe(int(batch.indices[rows.start + problem.row]), problem))
-                damaged.append(rows.start + problem.row)
+                    raise UserError(self._describe(int(batch.indices[rows.start + issue.row]), issue))
+                damaged.append(rows.start + issue.row)
         if not damaged:
             return batch
         whole = np.delete(np.arange(len(batch.labels)), damaged)
@@ -203,11 +203,11 @@ class Loader:
         np.take(batch.images, whole, axis=0, out=images)
         return Batch(images, batch.labels[whole], batch.indices[whole], batch.size, batch.end, len(damaged))
 
-    def _describe(self, index: int, problem: DecodeIssue) -> str:
+    def _describe(self, index: int, issue: DecodeIssue) -> str:
         path, sample = self._images.place(index)
         return (
             f"{path}: sample {sample} (image {index} of the {self._images.split} split) cannot be decoded: "
-            f"{problem.message}; 'phasecollapse verify' finds all damage, and data.on_damage=skip goes on without"
+            f"{issue.message}; 'phasecollapse verify' finds all damage, and data.on_damage=skip goes on without"
         )
 
 

@@ -25,20 +25,20 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from data_prep.common.errors import UserError
-from data_prep.common.files import BLOCK, in_sentences, locked, require_space, sync_folder, write_atomically
+from data_prep.common.files import BLOCK, explain_os_errors, locked, require_space, sync_folder, write_atomically
 from data_prep.format import beton
 from data_prep.format.beton import METADATA, Shard
 from data_prep.format.manifest import MANIFEST_FILE, File, Manifest, Split, SplitName, load_manifest, read_manifest
 
-NOTE = ".merged.json"
+MERGED_NOTE = ".merged.json"
 """In a data set's folder: the names of shards that can be removed once the manifest does not name them any more."""
-LOCK = ".merge.lock"
+MERGE_LOCK = ".merge.lock"
 _ROWS = 2**18  # of metadata or table that are held in memory at once
 
 Advance = Callable[[int], None]
 
 
-class Merged(NamedTuple):
+class MergeResult(NamedTuple):
     """What :func:`merge` leaves behind."""
 
     folder: Path
@@ -47,13 +47,13 @@ class Merged(NamedTuple):
     """There was nothing to do."""
 
 
-def merge(folder: Path, output: Path | None = None, advance: Advance = lambda count: None) -> Merged:
+def merge(folder: Path, output: Path | None = None, advance: Advance = lambda count: None) -> MergeResult:
     """Merges the shards of a prepared data set.
 
     Args:
         folder: of the data set.
         output: a new folder for the merged data set; without it the data set in `folder` becomes the merged one.
-        advance: called with numbers of bytes that were read: :func:`work` of them, all in all.
+        advance: called with numbers of bytes that were read: :func:`bytes_to_read` of them, all in all.
 
     Raises:
         UserError: there is no whole data set, a shard is damaged, another command is merging it, `output` holds
@@ -62,46 +62,46 @@ def merge(folder: Path, output: Path | None = None, advance: Advance = lambda co
     read_manifest(folder)
     if output is None or output.resolve() == folder.resolve():
         busy = f"{folder} is being merged by another command: wait until it ends"
-        with in_sentences(folder, continues=False), locked(folder / LOCK, busy):
+        with explain_os_errors(folder, resumable=False), locked(folder / MERGE_LOCK, busy):
             return _merge_in_place(folder, advance)
-    with in_sentences(output, continues=False):
+    with explain_os_errors(output, resumable=False):
         output.parent.mkdir(parents=True, exist_ok=True)
         busy = f"{output} is being written by another command: wait until it ends"
         with locked(output.with_name(f".{output.name}.lock"), busy):
             return _merge_to(folder, output, advance)
 
 
-def work(folder: Path) -> int:
+def bytes_to_read(folder: Path) -> int:
     """How many bytes :func:`merge` would read to merge a data set in place."""
     return sum(file.bytes for name, split in _unmerged(read_manifest(folder)) for file in split.files)
 
 
-def _merge_in_place(folder: Path, advance: Advance) -> Merged:
+def _merge_in_place(folder: Path, advance: Advance) -> MergeResult:
     manifest = load_manifest(folder)
-    _sweep(folder, manifest)
+    _remove_leftovers(folder, manifest)
     unmerged = _unmerged(manifest)
     for name, split in unmerged:
-        require_space(folder, _room(split), "or name an OUTPUT on another disk")
+        require_space(folder, _bytes_needed(split), "or name an OUTPUT on another disk")
         merged = _merge_split(folder, split, folder / _free_name(name, split), advance)
         manifest = manifest.model_copy(update={"splits": {**manifest.splits, name: merged}})
-        write_atomically(folder / NOTE, json.dumps([file.file for file in split.files]).encode())
+        write_atomically(folder / MERGED_NOTE, json.dumps([file.file for file in split.files]).encode())
         _write_manifest(folder, manifest)
-        _sweep(folder, manifest)
-    return Merged(folder, manifest, not unmerged)
+        _remove_leftovers(folder, manifest)
+    return MergeResult(folder, manifest, not unmerged)
 
 
-def _merge_to(folder: Path, output: Path, advance: Advance) -> Merged:
+def _merge_to(folder: Path, output: Path, advance: Advance) -> MergeResult:
     manifest = load_manifest(folder)
     if output.exists():
         existing = load_manifest(output) if (output / MANIFEST_FILE).exists() else None
         if existing is None or existing.digest != manifest.digest or _unmerged(existing):
             raise UserError(f"{output} already exists and is something else: choose another OUTPUT, or delete it first")
-        return Merged(output, existing, already_there=True)
+        return MergeResult(output, existing, already_there=True)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a command that was killed
     partial.mkdir()
     try:
-        require_space(partial, sum(map(_room, manifest.splits.values())), "or choose another disk")
+        require_space(partial, sum(map(_bytes_needed, manifest.splits.values())), "or choose another disk")
         splits = {
             name: _merge_split(folder, split, partial / f"{name}.beton", advance)
             for name, split in manifest.splits.items()
@@ -112,14 +112,14 @@ def _merge_to(folder: Path, output: Path, advance: Advance) -> Merged:
         sync_folder(output.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Merged(output, manifest, already_there=False)
+    return MergeResult(output, manifest, already_there=False)
 
 
 def _unmerged(manifest: Manifest) -> list[tuple[SplitName, Split]]:
     return [(name, split) for name, split in manifest.splits.items() if len(split.files) > 1]
 
 
-def _room(split: Split) -> int:
+def _bytes_needed(split: Split) -> int:
     """Bytes that the merged file of a split needs, at most."""
     return sum(file.bytes for file in split.files)
 
@@ -136,9 +136,9 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomically(folder / MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
 
 
-def _sweep(folder: Path, manifest: Manifest) -> None:
+def _remove_leftovers(folder: Path, manifest: Manifest) -> None:
     """Removes the shards that were merged, as far as the manifest does not name them."""
-    note = folder / NOTE
+    note = folder / MERGED_NOTE
     if not note.exists():
         return
     named = {file.file for split in manifest.splits.values() for file in split.files}
@@ -148,7 +148,7 @@ def _sweep(folder: Path, manifest: Manifest) -> None:
     note.unlink()
 
 
-class _Piece(NamedTuple):
+class _MovedShard(NamedTuple):
     """A shard, and where it comes to lie."""
 
     path: Path
@@ -192,12 +192,12 @@ def _merge_split(folder: Path, split: Split, target: Path, advance: Advance) -> 
     return split.model_copy(update={"files": [merged]})
 
 
-def _plan(folder: Path, split: Split) -> tuple[list[_Piece], int]:
+def _plan(folder: Path, split: Split) -> tuple[list[_MovedShard], int]:
     """Where each shard comes to lie, and the page size, which is the largest of theirs.
 
     Pages are powers of two: what lies inside one page lies inside one of the pages of twice the size.
     """
-    pieces: list[_Piece] = []
+    pieces: list[_MovedShard] = []
     largest = beton.SMALLEST_PAGE
     position = beton.METADATA_START + split.samples * METADATA.itemsize
     samples = 0
@@ -211,7 +211,7 @@ def _plan(folder: Path, split: Split) -> tuple[list[_Piece], int]:
         if not beton.METADATA_START <= first < shard.data_end:
             raise _mismatch(path, "its samples lie outside of it")
         start = beton.align(position, shard.page_size)
-        pieces.append(_Piece(path, file, begin, shard.data_end, start, samples))
+        pieces.append(_MovedShard(path, file, begin, shard.data_end, start, samples))
         position = start + shard.data_end - begin
         samples += shard.samples
         largest = max(largest, shard.page_size)
@@ -230,7 +230,7 @@ def _moved(rows: np.ndarray, shift: int) -> bytes:
     return moved.tobytes()
 
 
-def _renumbered(rows: np.ndarray, piece: _Piece) -> bytes:
+def _renumbered(rows: np.ndarray, piece: _MovedShard) -> bytes:
     moved = rows.copy()
     moved["sample"] += np.uint64(piece.first_sample)
     moved["ptr"] = (rows["ptr"].astype(np.int64) + piece.start - piece.begin).astype(np.uint64)
@@ -260,7 +260,7 @@ class _Output:
             self.write(bytes(min(BLOCK, end - self.position)))
 
 
-def _copy(piece: _Piece, output: _Output, hashers: ThreadPoolExecutor, advance: Advance) -> None:
+def _copy(piece: _MovedShard, output: _Output, hashers: ThreadPoolExecutor, advance: Advance) -> None:
     """Reads all of a shard, for its hash, and copies its data."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(BLOCK))

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import BLOCK
-from data_prep.common.storage import PAUSES, reason, resolve, without_secrets
+from data_prep.common.storage import RETRY_DELAYS, first_line, redact, resolve
 
 REQUESTS = 4
 """Blocks of one file that are asked for at the same time; they wait in memory for their turn."""
@@ -31,7 +31,7 @@ class RemoteDataset:
     """
 
     def __init__(self, location: str) -> None:
-        self._location = without_secrets(location).rstrip("/")
+        self._location = redact(location).rstrip("/")
         self._filesystem, path = resolve(location)
         self._path = path.rstrip("/")
 
@@ -85,7 +85,7 @@ class RemoteDataset:
         return self._filesystem.open_input_file(f"{self._path}/{name}")
 
     def _repeat(self, name: str, request: Callable[[], Result]) -> Result:
-        for pause in (*PAUSES, None):
+        for pause in (*RETRY_DELAYS, None):
             try:
                 return request()
             except (FileNotFoundError, NotADirectoryError):
@@ -96,7 +96,7 @@ class RemoteDataset:
                 raise UserError(f"{self.address(name)} may not be read: ask for the right to, or log in") from None
             except (OSError, pa.ArrowException) as error:
                 if pause is None:
-                    tried = f"tried {len(PAUSES) + 1} times ({reason(error)})"
+                    tried = f"tried {len(RETRY_DELAYS) + 1} times ({first_line(error)})"
                     raise UserError(f"{self.address(name)} cannot be read, {tried}: mend that, or try later") from None
                 time.sleep(pause)
         raise AssertionError("unreachable")

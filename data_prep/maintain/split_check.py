@@ -20,7 +20,7 @@ from data_prep.codec.decode import JOB, check, whole
 from data_prep.common.errors import UserError
 from data_prep.common.files import BLOCK
 from data_prep.format import beton
-from data_prep.format.beton import JPEG, RAW, Entry, Sample, Shard
+from data_prep.format.beton import JPEG, RAW, Sample, SampleInfo, Shard
 from data_prep.format.manifest import MANIFEST_FILE, File, Split, SplitName
 from data_prep.maintain.verification_report import VerificationReport
 
@@ -74,14 +74,14 @@ class SplitCheck:
             size = path.stat().st_size
             if size != file.bytes:
                 raise _UnreadableError(f"it has {size} bytes instead of {file.bytes}")
-            with _Reading(path) as reading:
+            with _HashedFile(path) as hashed_file:
                 try:
-                    for count in self._read(file, reading, pool):
+                    for count in self._read(file, hashed_file, pool):
                         advance(count)
                         seen += count
                 except _UnreadableError as error:
                     self.report.add(file.file, None, str(error))
-                if reading.hash() != file.sha256:
+                if hashed_file.hash() != file.sha256:
                     self.report.add(file.file, None, "its bytes changed, its SHA-256 is not the manifest's")
                 self.report.files += 1
         except FileNotFoundError:
@@ -95,12 +95,12 @@ class SplitCheck:
             self._parts.skip_to(samples_before + file.samples)
             advance(file.samples - seen)
 
-    def _read(self, file: File, reading: _Reading, pool: ThreadPoolExecutor) -> Iterator[int]:
+    def _read(self, file: File, hashed_file: _HashedFile, pool: ThreadPoolExecutor) -> Iterator[int]:
         """Checks the samples of a file; yields how many were dealt with."""
-        shard = _open(reading.path)
+        shard = _open(hashed_file.path)
         if shard.samples != file.samples:
             raise _UnreadableError(f"it holds {shard.samples} samples instead of {file.samples}")
-        reading.advance(beton.METADATA_START + shard.metadata.nbytes)
+        hashed_file.advance(beton.METADATA_START + shard.metadata.nbytes)
         borders = [*range(0, shard.samples, _WINDOW), shard.samples]
         unordered = False
         with ThreadPoolExecutor(1) as in_order:
@@ -109,7 +109,7 @@ class SplitCheck:
                 numbers = np.arange(first, last)
                 unordered |= not np.array_equal(shard.table["sample"][first:last], numbers)
                 numbers, entry = self._locate(file, shard, numbers)
-                reading.advance(int((entry.start + entry.size).max(initial=0)))  # the disk's errors show here
+                hashed_file.advance(int((entry.start + entry.size).max(initial=0)))  # the disk's errors show here
                 self._check_index(file, shard, numbers, entry)
                 hashing = in_order.submit(self._parts.take, file, shard, first, last, numbers, entry)
                 decoding = pool.submit(self._decode, file, shard, numbers, entry)
@@ -121,7 +121,7 @@ class SplitCheck:
         if unordered and not np.array_equal(np.sort(shard.table["sample"]), np.arange(shard.samples)):
             self.report.add(file.file, None, "its allocation table does not name every sample once")
 
-    def _locate(self, file: File, shard: Shard, numbers: np.ndarray) -> tuple[np.ndarray, Entry]:
+    def _locate(self, file: File, shard: Shard, numbers: np.ndarray) -> tuple[np.ndarray, SampleInfo]:
         """Where samples are; those that are nowhere are noted and left out."""
         try:
             return numbers, shard.locate(numbers)
@@ -136,7 +136,7 @@ class SplitCheck:
             self.complete = False
             return np.array(found, np.int64), shard.locate(np.array(found, np.int64))
 
-    def _check_index(self, file: File, shard: Shard, numbers: np.ndarray, entry: Entry) -> None:
+    def _check_index(self, file: File, shard: Shard, numbers: np.ndarray, entry: SampleInfo) -> None:
         """What the metadata say of some samples, and counts them."""
         classes, manifest = len(self._per_class), self.report.manifest
         known = (entry.label >= 0) & (entry.label < classes)
@@ -156,7 +156,7 @@ class SplitCheck:
         self.min_side = min(self.min_side, int(smaller.min(initial=beton.MAX_SIDE)))
         self.max_side = max(self.max_side, int(larger.max(initial=0)))
 
-    def _decode(self, file: File, shard: Shard, numbers: np.ndarray, entry: Entry) -> None:
+    def _decode(self, file: File, shard: Shard, numbers: np.ndarray, entry: SampleInfo) -> None:
         stored = np.flatnonzero((entry.mode != RAW) & (entry.height > 0) & (entry.width > 0) & (entry.size > 0))
         jobs = np.zeros(len(stored), JOB)
         for job, i in enumerate(stored):
@@ -172,7 +172,7 @@ class _UnreadableError(Exception):
     """A file cannot be looked into; says why."""
 
 
-class _Reading:
+class _HashedFile:
     """A file that is read from its beginning to its end, and hashed."""
 
     def __init__(self, path: Path) -> None:
@@ -197,7 +197,7 @@ class _Reading:
         self.advance()
         return self._digest.hexdigest()
 
-    def __enter__(self) -> _Reading:
+    def __enter__(self) -> _HashedFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -221,7 +221,7 @@ class _Parts:
         self._whole = True
         self._place = ("", 0)
 
-    def take(self, file: File, shard: Shard, first: int, last: int, numbers: np.ndarray, entry: Entry) -> None:
+    def take(self, file: File, shard: Shard, first: int, last: int, numbers: np.ndarray, entry: SampleInfo) -> None:
         """The samples `first` to `last` of a file, of which `numbers` were found."""
         found = {int(number): i for i, number in enumerate(numbers)}
         for number in range(first, last):
@@ -263,7 +263,7 @@ def _open(path: Path) -> Shard:
         raise _UnreadableError(f"it {reason}") from None
 
 
-def _sides(entry: Entry, i: int) -> tuple[int, int]:
+def _sides(entry: SampleInfo, i: int) -> tuple[int, int]:
     return int(entry.height[i]), int(entry.width[i])
 
 

@@ -17,7 +17,15 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from data_prep.common.errors import UserError
-from data_prep.common.files import BLOCK, hash_file, in_sentences, locked, require_space, sync_folder, write_atomically
+from data_prep.common.files import (
+    BLOCK,
+    explain_os_errors,
+    hash_file,
+    locked,
+    require_space,
+    sync_folder,
+    write_atomically,
+)
 from data_prep.format.manifest import MANIFEST_FILE, File, Manifest, load_manifest, parse_manifest
 from data_prep.maintain.remote_reader import RemoteDataset
 
@@ -33,8 +41,8 @@ def stage(
     *,
     check: bool = False,
     advance: Advance = lambda count: None,
-    copying: Callable[[int], None] = lambda total: None,
-    waiting: Callable[[Path], None] = lambda target: None,
+    on_copy: Callable[[int], None] = lambda total: None,
+    on_wait: Callable[[Path], None] = lambda target: None,
 ) -> Path:
     """Brings a data set to this node's disk, or finds it there; any number of processes may ask for it at once.
 
@@ -54,18 +62,18 @@ def stage(
         UserError: there is no data set, one of its files is missing or not what its manifest says, it cannot be
             reached, or the disk is too small or refuses. What was copied stays, and the next call continues.
     """
-    origin = RemoteDataset(location)
-    content = origin.read(MANIFEST_FILE)
-    manifest = parse_manifest(content, origin.address(MANIFEST_FILE))
+    remote = RemoteDataset(location)
+    content = remote.read(MANIFEST_FILE)
+    manifest = parse_manifest(content, remote.address(MANIFEST_FILE))
     target = folder / folder_name(manifest)
     if not check and _is_whole(target, manifest):
         return target
-    with in_sentences(target):
+    with explain_os_errors(target):
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / f".{target.name}.lock", busy="", wait=lambda: waiting(target)):
+        with locked(folder / f".{target.name}.lock", busy="", wait=lambda: on_wait(target)):
             if not _is_whole(target, manifest, check):
-                copying(sum(file.bytes for file in _files(manifest)))
-                _Staging(origin, manifest, content, target, advance).run()
+                on_copy(sum(file.bytes for file in _files(manifest)))
+                _Staging(remote, manifest, content, target, advance).run()
     return target
 
 
@@ -106,9 +114,9 @@ class _Staging:
     """One data set on its way; its process holds the lock."""
 
     def __init__(
-        self, origin: RemoteDataset, manifest: Manifest, content: bytes, target: Path, advance: Advance
+        self, remote: RemoteDataset, manifest: Manifest, content: bytes, target: Path, advance: Advance
     ) -> None:
-        self.origin = origin
+        self.remote = remote
         self.files = _files(manifest)
         self.content = content
         self.target = target
@@ -121,7 +129,7 @@ class _Staging:
             shutil.rmtree(self.partial, ignore_errors=True)
             self.target.rename(self.partial)
         self.partial.mkdir(exist_ok=True)
-        self._sweep()
+        self._remove_leftovers()
         missing = sum(file.bytes - self._present(file) for file in self.files)
         require_space(self.target.parent, missing, "or stage to another disk")
         with ThreadPoolExecutor(FILES, "stage") as pool:
@@ -150,7 +158,7 @@ class _Staging:
                 return min(path.stat().st_size, file.bytes)
         return 0
 
-    def _sweep(self) -> None:
+    def _remove_leftovers(self) -> None:
         """Removes what is no part of the data set: it was staged from shards before it was merged, or was damaged."""
         complete = {self.partial / file.file: file.bytes for file in self.files}
         growing = {self._growing(file) for file in self.files}
@@ -173,7 +181,7 @@ class _Staging:
         if found != file.sha256:
             growing.unlink()
             raise UserError(
-                f"{self.origin.address(file.file)} is not what its manifest describes, its SHA-256 is another one: "
+                f"{self.remote.address(file.file)} is not what its manifest describes, its SHA-256 is another one: "
                 "prepare the data set again, or copy it again from where it is whole"
             )
         growing.replace(final)
@@ -188,7 +196,7 @@ class _Staging:
             output.seek(0)
             while block := output.read(BLOCK):
                 self._take(digest, block)
-            for block in self.origin.blocks(file.file, start, file.bytes):
+            for block in self.remote.blocks(file.file, start, file.bytes):
                 remaining = memoryview(block)
                 while remaining:  # a disk that is nearly full may take a part
                     remaining = remaining[output.write(remaining) :]

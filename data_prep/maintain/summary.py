@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_prep.common.files import in_words
+from data_prep.common.files import format_bytes
 from data_prep.format import beton
 from data_prep.format.beton import Shard
 from data_prep.format.manifest import MANIFEST_FILE, LeftOut, Manifest, Record, Source, Split, SplitName, load_manifest
@@ -215,9 +215,9 @@ def _column(split: SplitSummary) -> dict[str, str]:
         "  encoded anew": _share(split.encoded, split.samples),
         "  raw pixels": _share(split.raw, split.samples),
         "  left out": f"{len(split.left_out):,}",
-        "on the disk": in_words(split.file_bytes),
+        "on the disk": format_bytes(split.file_bytes),
         "files": f"{split.files:,}{parts}",
-        "an image": in_words(round(split.bytes_per_image)),
+        "an image": format_bytes(round(split.bytes_per_image)),
         "shorter sides": _sides(split.shorter_sides),
         "longer sides": _sides(split.longer_sides),
         "images a class": f"{least:,} to {most:,}, median {median:,.0f}" if least < most else f"all {most:,}",

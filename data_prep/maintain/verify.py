@@ -11,7 +11,7 @@ from pathlib import Path
 from data_prep.common.files import hash_file
 from data_prep.common.parallel import cores
 from data_prep.format.manifest import MANIFEST_FILE, File, Manifest, read_manifest
-from data_prep.maintain.merge import NOTE
+from data_prep.maintain.merge import MERGED_NOTE
 from data_prep.maintain.split_check import Advance, SplitCheck
 from data_prep.maintain.verification_report import VerificationReport
 
@@ -32,7 +32,7 @@ def verify(
     """
     report = VerificationReport(read_manifest(folder))
     _check_manifest(report)
-    _look_for_strangers(folder, report)
+    _find_unnamed_files(folder, report)
     threads = threads or cores()
     with ThreadPoolExecutor(threads) as pool:
         if hashes_only:
@@ -69,11 +69,11 @@ def _check_manifest(report: VerificationReport) -> None:
             report.add(MANIFEST_FILE, None, f"{name} counts the samples of {len(split.samples_per_class)} classes")
 
 
-def _look_for_strangers(folder: Path, report: VerificationReport) -> None:
+def _find_unnamed_files(folder: Path, report: VerificationReport) -> None:
     named = {folder / file.file for split in report.manifest.splits.values() for file in split.files}
     for path in sorted(set(folder.rglob("*.beton")) - named):
         report.add(str(path.relative_to(folder)), None, "the manifest does not name it: remove it")
-    for path in sorted({*folder.rglob(".*.partial"), *folder.glob(NOTE)}):
+    for path in sorted({*folder.rglob(".*.partial"), *folder.glob(MERGED_NOTE)}):
         report.add(str(path.relative_to(folder)), None, "a command was interrupted: run it again, or remove this file")
 
 

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.common.errors import UserError
-from data_prep.common.files import in_sentences
-from data_prep.common.parallel import Workers
+from data_prep.common.files import explain_os_errors
+from data_prep.common.parallel import Executor
 from data_prep.format import beton
 from data_prep.format.manifest import FORMAT_VERSION, MANIFEST_FILE, SPLITS, Manifest, Source, Split, load_manifest
 from data_prep.prepare import shard_writer, workspace
@@ -35,7 +35,7 @@ _TOOLS = ("phasecollapse", "ffcv", "numpy", "pillow", "pyarrow")
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PrepareResult:
     """What :func:`prepare` leaves behind."""
 
     manifest: Manifest
@@ -56,13 +56,13 @@ class Estimate(NamedTuple):
 def prepare(
     source: ImageSource,
     output: Path,
-    request: PrepareSpec,
-    workers: Workers,
+    spec: PrepareSpec,
+    executor: Executor,
     *,
     threads: int = 1,
     restart: bool = False,
-    announce: Callable[[Estimate], None] = lambda estimate: None,
-) -> Prepared:
+    on_estimate: Callable[[Estimate], None] = lambda estimate: None,
+) -> PrepareResult:
     """Writes the images of `source` to the new folder `output`.
 
     Interrupted, the same call goes on with the shards that are not there yet.
@@ -78,22 +78,22 @@ def prepare(
             or the disk is too small or refuses. Finished shards are kept then.
     """
     if output.exists() and not _is_empty_folder(output):
-        with in_sentences(output):
-            return Prepared(_recognize(source, output, request, workers), already_there=True)
-    with in_sentences(output), warnings.catch_warnings(), workspace.claim(output, request, restart) as folder:
+        with explain_os_errors(output):
+            return PrepareResult(_check_existing(source, output, spec, executor), already_there=True)
+    with explain_os_errors(output), warnings.catch_warnings(), workspace.claim(output, spec, restart) as folder:
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what counts is whether the image decodes
-        listing = folder.listing(lambda: source.list(folder.scratch, workers))
-        manifest = _write(folder, listing, request, workers, threads, announce)
+        index = folder.index(lambda: source.list(folder.scratch, executor))
+        manifest = _write(folder, index, spec, executor, threads, on_estimate)
         manifest = manifest.model_copy(update={"name": output.name})
         folder.finish(manifest, output)
-    return Prepared(manifest, already_there=False)
+    return PrepareResult(manifest, already_there=False)
 
 
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _recognize(source: ImageSource, output: Path, request: PrepareSpec, workers: Workers) -> Manifest:
+def _check_existing(source: ImageSource, output: Path, spec: PrepareSpec, executor: Executor) -> Manifest:
     """The data set that is already in `output`, if it is what was asked for."""
     if not (output / MANIFEST_FILE).exists():
         raise UserError(f"{output} already exists and is not a prepared data set: choose another output")
@@ -101,12 +101,12 @@ def _recognize(source: ImageSource, output: Path, request: PrepareSpec, workers:
         existing = load_manifest(output)
     except UserError as error:
         raise UserError(f"{output} already exists, but is not whole: delete it first ({error})") from None
-    same = existing.source.options == request.options() and existing.source.kind == request.kind
-    if same and existing.seed == request.seed:
+    same = existing.source.options == spec.options() and existing.source.kind == spec.kind
+    if same and existing.seed == spec.seed:
         scratch = output.with_name(f".{output.name}.listing")
         scratch.mkdir(exist_ok=True)
         try:
-            same = source.list(scratch, workers).digest() == existing.source.digest
+            same = source.list(scratch, executor).digest() == existing.source.digest
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         if same:
@@ -120,61 +120,57 @@ def _recognize(source: ImageSource, output: Path, request: PrepareSpec, workers:
 
 def _write(
     folder: PrepareWorkspace,
-    listing: ImageIndex,
-    request: PrepareSpec,
-    workers: Workers,
+    index: ImageIndex,
+    spec: PrepareSpec,
+    executor: Executor,
     threads: int,
-    announce: Callable[[Estimate], None],
+    on_estimate: Callable[[Estimate], None],
 ) -> Manifest:
     """All shards that are missing, then the manifest's content."""
-    plan = _plan(listing, request)
+    plan = _plan(index, spec)
     records = {shard: folder.record(shard.split, shard.number) for shard in plan}
     missing = [shard for shard in plan if records[shard] is None]
     if missing:
-        estimate = _estimate(folder.path, listing, request, missing, workers.count * threads)
-        announce(estimate)
+        estimate = _estimate(folder.path, index, spec, missing, executor.count * threads)
+        on_estimate(estimate)
         if estimate.bytes > estimate.free_bytes:
             raise UserError(
                 f"the data set needs about {estimate.bytes / 1e9:.1f} GB, but {folder.path.parent} has "
                 f"{estimate.free_bytes / 1e9:.1f} GB free: make room, or lower --max-side or --quality"
             )
-    task = WriteShard(folder.path, request, threads)
+    task = WriteShard(folder.path, spec, threads)
     left_out = [image for record in records.values() if record for image in record.left_out]
-    shard_writer.check_allowed(left_out, request.allow_damaged)
-    for shard, record in workers.map(task, missing):
+    shard_writer.check_allowed(left_out, spec.allow_damaged)
+    for shard, record in executor.map(task, missing):
         records[shard] = record
         left_out += record.left_out
-        shard_writer.check_allowed(left_out, request.allow_damaged)
-    return _describe(listing, request, {shard: record for shard, record in records.items() if record})
+        shard_writer.check_allowed(left_out, spec.allow_damaged)
+    return _describe(index, spec, {shard: record for shard, record in records.items() if record})
 
 
-def _plan(listing: ImageIndex, request: PrepareSpec) -> list[ShardPlan]:
-    size = request.shard_samples
+def _plan(index: ImageIndex, spec: PrepareSpec) -> list[ShardPlan]:
+    size = spec.shard_samples
     return [
         ShardPlan(split, number, first, min(first + size, table.num_rows))
         for split in SPLITS
-        if (table := listing.splits.get(split)) is not None
+        if (table := index.splits.get(split)) is not None
         for number, first in enumerate(range(0, table.num_rows, size))
     ]
 
 
-def _estimate(
-    folder: Path, listing: ImageIndex, request: PrepareSpec, missing: list[ShardPlan], parallel: int
-) -> Estimate:
+def _estimate(folder: Path, index: ImageIndex, spec: PrepareSpec, missing: list[ShardPlan], parallel: int) -> Estimate:
     """From images spread over what is missing; damaged ones are for later."""
     count = sum(shard.end - shard.first for shard in missing)
-    probed = [
-        shard_writer.probe(listing, request, shard, PROBES * (shard.end - shard.first) // count) for shard in missing
-    ]
+    probed = [shard_writer.probe(index, spec, shard, PROBES * (shard.end - shard.first) // count) for shard in missing]
     sizes = [size for found in probed for size in found.sizes]
     per_image = sum(found.seconds for found in probed) / max(1, len(sizes))
     size = int((np.mean(sizes or [0]) + PER_SAMPLE) * count)
     return Estimate(count, size, per_image * count / parallel, shutil.disk_usage(folder).free)
 
 
-def _describe(listing: ImageIndex, request: PrepareSpec, records: dict[ShardPlan, ShardRecord]) -> Manifest:
+def _describe(index: ImageIndex, spec: PrepareSpec, records: dict[ShardPlan, ShardRecord]) -> Manifest:
     splits = {
-        split: _describe_split([records[each] for each in records if each.split == split]) for split in listing.splits
+        split: _describe_split([records[each] for each in records if each.split == split]) for split in index.splits
     }
     empty = [name for name, split in splits.items() if split.samples == 0]
     if empty:
@@ -183,13 +179,13 @@ def _describe(listing: ImageIndex, request: PrepareSpec, records: dict[ShardPlan
     return Manifest(
         format_version=FORMAT_VERSION,
         name="",
-        classes=listing.classes,
+        classes=index.classes,
         splits=splits,
-        encoding=request.encoding,
+        encoding=spec.encoding,
         max_side=max(sides),
         min_side=min(sides),
-        seed=request.seed,
-        source=Source(kind=request.kind, location=request.location, digest=listing.digest(), options=request.options()),
+        seed=spec.seed,
+        source=Source(kind=spec.kind, location=spec.location, digest=index.digest(), options=spec.options()),
         tools={package: importlib.metadata.version(package) for package in _TOOLS},
     )
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from data_prep.common.counter_rng import Purpose, uniform
 from data_prep.common.errors import UserError
-from data_prep.common.parallel import Workers
+from data_prep.common.parallel import Executor
 from data_prep.format.manifest import ImageClass, SplitName
 from data_prep.sources.image_index import BATCH_ROWS, IMAGES, ImageIndex, map_table, pick, write_table
 from data_prep.sources.registry import ImageSource
@@ -43,13 +43,13 @@ class Selection:
         chosen: dict[str, int | float | str] = {"classes": ",".join(classes)} if classes else {}
         self.options: dict[str, int | float | str] = {**source.options, **chosen, **limits}
 
-    def list(self, scratch: Path, workers: Workers) -> ImageIndex:
+    def list(self, scratch: Path, executor: Executor) -> ImageIndex:
         """The chosen images.
 
         Raises:
             UserError: there is no such class, or nothing is left of a split.
         """
-        whole = self._source.list(scratch, workers)
+        whole = self._source.list(scratch, executor)
         chosen = [_find(whole.classes, name) for name in self._classes] or whole.classes
         kept = sorted({each.index for each in chosen})
         chosen_classes = [whole.classes[old].model_copy(update={"index": new}) for new, old in enumerate(kept)]

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from data_prep.codec.convert import StoredImage, keep, to_raw, to_stored
+from data_prep.codec.convert import StoredImage, keep_unchanged, to_jpeg, to_raw
 from data_prep.codec.decode import DecodeError
 from data_prep.common import storage
 from data_prep.common.counter_rng import Purpose, key, uniform
@@ -59,7 +59,7 @@ class Probe(NamedTuple):
     seconds: float
 
 
-class _Image(NamedTuple):
+class _SourceImage(NamedTuple):
     """An image of the source, before it is read."""
 
     label: int
@@ -71,12 +71,12 @@ class _Image(NamedTuple):
     """Whether it is to be stored as pixels."""
 
 
-def probe(listing: ImageIndex, request: PrepareSpec, shard: ShardPlan, count: int) -> Probe:
+def probe(index: ImageIndex, spec: PrepareSpec, shard: ShardPlan, count: int) -> Probe:
     """Reads at least one image of a shard as if to write it."""
     sizes: list[int] = []
     started = time.perf_counter()
-    for chunk in _chunks(_images(listing, request, shard._replace(end=min(shard.first + max(1, count), shard.end)))):
-        sizes += [len(found.content) for _, found in _convert(chunk, request) if isinstance(found, StoredImage)]
+    for chunk in _chunks(_images(index, spec, shard._replace(end=min(shard.first + max(1, count), shard.end)))):
+        sizes += [len(found.content) for _, found in _convert(chunk, spec) if isinstance(found, StoredImage)]
     return Probe(sizes, time.perf_counter() - started)
 
 
@@ -86,7 +86,7 @@ class WriteShard:
 
     folder: Path
     """The work folder, which every node sees."""
-    request: PrepareSpec
+    spec: PrepareSpec
     threads: int
     """That read, decode and encode."""
 
@@ -97,14 +97,14 @@ class WriteShard:
             UserError: more images cannot be decoded than the request allows.
             OSError: the disk refuses.
         """
-        listing = workspace.load_listing(self.folder)
+        index = workspace.load_index(self.folder)
         path = self.folder / f"{shard.split}-{shard.number:05d}.beton"
-        tally = _Tally(len(listing.classes))
+        tally = _Tally(len(index.classes))
         with ThreadPoolExecutor(self.threads, "prepare") as pool:
-            images = _images(listing, self.request, shard)
-            convert = functools.partial(_convert, request=self.request)
+            images = _images(index, self.spec, shard)
+            convert = functools.partial(_convert, spec=self.spec)
             found = chain.from_iterable(_map_in_order(pool, convert, _chunks(images), AHEAD * self.threads))
-            samples = tally.count(found, advance, self.request.allow_damaged)
+            samples = tally.count(found, advance, self.spec.allow_damaged)
             try:
                 first = next(samples, None)
                 written = first and write_shard(path, chain([first], samples), shard.end - shard.first)
@@ -137,7 +137,7 @@ class _Tally:
         self.left_out: list[LeftOut] = []
 
     def count(
-        self, found: Iterable[tuple[_Image, StoredImage | LeftOut]], advance: Advance, allowed: int
+        self, found: Iterable[tuple[_SourceImage, StoredImage | LeftOut]], advance: Advance, allowed: int
     ) -> Iterator[Sample]:
         """Passes on what can be stored."""
         for image, stored in found:
@@ -172,40 +172,40 @@ def check_allowed(left_out: list[LeftOut], allowed: int) -> None:
         raise _too_many(left_out, allowed)
 
 
-def _images(listing: ImageIndex, request: PrepareSpec, shard: ShardPlan) -> Iterator[_Image]:
+def _images(index: ImageIndex, spec: PrepareSpec, shard: ShardPlan) -> Iterator[_SourceImage]:
     """The images of a shard, in its order."""
     split = SPLITS.index(shard.split)
-    table = listing.splits[shard.split]
+    table = index.splits[shard.split]
     places = np.arange(shard.first, shard.end)
-    rows = permute(places, table.num_rows, key(request.seed, split, Purpose.ORDER))
-    raw = np.full(len(places), request.encoding == "raw")
-    if request.encoding == "mixed":
-        raw = uniform(1, request.seed, split, Purpose.ENCODING, places)[:, 0] < request.raw_share
+    rows = permute(places, table.num_rows, key(spec.seed, split, Purpose.ORDER))
+    raw = np.full(len(places), spec.encoding == "raw")
+    if spec.encoding == "mixed":
+        raw = uniform(1, spec.seed, split, Purpose.ENCODING, places)[:, 0] < spec.raw_share
     taken = pick(table, rows)
     columns = [taken[name].to_pylist() for name in ("label", "name", "file", "offset", "size")]
     for values in zip(*columns, raw.tolist(), strict=True):
-        yield _Image(*values)
+        yield _SourceImage(*values)
 
 
-def _convert(images: list[_Image], request: PrepareSpec) -> list[tuple[_Image, StoredImage | LeftOut]]:
+def _convert(images: list[_SourceImage], spec: PrepareSpec) -> list[tuple[_SourceImage, StoredImage | LeftOut]]:
     """Reads images and brings them into their stored form. Runs in threads."""
     contents = [storage.read_range(image.file, image.offset, image.size) for image in images]
     jpegs = [b"" if image.raw else content for image, content in zip(images, contents, strict=True)]
-    kept = keep(jpegs, request.max_side)
+    kept = keep_unchanged(jpegs, spec.max_side)
     return [
-        (image, stored or _bring(content, image.raw, image.name, request))
+        (image, stored or _convert_one(content, image.raw, image.name, spec))
         for image, content, stored in zip(images, contents, kept, strict=True)
     ]
 
 
-def _bring(content: bytes, raw: bool, name: str, request: PrepareSpec) -> StoredImage | LeftOut:
+def _convert_one(content: bytes, raw: bool, name: str, spec: PrepareSpec) -> StoredImage | LeftOut:
     try:
-        return to_raw(content, request.max_side) if raw else to_stored(content, request.max_side, request.quality)
+        return to_raw(content, spec.max_side) if raw else to_jpeg(content, spec.max_side, spec.quality)
     except DecodeError as error:
         return LeftOut(image=name, reason=str(error))
 
 
-def _chunks(images: Iterator[_Image]) -> Iterator[list[_Image]]:
+def _chunks(images: Iterator[_SourceImage]) -> Iterator[list[_SourceImage]]:
     while chunk := list(islice(images, CHUNK)):
         yield chunk
 

@@ -40,7 +40,7 @@ from data_prep.format.manifest import (
 from data_prep.prepare.spec import PrepareSpec
 from data_prep.sources.image_index import ImageIndex, map_table, write_table
 
-LOCK, REQUEST, LISTING, SCRATCH = ".lock", "request.json", "listing", "scratch"
+LOCK, SPEC_FILE, INDEX_FOLDER, SCRATCH = ".lock", "request.json", "listing", "scratch"
 _CLASSES = "classes.json"
 
 
@@ -72,16 +72,16 @@ class PrepareWorkspace:
         folder.mkdir(exist_ok=True)
         return folder
 
-    def listing(self, make: Callable[[], ImageIndex]) -> ImageIndex:
+    def index(self, make: Callable[[], ImageIndex]) -> ImageIndex:
         """The source's listing: the one that is here, or a new one, which is kept."""
-        folder = self.path / LISTING
+        folder = self.path / INDEX_FOLDER
         if not folder.is_dir():
-            partial = self.path / f"{LISTING}.partial"
+            partial = self.path / f"{INDEX_FOLDER}.partial"
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             _store(make(), partial)
             partial.rename(folder)
-        return load_listing(self.path)
+        return load_index(self.path)
 
     def record(self, split: SplitName, number: int) -> ShardRecord | None:
         """What a finished shard holds; None if it has to be written."""
@@ -100,7 +100,7 @@ class PrepareWorkspace:
     def finish(self, manifest: Manifest, output: Path) -> None:
         """Adds the manifest, removes what only work needed, and gives the folder the output's name."""
         write_atomically(self.path / MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
-        for name in (LISTING, SCRATCH):
+        for name in (INDEX_FOLDER, SCRATCH):
             shutil.rmtree(self.path / name, ignore_errors=True)
         named = {file.file for split in manifest.splits.values() for file in split.files}
         for entry in self.path.iterdir():
@@ -115,7 +115,7 @@ class PrepareWorkspace:
 
 
 @contextmanager
-def claim(output: Path, request: PrepareSpec, restart: bool) -> Iterator[PrepareWorkspace]:
+def claim(output: Path, spec: PrepareSpec, restart: bool) -> Iterator[PrepareWorkspace]:
     """The work folder of an output, for one command at a time. It stays if the body fails before it is finished.
 
     Raises:
@@ -127,16 +127,16 @@ def claim(output: Path, request: PrepareSpec, restart: bool) -> Iterator[Prepare
         try:
             if restart:
                 _empty(folder)
-            _check_request(folder, output, request)
+            _check_spec(folder, output, spec)
             yield PrepareWorkspace(folder)
         finally:
             if folder.is_dir() and not any(folder.glob("*-*.json")):
                 shutil.rmtree(folder, ignore_errors=True)  # nothing in it is worth going on with
 
 
-def load_listing(folder: Path) -> ImageIndex:
+def load_index(folder: Path) -> ImageIndex:
     """The listing in a work folder, mapped into memory."""
-    stored = folder / LISTING
+    stored = folder / INDEX_FOLDER
     classes = [ImageClass.model_validate(each) for each in json.loads((stored / _CLASSES).read_text(encoding="utf-8"))]
     splits: dict[SplitName, pa.Table] = {}
     for split in SPLITS:
@@ -151,24 +151,24 @@ def record_path(folder: Path, split: SplitName, number: int) -> Path:
     return folder / f"{split}-{number:05d}.json"
 
 
-def _store(listing: ImageIndex, folder: Path) -> None:
-    classes = json.dumps([each.model_dump() for each in listing.classes])
+def _store(index: ImageIndex, folder: Path) -> None:
+    classes = json.dumps([each.model_dump() for each in index.classes])
     (folder / _CLASSES).write_text(classes, encoding="utf-8")
-    for split, table in listing.splits.items():
+    for split, table in index.splits.items():
         write_table(table.to_batches(), folder / f"{split}.arrow")
 
 
-def _check_request(folder: Path, output: Path, request: PrepareSpec) -> None:
-    path = folder / REQUEST
+def _check_spec(folder: Path, output: Path, spec: PrepareSpec) -> None:
+    path = folder / SPEC_FILE
     if not path.exists():
         _empty(folder)
-        write_atomically(path, request.model_dump_json(indent=2).encode())
+        write_atomically(path, spec.model_dump_json(indent=2).encode())
         return
     try:
-        begun = PrepareSpec.model_validate_json(path.read_bytes())
+        existing = PrepareSpec.model_validate_json(path.read_bytes())
     except ValidationError:
         raise UserError(f"{path} is damaged: discard the unfinished data set with --restart") from None
-    difference = request.difference(begun)
+    difference = spec.difference(existing)
     if difference:
         raise UserError(
             f"{output} was begun and not finished by another request ({difference}): ask for the same again to go on, "

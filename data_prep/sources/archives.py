@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 
 from data_prep.common import storage
 from data_prep.common.errors import UserError
-from data_prep.common.parallel import Workers
+from data_prep.common.parallel import Executor
 from data_prep.sources.folders import FOLDERS, arrange
 from data_prep.sources.image_index import ImageIndex, IndexedImage
 
@@ -38,10 +38,10 @@ class ArchivedFolders:
     def __init__(self, archive: str, names: Path | str | None = None) -> None:
         self._archive = archive if storage.is_remote(archive) else str(Path(archive).resolve())
         self._names = names
-        self.location = storage.without_secrets(self._archive)
+        self.location = storage.redact(self._archive)
         self.options: dict[str, int | float | str] = {}
 
-    def list(self, scratch: Path, workers: Workers) -> ImageIndex:
+    def list(self, scratch: Path, executor: Executor) -> ImageIndex:
         """The images of both splits.
 
         Raises:
@@ -91,11 +91,11 @@ def scan(archive: str, start: int = 0, end: int | None = None) -> Iterator[Index
             file.seek(-(-after // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
             closed = after <= end and len(file.read(tarfile.BLOCKSIZE)) == tarfile.BLOCKSIZE
     except tarfile.TarError as error:
-        raise UserError(f"{storage.without_secrets(archive)} is damaged ({error}): download it again") from None
+        raise UserError(f"{storage.redact(archive)} is damaged ({error}): download it again") from None
     except OSError as error:
-        raise UserError(f"{storage.without_secrets(archive)} cannot be read: {storage.reason(error)}") from None
+        raise UserError(f"{storage.redact(archive)} cannot be read: {storage.first_line(error)}") from None
     if not closed:  # a block of zeros ends an archive
-        raise UserError(f"{storage.without_secrets(archive)} is cut off at {name}: download it again")
+        raise UserError(f"{storage.redact(archive)} is cut off at {name}: download it again")
 
 
 def _buffered(archive: str) -> BinaryIO:

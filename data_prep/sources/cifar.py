@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from data_prep.common.errors import UserError
-from data_prep.common.parallel import Workers
+from data_prep.common.parallel import Executor
 from data_prep.format.manifest import SplitName
 from data_prep.sources.image_index import ImageIndex, IndexedImage
-from data_prep.sources.labelled import Labelled, to_listing
+from data_prep.sources.labelled import LabelledImage, to_index
 
 FOLDER = "cifar-10-batches-py"
 BATCHES: dict[SplitName, tuple[str, ...]] = {
@@ -40,7 +40,7 @@ class Cifar10:
         self.location = str(self._folder)
         self.options: dict[str, int | float | str] = {}
 
-    def list(self, scratch: Path, workers: Workers) -> ImageIndex:
+    def list(self, scratch: Path, executor: Executor) -> ImageIndex:
         """Unpacks the images of both splits.
 
         Raises:
@@ -48,9 +48,9 @@ class Cifar10:
         """
         names = [_text(name) for name in self._load("batches.meta")["label_names"]]
         images = {split: self._unpack(files, scratch / f"{split}.images") for split, files in BATCHES.items()}
-        return to_listing(self.location, images, scratch, None, names)
+        return to_index(self.location, images, scratch, None, names)
 
-    def _unpack(self, files: tuple[str, ...], target: Path) -> Iterator[Labelled]:
+    def _unpack(self, files: tuple[str, ...], target: Path) -> Iterator[LabelledImage]:
         with target.open("wb") as output:
             for name in files:
                 batch = self._load(name)
@@ -64,7 +64,7 @@ class Cifar10:
                     Image.fromarray(row.reshape(3, SIDE, SIDE).transpose(1, 2, 0)).save(buffer, "PNG")
                     offset = output.tell()
                     output.write(buffer.getvalue())
-                    yield Labelled(
+                    yield LabelledImage(
                         int(label), IndexedImage(f"{name}/{number:05d}", str(target), offset, output.tell() - offset)
                     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_prep.common import storage
 from data_prep.common.errors import UserError
-from data_prep.common.parallel import Workers
+from data_prep.common.parallel import Executor
 from data_prep.format import class_names
 from data_prep.format.manifest import SPLITS, SplitName
 from data_prep.sources.image_index import ImageIndex, ImageIndexBuilder, IndexedImage
@@ -40,10 +40,10 @@ class ClassFolders:
     def __init__(self, root: str | Path, names: Path | str | None = None) -> None:
         self._root = str(root) if storage.is_remote(str(root)) else str(Path(root).resolve())
         self._names = names
-        self.location = storage.without_secrets(self._root)
+        self.location = storage.redact(self._root)
         self.options: dict[str, int | float | str] = {}
 
-    def list(self, scratch: Path, workers: Workers) -> ImageIndex:
+    def list(self, scratch: Path, executor: Executor) -> ImageIndex:
         """The images of both splits.
 
         Raises:
@@ -74,7 +74,7 @@ def arrange(
     Raises:
         UserError: a split has no images, splits have different classes, images lie too deep, or `names` lacks a class.
     """
-    spools: dict[str, ImageIndexBuilder] = {}
+    builders: dict[str, ImageIndexBuilder] = {}
     for image in found:
         split, *rest = image.name.split("/")
         if len(rest) < 2 or split not in _SPLIT_FOLDERS:
@@ -84,16 +84,16 @@ def arrange(
                 f"class folder {location}/{split}/{rest[0]} holds another folder, {rest[1]}: put the images directly "
                 "into it"
             )
-        if split not in spools:
-            spools[split] = ImageIndexBuilder(scratch, split)
-        spools[split].add(rest[0], image)
+        if split not in builders:
+            builders[split] = ImageIndexBuilder(scratch, split)
+        builders[split].add(rest[0], image)
     chosen: dict[SplitName, ImageIndexBuilder] = {}
     for split_name in SPLITS:
-        folder = next((name for name in FOLDERS[split_name] if name in spools), None)
+        folder = next((name for name in FOLDERS[split_name] if name in builders), None)
         if folder is None:
             wanted = " or ".join(FOLDERS[split_name])
             raise UserError(f"{location} has no folder {wanted} with images: put one folder for each class into it")
-        chosen[split_name] = spools[folder]
+        chosen[split_name] = builders[folder]
     ids = _class_ids(location, chosen)
     given = class_names.read_names(names) if names else {}
     missing = [identity for identity in ids if names and identity not in given]
@@ -104,7 +104,7 @@ def arrange(
 
 
 def _class_ids(location: str, splits: dict[SplitName, ImageIndexBuilder]) -> list[str]:
-    ids = {split: spool.classes for split, spool in splits.items()}
+    ids = {split: builder.classes for split, builder in splits.items()}
     pairs: tuple[tuple[SplitName, SplitName], ...] = (("train", "validation"), ("validation", "train"))
     for split, other in pairs:
         extra = sorted(ids[split] - ids[other])

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from data_prep.common import storage
 from data_prep.common.errors import UserError
-from data_prep.common.parallel import Advance, Workers
+from data_prep.common.parallel import Advance, Executor
 from data_prep.format import class_names
 from data_prep.format.manifest import SplitName
 from data_prep.sources.archives import scan
@@ -51,10 +51,10 @@ class ImageNetArchives:
     def __init__(self, folder: str, names: Path | str | None = None) -> None:
         self._folder = folder if storage.is_remote(folder) else str(Path(folder).resolve())
         self._names = names
-        self.location = storage.without_secrets(self._folder)
+        self.location = storage.redact(self._folder)
         self.options: dict[str, int | float | str] = {}
 
-    def list(self, scratch: Path, workers: Workers) -> ImageIndex:
+    def list(self, scratch: Path, executor: Executor) -> ImageIndex:
         """The images of both splits, named as in class folders: train/ID/NAME and val/ID/NAME.
 
         Raises:
@@ -67,7 +67,7 @@ class ImageNetArchives:
             for found in scan(storage.join(self._folder, TRAIN))
             if found.name.endswith(".tar")
         ]
-        for identity, images in workers.map(_scan_class, archives):
+        for identity, images in executor.map(_scan_class, archives):
             if identity not in set(ids.values()):
                 raise UserError(
                     f"{self.location}/{TRAIN} has a class {identity} that the development kit does not know"
@@ -109,14 +109,14 @@ def _read_devkit(location: str) -> tuple[dict[int, str], list[int]]:
     Raises:
         UserError: the kit is missing or damaged.
     """
-    name = storage.without_secrets(location)
+    name = storage.redact(location)
     try:
         with tarfile.open(fileobj=io.BytesIO(storage.read_all(location)), mode="r:*") as kit:
             files = {wanted: _member(kit, wanted) for wanted in (_META, _TRUTH)}
         ids = _read_synsets(files[_META])
         truth = [int(line) for line in files[_TRUTH].split()]
     except (tarfile.TarError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{name} is damaged ({storage.reason(error)}): download it again") from None
+        raise UserError(f"{name} is damaged ({storage.first_line(error)}): download it again") from None
     unknown = sorted(set(truth) - set(ids))
     if unknown:
         raise UserError(

@@ -19,7 +19,7 @@ _NAMES: dict[SplitName, re.Pattern[str]] = {
 }
 
 
-class Labelled(NamedTuple):
+class LabelledImage(NamedTuple):
     """An image, and the number of its class."""
 
     label: int
@@ -43,15 +43,15 @@ def files_of_splits(location: str, suffix: str) -> dict[SplitName, list[str]]:
     for split in SPLITS:
         if not found[split]:
             raise UserError(
-                f"{storage.without_secrets(location)} has no {suffix} files of the {split} split: their names must "
+                f"{storage.redact(location)} has no {suffix} files of the {split} split: their names must "
                 f"hold {'train' if split == 'train' else 'val, validation or test'}"
             )
     return found
 
 
-def to_listing(
+def to_index(
     location: str,
-    images: Mapping[SplitName, Iterable[Labelled]],
+    images: Mapping[SplitName, Iterable[LabelledImage]],
     scratch: Path,
     class_names: Path | str | None,
     given: list[str] | None = None,
@@ -61,16 +61,16 @@ def to_listing(
     Raises:
         UserError: a label is negative, or has no class.
     """
-    spools = {split: ImageIndexBuilder(scratch, split) for split in SPLITS}
+    builders = {split: ImageIndexBuilder(scratch, split) for split in SPLITS}
     largest = -1
     for split in SPLITS:
         for label, image in images[split]:
             if label < 0 or (given and label >= len(given)):
                 raise UserError(f"{image.name} of {location} has label {label}, which no class has")
             largest = max(largest, label)
-            spools[split].add(str(label), image)
-        if not spools[split].classes:
+            builders[split].add(str(label), image)
+        if not builders[split].classes:
             raise UserError(f"the {split} split of {location} has no images")
     classes = from_labels(largest + 1, class_names, given)
     order = [str(each.index) for each in classes]
-    return ImageIndex(classes, {split: each.table(order) for split, each in spools.items()})
+    return ImageIndex(classes, {split: each.table(order) for split, each in builders.items()})

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from data_prep.common import storage
 from data_prep.common.errors import UserError
-from data_prep.common.parallel import Advance, Workers
+from data_prep.common.parallel import Advance, Executor
 from data_prep.format.manifest import SPLITS, SplitName
 from data_prep.sources.image_index import ImageIndex, IndexedImage
-from data_prep.sources.labelled import Labelled, files_of_splits, to_listing
+from data_prep.sources.labelled import LabelledImage, files_of_splits, to_index
 
 LABELS = ("label", "labels", "fine_label", "cls")
 ROWS = 64
@@ -47,10 +47,10 @@ class ParquetTables:
     def __init__(self, folder: str, names: Path | str | None = None) -> None:
         self._folder = folder if storage.is_remote(folder) else str(Path(folder).resolve())
         self._names = names
-        self.location = storage.without_secrets(self._folder)
+        self.location = storage.redact(self._folder)
         self.options: dict[str, int | float | str] = {}
 
-    def list(self, scratch: Path, workers: Workers) -> ImageIndex:
+    def list(self, scratch: Path, executor: Executor) -> ImageIndex:
         """Unpacks the images of both splits.
 
         Raises:
@@ -61,12 +61,12 @@ class ParquetTables:
             split: [_Task(file, scratch / f"{split}-{number:05d}.images") for number, file in enumerate(files[split])]
             for split in SPLITS
         }
-        images: dict[SplitName, Iterable[Labelled]] = {
-            split: (each for target in workers.map(_unpack, tasks[split]) for each in _read_index(target))
+        images: dict[SplitName, Iterable[LabelledImage]] = {
+            split: (each for target in executor.map(_unpack, tasks[split]) for each in _read_index(target))
             for split in SPLITS
         }
         given = _class_names(_open(files["train"][0]).schema_arrow)
-        return to_listing(self.location, images, scratch, self._names, given)
+        return to_index(self.location, images, scratch, self._names, given)
 
 
 def _unpack(task: _Task, advance: Advance) -> Path:
@@ -76,7 +76,7 @@ def _unpack(task: _Task, advance: Advance) -> Path:
         image, label = _columns(task.source, table.schema_arrow)
         labels: list[int] = []
         sizes: list[int] = []
-        name = storage.without_secrets(task.source)
+        name = storage.redact(task.source)
         with task.target.open("wb") as file:
             try:
                 for batch in table.iter_batches(ROWS, columns=[image, label]):
@@ -87,7 +87,7 @@ def _unpack(task: _Task, advance: Advance) -> Path:
                         labels.append(number)
                         sizes.append(len(content))
             except (pa.ArrowException, OSError) as error:
-                raise UserError(f"{name} cannot be read: {storage.reason(error)}") from None
+                raise UserError(f"{name} cannot be read: {storage.first_line(error)}") from None
         partial = task.target.with_suffix(".partial")
         stem = name.partition("?")[0].rsplit("/", 1)[-1]
         pq.write_table(
@@ -101,10 +101,10 @@ def _index(target: Path) -> Path:
     return target.with_suffix(".index")
 
 
-def _read_index(target: Path) -> Iterator[Labelled]:
+def _read_index(target: Path) -> Iterator[LabelledImage]:
     offset = 0
     for row in pq.read_table(_index(target)).to_pylist():
-        yield Labelled(row["label"], IndexedImage(row["name"], str(target), offset, row["size"]))
+        yield LabelledImage(row["label"], IndexedImage(row["name"], str(target), offset, row["size"]))
         offset += row["size"]
 
 
@@ -112,7 +112,7 @@ def _open(location: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(storage.open_file(location))
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{storage.without_secrets(location)} is no Parquet file: {storage.reason(error)}") from None
+        raise UserError(f"{storage.redact(location)} is no Parquet file: {storage.first_line(error)}") from None
 
 
 def _columns(location: str, schema: pa.Schema) -> tuple[str, str]:
@@ -124,7 +124,7 @@ def _columns(location: str, schema: pa.Schema) -> tuple[str, str]:
     if image is None or label is None:
         lacking = "images (bytes, or a struct with bytes)" if image is None else f"labels (numbers called {LABELS[0]})"
         raise UserError(
-            f"{storage.without_secrets(location)} has no column of {lacking}: its columns are {', '.join(schema.names)}"
+            f"{storage.redact(location)} has no column of {lacking}: its columns are {', '.join(schema.names)}"
         )
     return image, label
 

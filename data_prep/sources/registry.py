@@ -7,7 +7,7 @@ from typing import Protocol
 
 from data_prep.common import storage
 from data_prep.common.errors import UserError
-from data_prep.common.parallel import Workers
+from data_prep.common.parallel import Executor
 from data_prep.sources.image_index import ImageIndex
 
 TEXTURES = "textures"
@@ -25,7 +25,7 @@ class ImageSource(Protocol):
     def kind(self) -> str:
         """What sort of source it is."""
 
-    def list(self, scratch: Path, workers: Workers) -> ImageIndex:
+    def list(self, scratch: Path, executor: Executor) -> ImageIndex:
         """All images, as ranges of bytes in files.
 
         Args:

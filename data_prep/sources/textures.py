@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from data_prep.common.parallel import Workers
+from data_prep.common.parallel import Executor
 from data_prep.format.manifest import SPLITS, ImageClass, SplitName
 from data_prep.sources.image_index import IMAGES, ImageIndex
 
@@ -76,7 +76,7 @@ class Textures:
         angles = [180 * index // CLASSES for index in range(CLASSES)]
         self.classes = [ImageClass(index=i, id=f"{a:03d}", name=f"{a} degrees") for i, a in enumerate(angles)]
 
-    def list(self, scratch: Path, workers: Workers) -> ImageIndex:
+    def list(self, scratch: Path, executor: Executor) -> ImageIndex:
         """Makes all images, into one file a split."""
         tables = {split: self._unpack(scratch / f"{split}.images", split) for split in SPLITS}
         return ImageIndex(self.classes, tables)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from data_prep.common import storage
 from data_prep.common.errors import UserError
-from data_prep.common.parallel import Advance, Workers
+from data_prep.common.parallel import Advance, Executor
 from data_prep.format.manifest import SPLITS, SplitName
 from data_prep.sources.archives import scan
 from data_prep.sources.image_index import ImageIndex, IndexedImage
-from data_prep.sources.labelled import Labelled, files_of_splits, to_listing
+from data_prep.sources.labelled import LabelledImage, files_of_splits, to_index
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "ppm", "bmp")
 LABELS = ("cls", "json")
@@ -31,28 +31,28 @@ class WebDataset:
     def __init__(self, folder: str, names: Path | str | None = None) -> None:
         self._folder = folder if storage.is_remote(folder) else str(Path(folder).resolve())
         self._names = names
-        self.location = storage.without_secrets(self._folder)
+        self.location = storage.redact(self._folder)
         self.options: dict[str, int | float | str] = {}
 
-    def list(self, scratch: Path, workers: Workers) -> ImageIndex:
+    def list(self, scratch: Path, executor: Executor) -> ImageIndex:
         """The images of both splits.
 
         Raises:
             UserError: a shard is damaged, or an image has no label.
         """
         shards = files_of_splits(self._folder, ".tar")
-        images: dict[SplitName, Iterable[Labelled]] = {
-            split: (each for found in workers.map(_read_shard, shards[split]) for each in found) for split in SPLITS
+        images: dict[SplitName, Iterable[LabelledImage]] = {
+            split: (each for found in executor.map(_read_shard, shards[split]) for each in found) for split in SPLITS
         }
-        return to_listing(self.location, images, scratch, self._names)
+        return to_index(self.location, images, scratch, self._names)
 
 
-def _read_shard(archive: str, advance: Advance) -> list[Labelled]:
+def _read_shard(archive: str, advance: Advance) -> list[LabelledImage]:
     """The images of a shard."""
     return list(_pair(archive, scan(archive)))
 
 
-def _pair(archive: str, members: Iterator[IndexedImage]) -> Iterator[Labelled]:
+def _pair(archive: str, members: Iterator[IndexedImage]) -> Iterator[LabelledImage]:
     """Images with their labels; members of a key lie behind each other."""
     key: str | None = None
     parts: dict[str, IndexedImage] = {}
@@ -66,11 +66,11 @@ def _pair(archive: str, members: Iterator[IndexedImage]) -> Iterator[Labelled]:
     yield from _label(archive, key, parts)
 
 
-def _label(archive: str, key: str | None, parts: dict[str, IndexedImage]) -> Iterator[Labelled]:
+def _label(archive: str, key: str | None, parts: dict[str, IndexedImage]) -> Iterator[LabelledImage]:
     image = next((parts[suffix] for suffix in IMAGES if suffix in parts), None)
     if image is None:
         return
-    place = f"{storage.without_secrets(archive)}: {image.name}"
+    place = f"{storage.redact(archive)}: {image.name}"
     suffix = next((suffix for suffix in LABELS if suffix in parts), None)
     if suffix is None:
         raise UserError(f"{place} has no label: it needs a member {(key or '').strip('/')}.cls, or .json with a label")
@@ -80,4 +80,4 @@ def _label(archive: str, key: str | None, parts: dict[str, IndexedImage]) -> Ite
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{place} has a label that is no number: {text[:40]!r}") from None
     shard = archive.partition("?")[0].rsplit("/", 1)[-1]
-    yield Labelled(label, image._replace(name=f"{shard}/{image.name}"))
+    yield LabelledImage(label, image._replace(name=f"{shard}/{image.name}"))

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_prep.common.errors import UserError
-from data_prep.common.files import in_words
+from data_prep.common.files import format_bytes
 from data_prep.format.manifest import MANIFEST_FILE, load_manifest
 from pipeline.analysis.layer_costs import Layer, inspect
 from pipeline.config.schema import Settings
@@ -195,8 +195,8 @@ def _totals(description: Description) -> list[Text]:
         f"multiply-adds of an image: {_millions(description.necessary)} necessary, "
         f"{_millions(description.executed)} executed",
         *([description.overhead] if description.overhead else []),
-        f"kept for the backward pass in {description.precision}{again}: {in_words(held)} an image, "
-        f"{in_words(held * description.worker_batch)} for the {description.worker_batch} images of a worker",
+        f"kept for the backward pass in {description.precision}{again}: {format_bytes(held)} an image, "
+        f"{format_bytes(held * description.worker_batch)} for the {description.worker_batch} images of a worker",
     ]
     return [*map(Text, lines), _verdict(description.kernels, description.biases)]
 

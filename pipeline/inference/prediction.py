@@ -107,7 +107,7 @@ def _read(files: Sequence[Path], network: Trained) -> tuple[np.ndarray, list[str
     problems: list[str | None] = []
     for row, file in enumerate(files):
         try:
-            _fill(pixels[row : row + 1], convert.to_stored(file.read_bytes(), MAX_SIDE["jpeg"]), settings.center_crop)
+            _fill(pixels[row : row + 1], convert.to_jpeg(file.read_bytes(), MAX_SIDE["jpeg"]), settings.center_crop)
             problems.append(None)
         except DecodeError as error:
             problems.append(str(error))

@@ -11,9 +11,9 @@ from threading import Barrier
 import torch
 from torch import nn
 
-from data_prep.common.files import in_words
+from data_prep.common.files import format_bytes
 from data_prep.common.parallel import cores
-from data_prep.common.progress import duration
+from data_prep.common.progress import format_duration
 from data_prep.format.manifest import Manifest
 from data_prep.loading.loader import batch_bounds
 from pipeline import models
@@ -73,11 +73,11 @@ class Plan:
                 f"steps        {self.epochs} epochs of {self.steps_per_epoch}, {self.batch_size} images each, "
                 f"of {self.training_images:,} training images; {self.evaluation_images:,} evaluated after each epoch",
                 f"network      {self.parameters:,} parameters",
-                f"memory       about {in_words(self.memory_bytes)} for each worker, beside its libraries",
-                f"checkpoints  {in_words(self.checkpoint_bytes)} each, up to {self.checkpoints_kept} are kept: "
-                f"{in_words(self.checkpoint_bytes * (self.checkpoints_kept + 1))} of disk",
+                f"memory       about {format_bytes(self.memory_bytes)} for each worker, beside its libraries",
+                f"checkpoints  {format_bytes(self.checkpoint_bytes)} each, up to {self.checkpoints_kept} are kept: "
+                f"{format_bytes(self.checkpoint_bytes * (self.checkpoints_kept + 1))} of disk",
                 f"speed        about {self.images_per_second:,.0f} images/s of {self.sizes[-1]} pixels ({where}): "
-                f"{duration(self.seconds)}",
+                f"{format_duration(self.seconds)}",
             ]
         )
 

@@ -65,8 +65,10 @@ class Uploads:
         except FileNotFoundError:
             pass  # a checkpoint that was replaced meanwhile: whoever replaced it has asked for the next turn
         except (*_Problem, UserError) as error:
-            where = storage.without_secrets(self._location)
-            self._say(f"checkpoint.upload: {where} does not answer ({storage.reason(error)}); the next one tries again")
+            where = storage.redact(self._location)
+            self._say(
+                f"checkpoint.upload: {where} does not answer ({storage.first_line(error)}); the next one tries again"
+            )
 
 
 def checkpoints_at(location: str) -> set[str]:
@@ -149,8 +151,10 @@ def _fetch(filesystem: fs.FileSystem, source: str, file: Path) -> None:
 
 
 def _away(location: str, error: Exception) -> UserError:
-    where = storage.without_secrets(location)
-    return UserError(f"checkpoint.upload: {where} does not answer ({storage.reason(error)}): mend it, or leave it out")
+    where = storage.redact(location)
+    return UserError(
+        f"checkpoint.upload: {where} does not answer ({storage.first_line(error)}): mend it, or leave it out"
+    )
 
 
 def location_of(upload: str, run: Path) -> str:

@@ -8,7 +8,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from data_prep.common.progress import duration
+from data_prep.common.progress import format_duration
 from pipeline.runs.history import EpochRecord
 from pipeline.tracking.writer import Position
 
@@ -75,7 +75,7 @@ class Display:
             return ""
         seen_at, done_before = self._first
         seconds_per_epoch = (time.monotonic() - seen_at) / (record.epoch - done_before)
-        return f"  {duration(seconds_per_epoch * remaining)} left"
+        return f"  {format_duration(seconds_per_epoch * remaining)} left"
 
 
 def _summary(record: EpochRecord) -> str:

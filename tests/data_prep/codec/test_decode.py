@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from data_prep.codec import _pixels
-from data_prep.codec.decode import JOB, DecodeError, Kind, check, decode, decode_batch, read_header, whole
+from data_prep.codec.decode import JOB, DecodeError, Severity, check, decode, decode_batch, read_header, whole
 from data_prep.format.beton import JPEG, RAW
 
 Picture = tuple[np.ndarray, int, int]
@@ -248,7 +248,12 @@ def test_damaged_images_are_black_and_named_and_the_others_whole() -> None:
     out = np.full((6, 60, 80, 3), 77, np.uint8)
     problems = decode_batch(jobs, out)
     assert [problem.row for problem in problems] == [1, 2, 3, 4]
-    assert [problem.kind for problem in problems] == [Kind.DAMAGE, Kind.DAMAGE, Kind.FAILURE, Kind.FAILURE]
+    assert [problem.kind for problem in problems] == [
+        Severity.DAMAGE,
+        Severity.DAMAGE,
+        Severity.FAILURE,
+        Severity.FAILURE,
+    ]
     assert "Premature end" in problems[0].message and "Not a JPEG" in problems[3].message
     assert not out[1:5].any() and np.array_equal(out[0], out[5]) and out[0].std() > 10
 
@@ -259,12 +264,12 @@ def test_harmless_oddities_are_told_from_damage() -> None:
     odd[11] = 9  # the version of the header
     with pytest.raises(DecodeError, match="unknown JFIF revision") as odd_error:
         decode(odd, 40, 40, np.empty((40, 40, 3), np.uint8))
-    assert odd_error.value.kind is Kind.COMPLAINT
+    assert odd_error.value.kind is Severity.WARNING
     more = np.concatenate([content[:-2], np.zeros(7, np.uint8), content[-2:]])  # as of codes that went astray
     for damaged in (content[:-200], more):
         with pytest.raises(DecodeError) as error:
             decode(damaged, 40, 40, np.empty((40, 40, 3), np.uint8))
-        assert error.value.kind is Kind.DAMAGE
+        assert error.value.kind is Severity.DAMAGE
 
 
 def test_any_bytes_at_all_give_an_answer() -> None:

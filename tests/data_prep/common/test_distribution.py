@@ -78,7 +78,7 @@ def test_ray_is_not_started_in_a_folder_that_would_hide_packages_from_its_worker
 SCRIPT = """
 import ray
 from data_prep.common.errors import UserError
-from data_prep.common.parallel import RayTasks
+from data_prep.common.parallel import RayExecutor
 
 def double(number, advance):
     return 2 * number
@@ -86,7 +86,7 @@ def double(number, advance):
 if __name__ == "__main__":
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
-        print("result", list(RayTasks(1).map(double, [21])))
+        print("result", list(RayExecutor(1).map(double, [21])))
     except UserError as error:
         print("refused:", error)
 """

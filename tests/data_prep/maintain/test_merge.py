@@ -17,7 +17,7 @@ from data_prep.common.errors import UserError
 from data_prep.common.files import hash_file
 from data_prep.format import beton
 from data_prep.format.manifest import MANIFEST_FILE, load_manifest
-from data_prep.maintain.merge import merge, work
+from data_prep.maintain.merge import bytes_to_read, merge
 from tests.helpers.datasets import content, save, write_dataset
 from tests.helpers.disks import fill, small_disk
 
@@ -34,7 +34,7 @@ def test_merging_in_place_keeps_samples_parts_and_digest(tmp_path: Path) -> None
     before = write_dataset(folder)
     samples = content(folder)
     read: list[int] = []
-    expected = work(folder)
+    expected = bytes_to_read(folder)
     merged = merge(folder, advance=read.append)
     assert not merged.already_there
     assert names(folder) == MERGED
@@ -46,7 +46,7 @@ def test_merging_in_place_keeps_samples_parts_and_digest(tmp_path: Path) -> None
     for split in after.splits.values():
         assert hash_file(folder / split.files[0].file) == split.files[0].sha256
     again = merge(folder)
-    assert again.already_there and again.manifest == after and work(folder) == 0
+    assert again.already_there and again.manifest == after and bytes_to_read(folder) == 0
 
 
 def test_merging_to_an_output_leaves_the_data_set_alone(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def advance(count):
         if kill_after and copied >= kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(pause)
-target = stage(location, folder, advance=advance, waiting=lambda target: print("waiting", target.name, flush=True))
+target = stage(location, folder, advance=advance, on_wait=lambda target: print("on_wait", target.name, flush=True))
 print("copied", copied, target)
 """
 
@@ -80,7 +80,7 @@ def test_a_data_set_is_copied_once_and_found_again(folder: Path, tmp_path: Path)
     manifest = load_manifest(folder)
     copied: list[int] = []
     announced: list[int] = []
-    target = stage(str(folder), disk, advance=copied.append, copying=announced.append)
+    target = stage(str(folder), disk, advance=copied.append, on_copy=announced.append)
     assert announced == [bytes_of(folder)]
     assert target == disk / f"noise-{manifest.digest[:12]}"
     assert sum(copied) == bytes_of(folder)
@@ -194,7 +194,7 @@ def test_whoever_waits_for_a_process_that_is_killed_takes_over(folder: Path, tmp
         while not list(disk.glob(".*.partial/*")):
             assert first.poll() is None
         waited: list[Path] = []
-        target = stage(str(folder), disk, waiting=waited.append)
+        target = stage(str(folder), disk, on_wait=waited.append)
         assert first.wait() == -signal.SIGKILL
     assert waited == [target] and content(target) == content(folder)
     assert names(disk) == {target.name}
@@ -247,7 +247,7 @@ def test_object_storage_that_fails_at_first_then_answers_is_staged(folder: Path,
 def test_a_read_that_fails_twice_is_repeated_and_a_third_failure_is_told(
     folder: Path, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
-    monkeypatch.setattr(remote_reader, "PAUSES", (0, 0))
+    monkeypatch.setattr(remote_reader, "RETRY_DELAYS", (0, 0))
     stale = [OSError(errno.ESTALE, "Stale file handle")] * failures  # what a network file system may say
 
     def request() -> str:
@@ -277,7 +277,7 @@ def test_object_storage_that_is_damaged_missing_or_away_is_told_without_its_key(
         with pytest.raises(UserError, match=r"s3://images/none/manifest\.json.* is missing: is this the address"):
             stage(storage.location("none"), tmp_path / "disk")
         location = storage.location("set")
-    monkeypatch.setattr(remote_reader, "PAUSES", ())  # pyarrow's own attempts take seconds
+    monkeypatch.setattr(remote_reader, "RETRY_DELAYS", ())  # pyarrow's own attempts take seconds
     with pytest.raises(UserError, match=r"manifest\.json.* cannot be read, tried 1 times .*mend that, or try") as told:
         stage(location, tmp_path / "disk")
     assert "secret" not in str(told.value) and "\n" not in str(told.value)

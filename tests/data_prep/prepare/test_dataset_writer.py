@@ -16,10 +16,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from data_prep.codec.convert import to_raw, to_stored
+from data_prep.codec.convert import to_jpeg, to_raw
 from data_prep.codec.decode import decode, read_header
 from data_prep.common.errors import UserError
-from data_prep.common.parallel import Threads
+from data_prep.common.parallel import ThreadExecutor
 from data_prep.format.beton import JPEG, RAW
 from data_prep.format.manifest import Manifest
 from data_prep.maintain.verify import verify
@@ -60,8 +60,8 @@ def expected(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(photos: Path, output: Path, threads: int = 1, shards: int = 1, **options: Any) -> Manifest:
     source = ClassFolders(photos)
-    request = PrepareSpec.of(source, **{"shard_samples": 9, **options})
-    return prepare(source, output, request, Threads(shards), threads=threads).manifest
+    spec = PrepareSpec.of(source, **{"shard_samples": 9, **options})
+    return prepare(source, output, spec, ThreadExecutor(shards), threads=threads).manifest
 
 
 @pytest.mark.parametrize(("shards", "threads"), [(1, 3), (3, 1), (4, 2)])
@@ -117,7 +117,7 @@ def test_two_commands_cannot_write_one_output_and_the_killed_ones_work_is_kept(t
 
 def test_a_full_disk_is_told_and_the_work_goes_on_when_there_is_room(tmp_path: Path) -> None:
     source = Textures(0, 150, 10)
-    request = PrepareSpec.of(source, shard_samples=100)
+    spec = PrepareSpec.of(source, shard_samples=100)
     with small_disk(tmp_path / "disk", 50) as disk:
         output = disk / "out"
         fillers: list[Path] = []
@@ -129,7 +129,7 @@ def test_a_full_disk_is_told_and_the_work_goes_on_when_there_is_room(tmp_path: P
                 file.truncate(fillers[0].stat().st_size - 6_000_000)
 
         with pytest.raises(UserError, match=r"no space is left on the disk of .*out: free some, then the same command"):
-            prepare(source, output, request, Threads(1), announce=use_up)
+            prepare(source, output, spec, ThreadExecutor(1), on_estimate=use_up)
         kept = list((disk / ".out.partial").glob("train-*.beton"))
         assert kept and not output.exists()
         with pytest.raises(UserError, match=r"needs about 0\.0 GB, but .* has 0\.0 GB free: make room"):
@@ -140,11 +140,11 @@ def test_a_full_disk_is_told_and_the_work_goes_on_when_there_is_room(tmp_path: P
                         file.write(bytes(2**16))
                 except OSError:
                     pass
-            prepare(source, output, request, Threads(1))
+            prepare(source, output, spec, ThreadExecutor(1))
         for path in (*fillers, disk / "more"):
             path.unlink()
         before = {path.name: path.stat().st_ino for path in kept}
-        prepare(source, output, request, Threads(1))
+        prepare(source, output, spec, ThreadExecutor(1))
         assert before.items() <= {path.name: path.stat().st_ino for path in output.iterdir()}.items()
 
 
@@ -179,10 +179,10 @@ def test_a_photograph_of_thirty_megapixels_is_shrunk_in_little_memory(tmp_path: 
     program = """
 import io, resource, sys
 from PIL import Image
-from data_prep.codec.convert import to_stored
+from data_prep.codec.convert import to_jpeg
 content = open(sys.argv[1], "rb").read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-stored = to_stored(content, 512)
+stored = to_jpeg(content, 512)
 print(stored.height, stored.width, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     path = tmp_path / "large.jpg"
@@ -198,8 +198,8 @@ def test_odd_but_whole_jpegs_are_encoded_anew_and_decode_without_complaint() -> 
     Image.radial_gradient("L").convert("RGB").save(buffer, "JPEG")
     odd = bytearray(buffer.getvalue())
     odd[11] = 9  # a version of the header that nobody knows
-    stored = to_stored(bytes(odd), 512)
-    assert not stored.untouched and to_stored(stored.content, 512).untouched
+    stored = to_jpeg(bytes(odd), 512)
+    assert not stored.untouched and to_jpeg(stored.content, 512).untouched
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
@@ -207,11 +207,11 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
 import resource, sys
 from pathlib import Path
 from data_prep.sources.textures import Textures
-from data_prep.common.parallel import Threads
+from data_prep.common.parallel import ThreadExecutor
 from data_prep.prepare.spec import PrepareSpec
 from data_prep.prepare.dataset_writer import prepare
 source = Textures(0, int(sys.argv[2]), 1)
-prepare(source, Path(sys.argv[1]), PrepareSpec.of(source, shard_samples=100), Threads(1), threads=2)
+prepare(source, Path(sys.argv[1]), PrepareSpec.of(source, shard_samples=100), ThreadExecutor(1), threads=2)
 [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
 print(line.split()[1])
 """

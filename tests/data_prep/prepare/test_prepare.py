@@ -17,10 +17,10 @@ from filelock import FileLock
 from PIL import Image
 
 from data_prep.cli import prepare as command
-from data_prep.codec.convert import to_stored
+from data_prep.codec.convert import to_jpeg
 from data_prep.codec.decode import DecodeError, decode, read_header
 from data_prep.common.errors import UserError
-from data_prep.common.parallel import Threads
+from data_prep.common.parallel import ThreadExecutor
 from data_prep.format.beton import JPEG, Shard
 from data_prep.format.manifest import load_manifest
 from data_prep.prepare import spec
@@ -75,7 +75,7 @@ def run(*arguments: object) -> str:
 
 def listed(root: Path, names: Path | None = None) -> ImageIndex:
     """What class folders hold; they need neither scratch nor workers."""
-    return ClassFolders(root, names).list(root, Threads(1))
+    return ClassFolders(root, names).list(root, ThreadExecutor(1))
 
 
 # What is stored
@@ -84,18 +84,18 @@ def listed(root: Path, names: Path | None = None) -> ImageIndex:
 def test_small_upright_jpegs_keep_their_bytes() -> None:
     for image in (picture(), picture().convert("L")):
         content = encode(image)
-        assert to_stored(content, 40) == (content, JPEG, 30, 40, True)
+        assert to_jpeg(content, 40) == (content, JPEG, 30, 40, True)
 
 
 def test_large_images_shrink_and_keep_their_proportions() -> None:
-    stored = to_stored(encode(picture(300, 400)), 100)
+    stored = to_jpeg(encode(picture(300, 400)), 100)
     assert (stored.height, stored.width) == (75, 100) == decoded(stored.content).shape[:2]
 
 
 def test_images_are_turned_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise: its left becomes its top
-    stored = to_stored(encode(picture(), exif=exif), 100)
+    stored = to_jpeg(encode(picture(), exif=exif), 100)
     top, bottom = decoded(stored.content)[3, 15], decoded(stored.content)[-3, 15]
     assert (stored.height, stored.width) == (40, 30)
     assert top[0] > 200 > 50 > top[2] and bottom[2] > 200 > 50 > bottom[0]
@@ -118,7 +118,7 @@ def test_other_kinds_of_images_become_rgb_jpegs(kind: str) -> None:
         "WebP": (encode(rgb, "WEBP"), (255, 0, 0)),
         "BMP": (encode(rgb, "BMP"), (255, 0, 0)),
     }[kind]
-    stored = to_stored(content, 100)
+    stored = to_jpeg(content, 100)
     assert read_header(stored.content)[:3] == (30, 40, 3)
     assert np.all(np.abs(decoded(stored.content)[5, 5].astype(int) - expected) < 12)
 
@@ -141,16 +141,16 @@ def test_damaged_images_are_not_stored(damage: str, max_side: int) -> None:
         "early end": good[:2000] + b"\xff\xd9" + good[2002:],
     }[damage]
     with pytest.raises(DecodeError):
-        to_stored(damaged, max_side)
+        to_jpeg(damaged, max_side)
 
 
 def test_odd_metadata_and_previews_are_no_damage() -> None:
     good = encode(picture())
     exif = b"Exif\0\0no such thing as a tag"
     content = good[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + good[2:]
-    assert to_stored(content, 100).content == content
+    assert to_jpeg(content, 100).content == content
     with_preview = encode(picture(), "MPO", save_all=True, append_images=[picture(15, 20)])
-    assert to_stored(with_preview, 100).content == with_preview
+    assert to_jpeg(with_preview, 100).content == with_preview
 
 
 def test_every_real_photograph_keeps_its_pixels(shared: Path) -> None:
@@ -158,7 +158,7 @@ def test_every_real_photograph_keeps_its_pixels(shared: Path) -> None:
         contents = [archive.extractfile(member).read() for member in archive if member.isfile()]  # type: ignore[union-attr]
     assert len(contents) == 58
     for content in contents:
-        stored = to_stored(content, 500)
+        stored = to_jpeg(content, 500)
         with Image.open(io.BytesIO(content)) as image:
             assert stored.untouched == (max(image.size) <= 500)
             fitted = image.convert("RGB").resize((stored.width, stored.height), Image.Resampling.LANCZOS)
@@ -196,7 +196,7 @@ def test_images_are_shuffled_by_the_seed_and_written_reproducibly(tmp_path: Path
     digests = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         asked = PrepareSpec.of(source, seed=seed)
-        digests[name] = prepare(source, tmp_path / name, asked, Threads(1)).manifest.digest
+        digests[name] = prepare(source, tmp_path / name, asked, ThreadExecutor(1)).manifest.digest
     labels = {
         name: Shard(tmp_path / name / "train-00000.beton").locate(np.arange(200)).label.tolist() for name in digests
     }
@@ -273,7 +273,7 @@ PREPARE = """
 import os, signal, sys
 from pathlib import Path
 from data_prep.sources.textures import Textures
-from data_prep.common.parallel import Threads
+from data_prep.common.parallel import ThreadExecutor
 from data_prep.prepare.spec import PrepareSpec
 from data_prep.prepare.dataset_writer import prepare
 done = []
@@ -282,7 +282,7 @@ def advance(images):
     if len(sys.argv) > 2 and len(done) == 60:
         os.kill(os.getpid(), signal.Signals[sys.argv[2]])
 source = Textures(0, 50, 1)
-prepare(source, Path(sys.argv[1]), PrepareSpec.of(source, shard_samples=10), Threads(1, advance), threads=2)
+prepare(source, Path(sys.argv[1]), PrepareSpec.of(source, shard_samples=10), ThreadExecutor(1, advance), threads=2)
 print(len(done))
 """
 
@@ -298,7 +298,7 @@ def test_interrupted_preparing_goes_on_where_it_stopped(tmp_path: Path, signal: 
     assert int(again.stdout) == 510 - 10 * len(shards), "images of finished shards were written again"
     assert {(tmp_path / "out" / path.name).stat().st_ino for path in shards} == set(shards.values())
     source = Textures(0, 50, 1)
-    whole = prepare(source, tmp_path / "whole", PrepareSpec.of(source, shard_samples=10), Threads(2), threads=1)
+    whole = prepare(source, tmp_path / "whole", PrepareSpec.of(source, shard_samples=10), ThreadExecutor(2), threads=1)
     assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
     for path in (tmp_path / "whole").iterdir():
         if path.suffix == ".beton":
@@ -314,8 +314,8 @@ def test_what_was_begun_by_another_request_is_not_mixed_in(tmp_path: Path) -> No
     with pytest.raises(
         UserError, match=r"begun and not finished by another request \(shard_samples 10 instead of 20\)"
     ):
-        prepare(source, tmp_path / "out", other, Threads(1))
-    prepare(source, tmp_path / "out", other, Threads(1), restart=True)
+        prepare(source, tmp_path / "out", other, ThreadExecutor(1))
+    prepare(source, tmp_path / "out", other, ThreadExecutor(1), restart=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from data_prep.common.errors import UserError
-from data_prep.common.files import in_sentences
+from data_prep.common.files import explain_os_errors
 from data_prep.format.manifest import ImageClass
 from data_prep.prepare.selection import Selection
 from data_prep.sources import image_index
@@ -41,11 +41,11 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spooled(folder: Path, count: int = 50) -> pa.Table:
-    spool = ImageIndexBuilder(folder, "train")
+    builder = ImageIndexBuilder(folder, "train")
     for number in range(count):
-        spool.add(*found(number))
-    assert spool.classes == set(CLASSES)
-    return spool.table(CLASSES)
+        builder.add(*found(number))
+    assert builder.classes == set(CLASSES)
+    return builder.table(CLASSES)
 
 
 def test_images_are_listed_by_class_and_name_and_those_of_one_name_as_they_came(
@@ -107,16 +107,16 @@ def test_a_selection_of_many_batches_is_that_of_one(tmp_path: Path, monkeypatch:
 
 
 def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
-    spool = ImageIndexBuilder(tmp_path, "train")
-    spool.add("a", IndexedImage("train/a/\udcff.jpg", "file", 0, 1))
+    builder = ImageIndexBuilder(tmp_path, "train")
+    builder.add("a", IndexedImage("train/a/\udcff.jpg", "file", 0, 1))
     with pytest.raises(UserError, match=r"train/a/\\udcff\.jpg has a name that is not in UTF-8: rename it"):
-        spool.table(["a"])
+        builder.table(["a"])
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_index, "CACHE_KILOBYTES", 64)
     full = pytest.raises(UserError, match=r"no space is left on the disk of .*set: ")
-    with disks.small_disk(tmp_path / "disk", 1) as disk, full, in_sentences(tmp_path / "set"):
+    with disks.small_disk(tmp_path / "disk", 1) as disk, full, explain_os_errors(tmp_path / "set"):
         spooled(disk, 30000)
 
 
@@ -127,11 +127,11 @@ import numpy as np
 from data_prep.sources import image_index
 image_index.CACHE_KILOBYTES = 4096
 count = int(sys.argv[2])
-spool = image_index.ImageIndexBuilder(Path(sys.argv[1]), "train")
+builder = image_index.ImageIndexBuilder(Path(sys.argv[1]), "train")
 for number in range(count):
     name = f"train/class {number % 1000:03d}/{number:09d}.jpg"
-    spool.add(f"class {number % 1000:03d}", image_index.IndexedImage(name, "/data/images/" + name, 0, 100_000))
-table = spool.table([f"class {label:03d}" for label in range(1000)])
+    builder.add(f"class {number % 1000:03d}", image_index.IndexedImage(name, "/data/images/" + name, 0, 100_000))
+table = builder.table([f"class {label:03d}" for label in range(1000)])
 for first in range(0, count, 50_000):
     image_index.pick(table, np.arange(first, count, 1009))
 [peak] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]

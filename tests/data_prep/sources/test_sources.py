@@ -20,7 +20,7 @@ from scipy.io import savemat
 
 from data_prep.common import storage
 from data_prep.common.errors import UserError
-from data_prep.common.parallel import Threads
+from data_prep.common.parallel import ThreadExecutor
 from data_prep.format import class_names
 from data_prep.format.manifest import SPLITS
 from data_prep.prepare.selection import Selection
@@ -57,16 +57,16 @@ def pack(folder: Path, archive: Path, mode: str) -> Path:
 
 def listed(location: object, scratch: Path) -> ImageIndex:
     scratch.mkdir(exist_ok=True)
-    return open_source(str(location)).list(scratch, Threads(2))
+    return open_source(str(location)).list(scratch, ThreadExecutor(2))
 
 
-def content(listing: ImageIndex) -> Content:
+def content(index: ImageIndex) -> Content:
     """Class, name and bytes of each image, by split."""
-    ids = [each.id for each in listing.classes]
+    ids = [each.id for each in index.classes]
     return {
         split: [
             (ids[row["label"]], row["name"].split("/")[-1], storage.read_range(row["file"], row["offset"], row["size"]))
-            for row in listing.splits[split].to_pylist()
+            for row in index.splits[split].to_pylist()
         ]
         for split in SPLITS
     }
@@ -162,14 +162,14 @@ def test_archives_that_are_none_or_hold_no_images_are_refused(tmp_path: Path) ->
 
 
 def test_a_file_that_changed_since_it_was_listed_is_named(photos: Path, tmp_path: Path) -> None:
-    listing = listed(photos, tmp_path / "a")
+    index = listed(photos, tmp_path / "a")
     changed = photos / "train" / "n01440764" / "n01440764_1.JPEG"
     changed.write_bytes(changed.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"n01440764_1\.JPEG ends at byte \d+ of \d+: it is cut off, or changed"):
-        content(listing)
+        content(index)
     changed.unlink()
     with pytest.raises(UserError, match=r"n01440764_1\.JPEG cannot be read: No such file"):
-        content(listing)
+        content(index)
 
 
 # Other forms in which ImageNet and CIFAR-10 come
@@ -177,7 +177,7 @@ def test_a_file_that_changed_since_it_was_listed_is_named(photos: Path, tmp_path
 
 @pytest.fixture
 def photos_by_class(photos: Path) -> Content:
-    return content(ClassFolders(photos).list(photos, Threads(1)))
+    return content(ClassFolders(photos).list(photos, ThreadExecutor(1)))
 
 
 def member(archive: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -253,10 +253,10 @@ def test_imagenets_archives_are_read_in_place_and_are_the_class_folders(
 ) -> None:
     archives = imagenet_archives(tmp_path / "archives", photos_by_class)
     scratch = tmp_path / "scratch"
-    listing = listed(archives, scratch)
+    index = listed(archives, scratch)
     assert open_source(str(archives)).kind == "imagenet" and not list(scratch.glob("*.images"))
-    assert by_class(content(listing)) == by_class(photos_by_class)
-    assert listing.classes == listed(photos, scratch).classes
+    assert by_class(content(index)) == by_class(photos_by_class)
+    assert index.classes == listed(photos, scratch).classes
 
 
 @pytest.mark.parametrize("suffix", ["cls", "json"])
@@ -268,9 +268,9 @@ def test_webdataset_shards_hold_the_same_images_and_classes(
     names.write_text("".join(f"{identity} {class_names.imagenet()[identity]}\n" for identity in order))
     shards = webdataset_shards(tmp_path / "shards", photos_by_class, order, suffix)
     (tmp_path / "scratch").mkdir()
-    listing = open_source(str(shards), names).list(tmp_path / "scratch", Threads(2))
-    assert by_class(content(listing)) == by_class(photos_by_class)
-    assert listing.classes == listed(photos, tmp_path / "scratch").classes
+    index = open_source(str(shards), names).list(tmp_path / "scratch", ThreadExecutor(2))
+    assert by_class(content(index)) == by_class(photos_by_class)
+    assert index.classes == listed(photos, tmp_path / "scratch").classes
     numbered = listed(shards, tmp_path / "scratch").classes
     assert [each.id for each in numbered] == ["0", "1", "2"]
 
@@ -278,11 +278,11 @@ def test_webdataset_shards_hold_the_same_images_and_classes(
 def test_parquet_files_hold_the_same_images_and_are_unpacked_once(photos_by_class: Content, tmp_path: Path) -> None:
     order = ["n01440764", "n02102040", "n03888257"]
     tables = parquet_files(tmp_path / "tables", photos_by_class, order, order)
-    listing = listed(tables, tmp_path / "scratch")
-    assert by_class(content(listing)) == by_class(photos_by_class)
-    assert [each.name for each in listing.classes] == ["tench", "English springer", "parachute"]
+    index = listed(tables, tmp_path / "scratch")
+    assert by_class(content(index)) == by_class(photos_by_class)
+    assert [each.name for each in index.classes] == ["tench", "English springer", "parachute"]
     unpacked = {path: path.stat().st_mtime_ns for path in (tmp_path / "scratch").glob("*.images")}
-    assert listed(tables, tmp_path / "scratch").digest() == listing.digest()
+    assert listed(tables, tmp_path / "scratch").digest() == index.digest()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "scratch").glob("*.images")} == unpacked
 
 
@@ -305,12 +305,12 @@ def cifar(folder: Path, count: int = 20) -> Path:
 
 
 def test_cifar_keeps_its_pixels(tmp_path: Path) -> None:
-    listing = listed(cifar(tmp_path / "root"), tmp_path / "scratch")
-    assert [listing.splits[split].num_rows for split in SPLITS] == [100, 20]
-    assert [each.name for each in listing.classes] == [f"thing {number}" for number in range(10)]
+    index = listed(cifar(tmp_path / "root"), tmp_path / "scratch")
+    assert [index.splits[split].num_rows for split in SPLITS] == [100, 20]
+    assert [each.name for each in index.classes] == [f"thing {number}" for number in range(10)]
     stored = pickle.loads((tmp_path / "root" / "cifar-10-batches-py" / "data_batch_3").read_bytes())
-    found = {name: (label, data) for label, name, data in content(listing)["train"]}
-    row = next(row for row in listing.splits["train"].to_pylist() if row["name"] == "data_batch_3/00007")
+    found = {name: (label, data) for label, name, data in content(index)["train"]}
+    row = next(row for row in index.splits["train"].to_pylist() if row["name"] == "data_batch_3/00007")
     image = Image.open(io.BytesIO(storage.read_range(row["file"], row["offset"], row["size"])))
     assert row["label"] == 7 and len(found) > 0
     assert np.array_equal(np.asarray(image), stored[b"data"][7].reshape(3, 32, 32).transpose(1, 2, 0))
@@ -362,12 +362,12 @@ def test_what_is_wrong_with_these_sources_is_named(photos_by_class: Content, tmp
 def test_a_selection_has_the_chosen_classes_and_so_many_images(photos: Path, tmp_path: Path) -> None:
     whole = open_source(str(photos))
     selection = Selection(whole, ("parachute", "n01440764"), 1, None)
-    listing = selection.list(tmp_path, Threads(1))
-    assert [(each.index, each.name) for each in listing.classes] == [(0, "tench"), (1, "parachute")]
-    assert listing.labels("train").tolist() == [0, 1] and listing.labels("validation").tolist() == [0, 1]
-    assert {identity for identity, _, _ in content(listing)["train"]} == {"n01440764", "n03888257"}
+    index = selection.list(tmp_path, ThreadExecutor(1))
+    assert [(each.index, each.name) for each in index.classes] == [(0, "tench"), (1, "parachute")]
+    assert index.labels("train").tolist() == [0, 1] and index.labels("validation").tolist() == [0, 1]
+    assert {identity for identity, _, _ in content(index)["train"]} == {"n01440764", "n03888257"}
     assert selection.options == {"classes": "parachute,n01440764", "limit_train": 1}
-    everything = Selection(whole, (), 100).list(tmp_path, Threads(1))
-    assert everything.splits["train"].equals(whole.list(tmp_path, Threads(1)).splits["train"])
+    everything = Selection(whole, (), 100).list(tmp_path, ThreadExecutor(1))
+    assert everything.splits["train"].equals(whole.list(tmp_path, ThreadExecutor(1)).splits["train"])
     with pytest.raises(UserError, match="there is no class parashute: did you mean parachute"):
-        Selection(whole, ("parashute",)).list(tmp_path, Threads(1))
+        Selection(whole, ("parashute",)).list(tmp_path, ThreadExecutor(1))

@@ -7,7 +7,7 @@ MUTATIONS = (
     Mutation(
         "preparing stores an image that does not decode",
         "data_prep/codec/convert.py",
-        "        if error.kind is Kind.DAMAGE:\n            raise\n",
+        "        if error.kind is Severity.DAMAGE:\n            raise\n",
         "",
         ("tests/data_prep/prepare/test_prepare.py::test_damaged_images_are_not_stored",),
     ),
@@ -101,7 +101,7 @@ MUTATIONS = (
     Mutation(
         "images are shuffled without the seed",
         "data_prep/prepare/shard_writer.py",
-        "key(request.seed, split, Purpose.ORDER)",
+        "key(spec.seed, split, Purpose.ORDER)",
         "key(0, split, Purpose.ORDER)",
         ("tests/data_prep/prepare/test_prepare.py::test_images_are_shuffled_by_the_seed_and_written_reproducibly",),
     ),

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from data_prep.common.errors import UserError
-from data_prep.common.parallel import Threads
+from data_prep.common.parallel import ThreadExecutor
 from data_prep.format.manifest import load_manifest
 from data_prep.loading.loader import Loader
 from data_prep.prepare.dataset_writer import prepare
@@ -72,7 +72,7 @@ def folders(root: Path, names: tuple[str, ...]) -> Path:
 
 def prepared(source: Path) -> Path:
     images = ClassFolders(source)
-    prepare(images, source.with_name(f"{source.name}-set"), PrepareSpec.of(images, shard_samples=50), Threads(1))
+    prepare(images, source.with_name(f"{source.name}-set"), PrepareSpec.of(images, shard_samples=50), ThreadExecutor(1))
     return source.with_name(f"{source.name}-set")
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data_prep.common.errors import UserError
-from data_prep.common.parallel import Threads
+from data_prep.common.parallel import ThreadExecutor
 from data_prep.format.manifest import load_manifest
 from data_prep.prepare.dataset_writer import prepare
 from data_prep.prepare.spec import PrepareSpec
@@ -43,7 +43,7 @@ def test_a_node_that_does_not_see_the_runs_folder_is_named(job: WorkerSpec) -> N
 def test_a_node_with_another_data_set_is_named(job: WorkerSpec, textures: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     source = Textures(seed=1, train_per_class=24, validation_per_class=7)
-    prepare(source, other, PrepareSpec.of(source), Threads(1))
+    prepare(source, other, PrepareSpec.of(source), ThreadExecutor(1))
     mine, theirs = (load_manifest(folder).digest[:12] for folder in (other, textures))
     settings = job.settings.model_copy(update={"data": job.settings.data.model_copy(update={"path": str(other)})})
     changed = WorkerSpec(settings, job.folder)
