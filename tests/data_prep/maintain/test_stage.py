@@ -62,7 +62,7 @@ def advance(count):
         if kill_after and copied >= kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(pause)
-target = stage(location, folder, advance=advance, on_wait=lambda target: print("on_wait", target.name, flush=True))
+target = stage(location, folder, advance=advance, on_wait=lambda target: print("waiting", target.name, flush=True))
 print("copied", copied, target)
 """
 

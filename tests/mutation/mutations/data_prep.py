@@ -14,7 +14,7 @@ MUTATIONS = (
     Mutation(
         "damaged images that look whole are stored",
         "data_prep/codec/convert.py",
-        "for row in [list(headers)[problem.row] for problem in decode.check(jobs)]:",
+        "for row in [list(headers)[issue.row] for issue in decode.check(jobs)]:",
         "for row in list(headers)[: len(headers) - len(jobs)]:",
         ("tests/data_prep/prepare/test_prepare.py",),
     ),
