@@ -1,7 +1,7 @@
-"""The checkpoints of a run: how they get into their folder whole, which one a run goes on from, which ones are kept.
+"""The checkpoints of a run: writing them atomically, finding the one to resume from, and removing old ones.
 
-A checkpoint is written under another name and renamed when it is complete. Its last file, checkpoint.json, says what
-the others must hold, so that what was damaged later is noticed: the checkpoint before it is used then.
+A checkpoint is written under another name, flushed to disk and renamed. Its file checkpoint.json holds the hashes of
+the others, so that later damage is detected; the run then resumes from the checkpoint before it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.runs.paths import RunPosition
 
 DESCRIPTION = "checkpoint.json"
 PARTIAL, DISCARDED, DAMAGED = "partial-", "discarded-", "damaged-"
-"""What names of checkpoints begin with that are being written, that are being replaced, and that were moved aside."""
+"""Prefixes of checkpoints that are being written, that are being replaced, and that were found damaged."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Description:
     """The content of checkpoint.json."""
 
     score: float | None
-    """What decides which checkpoints are the best, higher is better; None within an epoch."""
+    """Ranks the checkpoints to keep, higher is better; None within an epoch."""
     files: dict[str, str]
     """SHA-256 of each of the other files."""
 
@@ -36,9 +36,9 @@ class Checkpoints:
     """The checkpoints of one run, for the one process that writes them.
 
     Args:
-        folder: that holds them; made if it is missing.
-        keep: how many of the newest stay.
-        keep_best: how many of those with the highest scores stay besides.
+        folder: of the checkpoints; created if it is missing.
+        keep: number of latest checkpoints to keep.
+        keep_best: number of further checkpoints to keep, those with the highest scores.
     """
 
     def __init__(self, folder: Path, keep: int = 2, keep_best: int = 0) -> None:
@@ -48,13 +48,19 @@ class Checkpoints:
     def write(
         self, point: RunPosition, score: float | None, save: Callable[[Path], None], replaces: Path | None = None
     ) -> Path:
-        """Stores what `save` writes into a folder: all of it under its name, or nothing.
+        """Writes a checkpoint atomically, and removes those that are not kept.
 
         Args:
-            replaces: a stored checkpoint that is removed once the new one is stored.
+            point: of the run; gives the checkpoint its name.
+            score: ranks the checkpoints to keep; None within an epoch.
+            save: writes the files into the folder that it is given.
+            replaces: another checkpoint, which is removed once the new one is stored.
+
+        Returns:
+            The folder of the checkpoint.
 
         Raises:
-            OSError: the storage is full or away; what was stored before is untouched.
+            OSError: the storage is full or unreachable; earlier checkpoints are unchanged.
         """
         target = self.folder / point.name
         partial, discarded = (target.with_name(prefix + target.name) for prefix in (PARTIAL, DISCARDED))
@@ -67,11 +73,11 @@ class Checkpoints:
             save(partial)
             description = Description(score, {file.name: digest(file) for file in sorted(partial.iterdir())})
             (partial / DESCRIPTION).write_text(json.dumps(asdict(description), indent=1), encoding="utf-8")
-            if target.exists():  # left by a run that went on from before it
+            if target.exists():  # left by a run that resumed from an earlier one
                 target.rename(discarded)
             rename_durably(partial, target)
         except OSError:
-            shutil.rmtree(partial, ignore_errors=True)  # a disk that is full gets its room back
+            shutil.rmtree(partial, ignore_errors=True)  # frees the space on a full disk
             raise
         _remove(discarded)
         if replaces is not None and replaces != target:
@@ -81,9 +87,10 @@ class Checkpoints:
         return target
 
     def recover(self) -> tuple[Path | None, list[str]]:
-        """The newest checkpoint that is whole, and sentences about those that are not, which are moved aside.
+        """Finds the checkpoint to resume from; moves damaged ones aside and removes incomplete ones.
 
-        What an interrupted process left half-written is removed.
+        Returns:
+            The latest undamaged checkpoint, if there is one, and a sentence about each damaged one.
         """
         for prefix in (PARTIAL, DISCARDED):
             for leftover in self.folder.glob(f"{prefix}*"):
@@ -107,7 +114,7 @@ class Checkpoints:
 
 
 def describe(checkpoint: Path) -> Description:
-    """What checkpoint.json says; nothing where it cannot be read."""
+    """The content of checkpoint.json; empty if it cannot be read."""
     try:
         return Description(**json.loads((checkpoint / DESCRIPTION).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -115,10 +122,10 @@ def describe(checkpoint: Path) -> Description:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a stored checkpoint; None if its files are those that were written."""
+    """How a checkpoint differs from what was written, in a few words; None if it does not."""
     files = describe(checkpoint).files
     if not files:
-        return f"it has no {DESCRIPTION} that can be read"
+        return f"its {DESCRIPTION} is missing or cannot be read"
     for name, expected in files.items():
         try:
             if digest(checkpoint / name) != expected:

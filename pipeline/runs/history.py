@@ -1,5 +1,5 @@
-"""What a run came to: a record of each epoch, which every checkpoint carries and the run's folder shows, and one of so
-many steps at a time, for curves."""
+"""The metrics of a run: a record per epoch, in every checkpoint and in the run's folder, and one per interval of steps,
+for curves."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class EpochRecord:
 
 
 def write(folder: Path, records: Sequence[EpochRecord]) -> None:
-    """Puts the records into `folder`, in one step: a reader sees the old ones or the new ones."""
+    """Replaces the records in `folder` atomically: a reader sees the old ones or the new ones."""
     write_atomically(folder / FILE, json.dumps([asdict(record) for record in records], indent=1))
 
 
 def read(folder: Path) -> list[EpochRecord]:
-    """The records in `folder`, by epoch; none where no epoch has been finished."""
+    """The records in `folder`, by epoch; empty before the first epoch is finished."""
     try:
         text = (folder / FILE).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -43,41 +43,46 @@ def read(folder: Path) -> list[EpochRecord]:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """Means over the last few steps, as the first worker saw them."""
+    """Means over an interval of steps, on rank 0."""
 
     step: int
-    """The last of them, counted from 1 over all epochs."""
+    """Last step of the interval, counted from 1 over all epochs."""
     recorded_at: float
     """Seconds since 1970."""
     metrics: dict[str, float]
 
 
 class StepLog:
-    """Writes records of steps into a run's folder, a line each.
+    """Appends step records to a file in a run's folder, one line each.
 
-    A step that is taken again after an interruption comes to the same, and keeps the record that it has.
+    A step that is repeated after an interruption gives the same metrics and keeps its first record.
+
+    Args:
+        folder: of the run.
+        every: steps per record; 0 records none.
     """
 
     def __init__(self, folder: Path, every: int) -> None:
         self._file, self._every = folder / STEPS, every
         known = read_steps(folder)
         self._last = known[-1].step if known else 0
-        if self._file.exists():  # a line that was cut off in the middle would spoil the next one
+        if self._file.exists():  # without a truncated last line
             write_atomically(self._file, "".join(map(_line, known)))
 
     def due(self, step: int) -> bool:
-        """Whether `step`, counted over all epochs, ends a record that is not there yet."""
+        """Whether `step`, counted over all epochs, ends an interval that has no record yet."""
         return self._every > 0 and step % self._every == 0 and step > self._last
 
     def add(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes a record."""
+        """Appends the record of the interval that ends with `step`."""
         self._last = step
-        with suppress(OSError), self._file.open("a", encoding="utf-8") as file:  # full: a checkpoint will say so
+        # A full disk is reported when a checkpoint is saved.
+        with suppress(OSError), self._file.open("a", encoding="utf-8") as file:
             file.write(_line(StepRecord(step, time.time(), metrics)))
 
 
 def read_steps(folder: Path) -> list[StepRecord]:
-    """The records of steps in `folder`, without a last line that is still being written."""
+    """The step records in `folder`, without a truncated last line."""
     try:
         lines = (folder / STEPS).read_text(encoding="utf-8").splitlines(keepends=True)
     except FileNotFoundError:

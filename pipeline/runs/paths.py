@@ -1,4 +1,4 @@
-"""Names of the files and folders of a run, for those who write them and those who only read them."""
+"""Names of the files and folders of a run and of its checkpoints."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ from pathlib import Path
 from typing import NamedTuple
 
 IDENTITY, CHECKPOINTS = "run.yaml", "checkpoints"
-"""In a run's folder: what it was started with, and a folder for its checkpoints."""
+"""In a run's folder: its identity (the settings it was started with), and the folder of its checkpoints."""
 STOP = "stop"
-"""In a run's folder: asks the workers to save and to end; the first one removes it when that is done."""
+"""In a run's folder: a file that asks the workers to save and to end; rank 0 removes it when they have."""
 ENVIRONMENT, REPORT, TRACE = "environment.json", "evaluation", "trace.json"
 """In a run's folder: hardware and versions, the report on the last evaluation, and the profiler's trace."""
 MODEL, SETTINGS, CLASSES = "model.safetensors", "settings.yaml", "classes.json"
-"""In a checkpoint: what a network is made of. The rest of it is for going on."""
+"""In a checkpoint: all that a trained network consists of. Its other files are needed to resume training."""
 
 
 class RunPosition(NamedTuple):
-    """Where a run is: between two epochs, or within one."""
+    """Position of a run: between two epochs, or within one."""
 
     epochs: int
-    """Epochs that are finished."""
+    """Finished epochs."""
     steps: int = 0
-    """Steps of the next epoch that are done."""
+    """Finished steps of the next epoch."""
 
     @property
     def name(self) -> str:
-        """Of the checkpoint there. Names sort as points do."""
+        """Name of the checkpoint at this position. Names sort as positions do."""
         return f"epoch-{self.epochs:05d}" + (f"-step-{self.steps:07d}" if self.steps else "")
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints in a folder of them, those that are there in full, the newest last."""
+    """The complete checkpoints in a folder of checkpoints, the latest last."""
     return sorted(folder.glob("epoch-*"))
 
 
 def stored_checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run's folder, those that are there in full, the newest last."""
+    """The complete checkpoints of a run, given its folder, the latest last."""
     return checkpoints_in(run / CHECKPOINTS)

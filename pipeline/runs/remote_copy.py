@@ -1,7 +1,7 @@
-"""Copies of a run in object storage, or on any other file system that pyarrow knows, made in the background.
+"""Copies of a run in object storage, or on any other file system of pyarrow, made in the background.
 
-RUN/run.yaml and RUN/checkpoints are copied as they are on disk; checkpoint.json comes last, so that a checkpoint that
-has one is whole. A run whose folder is gone, or is on another machine, goes on from there.
+RUN/run.yaml and RUN/checkpoints are copied as they are on disk. checkpoint.json is copied last, so a copy with that
+file is complete. A run whose folder is missing, or on another machine, resumes from the copies.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ _DISK = fs.LocalFileSystem()
 
 
 class Uploads:
-    """The copies of one run, kept by the one process that writes its checkpoints.
+    """Keeps the copies of one run up to date, in the process that writes its checkpoints.
 
     Args:
-        location: of the run, such as s3://bucket/runs/NAME.
-        run: its folder.
-        say: told, in a sentence, when the storage does not answer; the next checkpoint tries again.
+        location: of the copies, such as s3://bucket/runs/NAME.
+        run: folder of the run.
+        on_problem: called with a sentence when the storage is unreachable; the next checkpoint tries again.
     """
 
-    def __init__(self, location: str, run: Path, say: Callable[[str], None]) -> None:
-        self._location, self._run, self._say = location, run, say
+    def __init__(self, location: str, run: Path, on_problem: Callable[[str], None]) -> None:
+        self._location, self._run, self._on_problem = location, run, on_problem
         self._pool = ThreadPoolExecutor(1, "upload")
         self._changed = threading.Event()
 
     def follow(self) -> None:
-        """Brings the copies up to what is on disk now, in the background; those not kept any more are removed."""
-        if not self._changed.is_set():  # else what is waiting for its turn will see this, too
+        """Copies new checkpoints in the background, and removes the copies of those that are no longer kept."""
+        if not self._changed.is_set():  # otherwise the call that is already queued copies this, too
             self._changed.set()
             self._pool.submit(self._synchronize)
 
     def close(self) -> None:
-        """Waits until all is copied."""
+        """Waits until everything is copied."""
         self._pool.shutdown(wait=True)
 
     def _synchronize(self) -> None:
@@ -63,19 +63,17 @@ class Uploads:
             for name in there - {checkpoint.name for checkpoint in kept}:
                 filesystem.delete_dir(f"{root}/{paths.CHECKPOINTS}/{name}")
         except FileNotFoundError:
-            pass  # a checkpoint that was replaced meanwhile: whoever replaced it has asked for the next turn
+            pass  # a checkpoint was replaced meanwhile, and follow() called again
         except (*_Problem, UserError) as error:
-            where = storage.redact(self._location)
-            self._say(
-                f"checkpoint.upload: {where} does not answer ({storage.first_line(error)}); the next one tries again"
-            )
+            where, reason = storage.redact(self._location), storage.first_line(error)
+            self._on_problem(f"checkpoint.upload: {where} is unreachable ({reason}): the next checkpoint tries again")
 
 
 def checkpoints_at(location: str) -> set[str]:
-    """Names of the checkpoints of a run that are whole there.
+    """Names of the complete copies of a run's checkpoints.
 
     Raises:
-        OSError: the storage does not answer.
+        OSError: the storage is unreachable.
     """
     filesystem, root = storage.resolve(location)
     selector = fs.FileSelector(f"{root}/{paths.CHECKPOINTS}", recursive=True, allow_not_found=True)
@@ -84,10 +82,10 @@ def checkpoints_at(location: str) -> set[str]:
 
 
 def fetch_identity(location: str, run: Path) -> None:
-    """Puts run.yaml into a run's folder that has none, if there is one at the location.
+    """Copies run.yaml into a run's folder that has none, if the location has one.
 
     Raises:
-        UserError: the storage does not answer.
+        UserError: the storage is unreachable.
     """
     if (run / paths.IDENTITY).exists():
         return
@@ -101,13 +99,13 @@ def fetch_identity(location: str, run: Path) -> None:
 
 
 def fetch_newest(location: str, run: Path) -> str | None:
-    """Brings the newest checkpoint that is there into a run's folder, if the folder has none that is as new.
+    """Fetches the latest undamaged copy of a checkpoint into a run's folder, unless the folder has one as late.
 
     Returns:
-        Its name; None if nothing was fetched.
+        The name of the checkpoint; None if nothing was fetched.
 
     Raises:
-        UserError: the storage does not answer.
+        UserError: the storage is unreachable.
     """
     own = paths.stored_checkpoints(run)
     try:
@@ -122,7 +120,7 @@ def fetch_newest(location: str, run: Path) -> str | None:
 
 
 def _fetch_checkpoint(location: str, name: str, folder: Path) -> bool:
-    """Brings a checkpoint into a folder; whether it is what was written."""
+    """Fetches a checkpoint into a folder; returns False, and leaves nothing, if the copy is damaged."""
     filesystem, root = storage.resolve(location)
     partial = folder / f"{PARTIAL}{name}"
     shutil.rmtree(partial, ignore_errors=True)
@@ -153,10 +151,10 @@ def _fetch(filesystem: fs.FileSystem, source: str, file: Path) -> None:
 def _away(location: str, error: Exception) -> UserError:
     where = storage.redact(location)
     return UserError(
-        f"checkpoint.upload: {where} does not answer ({storage.first_line(error)}): mend it, or leave it out"
+        f"checkpoint.upload: {where} is unreachable ({storage.first_line(error)}): check it, or unset checkpoint.upload"
     )
 
 
 def location_of(upload: str, run: Path) -> str:
-    """Where the copies of a run are."""
+    """Location of the copies of a run, given the setting checkpoint.upload and the run's folder."""
     return storage.join(upload, run.name)

@@ -1,10 +1,10 @@
-"""A run has one identity: a folder, made of what decides its result, that one process at a time may train.
+"""The folder of a run: its identity, and the lock that lets one process at a time train it.
 
-run.yaml         id, digests of the data set and of the weights it starts with, resolved settings: what the run is
-run.lock         held while a process trains the run; the system releases it however that process ends
-checkpoints/     the newest checkpoints, and the best one
-history.json     what every epoch came to, as in the last checkpoint
-steps.jsonl      what so many steps at a time came to
+run.yaml         identity: id, digests of the data set and of the initial weights, resolved settings
+run.lock         held while a process trains the run; released by the operating system however that process ends
+checkpoints/     the latest checkpoints, and the best
+history.json     metrics of every epoch, as in the latest checkpoint
+steps.jsonl      metrics of intervals of steps
 """
 
 from __future__ import annotations
@@ -45,46 +45,46 @@ class Identity(Section):
     """The content of run.yaml."""
 
     id: str
-    """Unique; the run's tag in MLflow."""
+    """Unique; a tag of the run in MLflow."""
     data_digest: str
     settings: Settings
     start_digest: str | None = None
-    """Of the weights that the run started with; None if they were new."""
+    """Digest of the weights of start.checkpoint; None without it."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where the parts of a run lie."""
+    """The folder and the identity of a run."""
 
     path: Path
     identity: Identity
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
+        """The folder of the checkpoints."""
         return self.path / paths.CHECKPOINTS
 
     def begin(self) -> None:
-        """Writes down what the run is; from here on its settings are fixed."""
+        """Writes the identity of the run, which fixes its settings."""
         if not (self.path / IDENTITY).exists():
             write_atomically(self.path / IDENTITY, to_yaml(self.identity))
             sync_folder(self.path.parent)
 
     def latest_checkpoint(self) -> Path | None:
-        """The last checkpoint of those that are there in full."""
+        """The latest complete checkpoint; None if there is none."""
         return next(reversed(paths.stored_checkpoints(self.path)), None)
 
     def history(self) -> list[history.EpochRecord]:
-        """The epochs finished so far."""
+        """Records of the finished epochs."""
         return history.read(self.path)
 
     def finished(self) -> bool:
-        """Whether all epochs are done."""
+        """Whether all epochs are finished."""
         return len(self.history()) >= self.identity.settings.training.epochs
 
 
 def default_name(settings: Settings, data: Manifest, start_digest: str | None = None) -> str:
-    """Data set, network and a digest of all that decides the result, as in ``imagenette-collapse-32-64x2-1f00ba12``."""
+    """Data set, network and a digest of all that decides the result: ``imagenette-collapse-32-64x2-1f00ba12``."""
     what_decides = {field: value for field, value in flatten(settings).items() if field not in EXECUTION_ONLY}
     decisive = json.dumps([what_decides, data.digest, start_digest], sort_keys=True)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", data.name).strip("-._") or "data"
@@ -93,16 +93,18 @@ def default_name(settings: Settings, data: Manifest, start_digest: str | None = 
 
 @contextmanager
 def claim(settings: Settings, data: Manifest, start_digest: str | None = None) -> Iterator[RunFolder]:
-    """Opens the run of `settings`, or makes a folder for it, for this process alone.
+    """Opens the run of `settings`, or creates its folder, and locks it for this process.
 
-    A run that the body does not begin (see :meth:`RunFolder.begin`) leaves nothing behind.
+    A new folder is removed if the body does not begin the run (see :meth:`RunFolder.begin`).
 
     Args:
-        start_digest: of the weights that `start.checkpoint` names.
+        settings: of the run.
+        data: manifest of the data set.
+        start_digest: of the weights of `start.checkpoint`; None without it.
 
     Raises:
-        UserError: another process trains it; it was started with other settings or another data set (each difference is
-            named); or the folder holds something else.
+        UserError: another process trains the run; it was started with other settings or another data set (names each
+            difference); or the folder holds something else.
     """
     path = Path(settings.run.storage) / (settings.run.name or default_name(settings, data, start_digest))
     try:
@@ -126,20 +128,20 @@ def claim(settings: Settings, data: Manifest, start_digest: str | None = None) -
 
 
 def remove_unless_begun(path: Path, identity: str, *ours: str) -> None:
-    """Takes back the folder `path` if its file `identity` was never written: files named in `ours`, then the folder."""
+    """Removes the files named in `ours`, then the folder `path`, if its file `identity` was never written."""
     if (path / identity).exists():
         return
     for name in (*ours, partial_path(path / identity).name):
         (path / name).unlink(missing_ok=True)
-    with suppress(OSError):  # not empty: it is somebody else's
+    with suppress(OSError):  # it holds files of the user
         path.rmdir()
 
 
 def read_identity(path: Path) -> Identity | None:
-    """What the run in the folder `path` was started with; None if no run has begun there.
+    """The identity of the run in the folder `path`; None if no run has begun there.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: run.yaml is damaged.
     """
     file = path / IDENTITY
     if not file.exists():
@@ -166,7 +168,7 @@ def _identify(path: Path, settings: Settings, data: Manifest, start_digest: str 
     if changes:
         raise UserError(
             f"run {path} was started with other settings ({'; '.join(changes)}): "
-            "put them back to resume it, or choose another run.name"
+            "restore them to resume it, or choose another run.name"
         )
     return identity
 
@@ -180,7 +182,7 @@ def _network_name(model: ModelSettings) -> str:
 
 
 def _weights(start_digest: str | None) -> str:
-    return start_digest[:12] if start_digest else "new ones"
+    return start_digest[:12] if start_digest else "new"
 
 
 def _owner(path: Path) -> str:

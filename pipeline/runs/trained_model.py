@@ -1,4 +1,4 @@
-"""A trained network, from the files of a checkpoint alone: loading it executes nothing of what they hold."""
+"""Loads a trained network from the files of a checkpoint. Loading runs no code from them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.runs import paths
 
 
 class Description(NamedTuple):
-    """What a checkpoint says of its network, without the weights."""
+    """The settings and the classes of a checkpoint."""
 
     settings: Settings
     classes: tuple[ImageClass, ...]
@@ -30,18 +30,21 @@ class Description(NamedTuple):
 
 @dataclass(frozen=True)
 class Trained:
-    """A network with what is needed to use it."""
+    """A trained network, its classes and its settings."""
 
     network: models.ImageNetwork
-    """In evaluation mode, on the CPU: uint8 pixels (B, H, W, 3), red, green and blue → logits (B, classes)."""
+    """In evaluation mode, on the CPU: uint8 RGB pixels (B, H, W, 3) → logits (B, classes)."""
     classes: tuple[str, ...]
-    """What people call each class, in the order of the logits."""
+    """The name of each class, in the order of the logits."""
     settings: Settings
-    """Those of the run; the network is for images of settings.data.image_size pixels a side."""
+    """Settings of the run; images must be settings.data.image_size pixels wide and high."""
 
 
 def load(path: str | Path) -> Trained:
-    """The network of a run's folder, as of its last checkpoint, or of the folder of one checkpoint.
+    """Loads the network of a checkpoint.
+
+    Args:
+        path: folder of a run, whose latest checkpoint is used, or of one checkpoint.
 
     Raises:
         UserError: `path` is neither, or its files are damaged.
@@ -54,7 +57,7 @@ def load(path: str | Path) -> Trained:
 
 
 def find(path: Path) -> Path:
-    """The checkpoint that `path` names: itself, or the last one of a run's folder.
+    """The folder of a checkpoint: `path` itself, or the latest checkpoint of the run in the folder `path`.
 
     Raises:
         UserError: it is neither a checkpoint nor a run that has one.
@@ -66,7 +69,7 @@ def find(path: Path) -> Path:
         if (folder / paths.MODEL).is_file():
             return folder
     if (path / paths.IDENTITY).is_file():
-        raise UserError(f"run {path} has no checkpoint yet: train it for an epoch first")
+        raise UserError(f"run {path} has no checkpoint yet: train it for one epoch first")
     raise UserError(f"{path} is not a checkpoint, nor a run: it has no {paths.MODEL} and no {paths.CHECKPOINTS}")
 
 
@@ -78,7 +81,7 @@ def describe(checkpoint: Path) -> Description:
     """
     settings = settings_io.load(checkpoint / paths.SETTINGS)
     if not (checkpoint / paths.SETTINGS).read_text(encoding="utf-8").endswith(settings_io.END_OF_DOCUMENT):
-        raise UserError(f"{checkpoint / paths.SETTINGS} is damaged, its end is missing: use another checkpoint")
+        raise UserError(f"{checkpoint / paths.SETTINGS} is truncated: use another checkpoint")
     try:
         content = json.loads((checkpoint / paths.CLASSES).read_text(encoding="utf-8"))
         return Description(settings, tuple(ImageClass(**one) for one in content))
@@ -89,7 +92,7 @@ def describe(checkpoint: Path) -> Description:
 
 
 def read_weights(checkpoint: Path, file: str = paths.MODEL) -> dict[str, Tensor]:
-    """The parameters and running statistics of a checkpoint, by name, on the CPU.
+    """The parameters and running statistics in a file of a checkpoint, by name, on the CPU.
 
     Raises:
         UserError: its file is damaged.
@@ -103,7 +106,7 @@ def read_weights(checkpoint: Path, file: str = paths.MODEL) -> dict[str, Tensor]
 
 
 def put_weights(checkpoint: Path, network: models.ImageNetwork, file: str = paths.MODEL) -> None:
-    """Gives `network` the weights of a checkpoint, all of them.
+    """Loads all weights of a checkpoint into `network`.
 
     Raises:
         UserError: the checkpoint is damaged or belongs to another network.
@@ -116,5 +119,5 @@ def put_weights(checkpoint: Path, network: models.ImageNetwork, file: str = path
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The first line of an error's message, or its type if it has none."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -118,7 +118,7 @@ def test_storage_that_goes_away_stops_no_run_but_must_be_there_when_one_starts(
             finished = launcher.train(settings(f"checkpoint.upload={address}"), progress=False)
     assert finished.epochs == 3
     assert "checkpoint.upload: s3://images/away" in (finished.folder / writer.EVENTS).read_text()
-    with pytest.raises(UserError, match=r"checkpoint\.upload: s3://images/away.* does not answer"):
+    with pytest.raises(UserError, match=r"checkpoint\.upload: s3://images/away.* is unreachable"):
         launcher.train(settings(f"checkpoint.upload={address}", "run.name=another"), progress=False)
 
 
