@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format mutation
+.PHONY: help setup demo test lint format mutation sanitize
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -36,3 +36,6 @@ format: setup ## format the code and apply ruff's fixes
 
 mutation: setup ## break the code on purpose, one line at a time, and see that a test fails each time
 	@$(BIN)/python -m tests.mutation
+
+sanitize: setup ## the compiled decoder under the address and undefined-behavior sanitizers: its tests, damaged files
+	@$(BIN)/python -m tests.sanitize

@@ -20,6 +20,11 @@ class Mutation:
     tests: tuple[str, ...]
     """Test files or pytest node ids."""
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `file` is a C source, which takes effect when it is compiled."""
+        return self.file.endswith(".c")
+
     def occurrences(self, root: Path) -> int:
         """How often `old` stands in `file` under `root`; 0 if there is no such file."""
         path = root / self.file

@@ -135,6 +135,13 @@ def test_reducing_is_close_to_the_full_decode() -> None:
         assert 10 * math.log10(255**2 / np.mean((full - reduced) ** 2)) > 33
 
 
+@pytest.mark.parametrize("crop", [(0, 0, 127, 256), (0, 0, 256, 127)])
+def test_a_crop_is_never_reduced_below_the_output(crop: tuple[int, int, int, int]) -> None:
+    content = jpeg(noise(256, 256))
+    jobs = job(content, JPEG, (256, 256), crop)
+    assert np.array_equal(one(jobs, 64, 64, reduce=True), one(jobs, 64, 64))
+
+
 def test_photographs_lose_little_by_reducing(photographs: Path) -> None:
     """Median PSNR ≥ 33 dB and worst ≥ 26 dB against the full decode, over crops of every photograph."""
     random = np.random.default_rng(0)
@@ -286,10 +293,11 @@ def test_any_bytes_at_all_give_an_answer() -> None:
     assert told > 1000
 
 
-def test_images_of_another_size_than_stored_are_refused() -> None:
+@pytest.mark.parametrize(("height", "width"), [(50, 40), (41, 50), (40, 49)])
+def test_images_of_another_size_than_stored_are_refused(height: int, width: int) -> None:
     content = jpeg(noise(40, 50))
-    with pytest.raises(DecodeError, match="it has 40×50 pixels instead of 50×40"):
-        decode(content, 50, 40, np.empty((50, 40, 3), np.uint8))
+    with pytest.raises(DecodeError, match=f"it has 40×50 pixels instead of {height}×{width}"):
+        decode(content, height, width, np.empty((height, width, 3), np.uint8))
 
 
 @pytest.mark.parametrize("crop", [(0, 0, 0, 5), (-1, 0, 5, 5), (0, 6, 5, 5), (6, 0, 5, 5), (2**31 - 1, 0, 5, 5)])

@@ -1,9 +1,10 @@
 """The ways in which `python -m tests.mutation` breaks the code, listed by package."""
 
 from tests.mutation.mutation import Mutation
-from tests.mutation.mutations import data_prep, models, runs, training, tuning
+from tests.mutation.mutations import codec, data_prep, models, runs, training, tuning
 
 MUTATIONS: tuple[Mutation, ...] = (
+    *codec.MUTATIONS,
     *data_prep.MUTATIONS,
     *models.MUTATIONS,
     *training.MUTATIONS,
