@@ -10,23 +10,45 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from data_prep.common.errors import UserError
+from data_prep.sources.registry import SOURCES, ImageSource, open_source
 
 if TYPE_CHECKING:
     from data_prep.common.parallel import Advance, Executor
     from data_prep.prepare.dataset_writer import Estimate, PrepareResult
     from data_prep.prepare.spec import PrepareSpec
-    from data_prep.sources.registry import ImageSource
 
-TEXTURES = "textures"
+DEFAULT_SOURCE = "textures"
+FOR_IMAGES = ("max_side", "class_names", "kind", "classes", "limit_per_class", "validation_limit_per_class")
+"""Options that a generated source does not take."""
+FOR_GENERATED = ("train_per_class", "validation_per_class")
+"""Options of generated sources alone."""
 THREADS_A_SHARD = 4
 """Threads of this process that work on the same shard."""
+
+
+class KindChoice(click.ParamType):
+    """One of the registered sources that read a location, looked up when the command runs."""
+
+    name = "kind"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The value, or click's complaint that lists the registered names."""
+        return str(self._choice().convert(value, param, ctx))
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        """The names, for the help text."""
+        return self._choice().get_metavar(param, ctx)
+
+    @staticmethod
+    def _choice() -> click.Choice:
+        return click.Choice([kind for kind, source in SOURCES.items() if not source.generated])
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="[SOURCE] OUTPUT")
 @click.option(
     "--kind",
-    type=click.Choice(["folders", "imagenet", "parquet", "webdataset", "cifar10"]),
+    type=KindChoice(),
     help="What SOURCE is  [default: what it looks like]",
 )
 @click.option("--classes", metavar="A,B,…", help="Only these classes, by id or name  [default: all]")
@@ -100,7 +122,7 @@ def prepare(paths: tuple[str, ...], cluster: str | None, workers: int | None, re
     *given, output = paths
     if len(given) > 1:
         raise UserError(f"prepare takes a SOURCE and an OUTPUT, but got {len(paths)} arguments: {' '.join(paths)}")
-    name = given[0] if given else TEXTURES
+    name = given[0] if given else DEFAULT_SOURCE
     if not given and Path(output, "train").is_dir():
         raise UserError(
             f"{output} looks like a source of images: name an output too, 'phasecollapse prepare {output} OUTPUT'"
@@ -113,19 +135,14 @@ def prepare(paths: tuple[str, ...], cluster: str | None, workers: int | None, re
 
 
 def _open_source(name: str, options: dict[str, Any]) -> ImageSource:
-    for_images = ("max_side", "class_names", "kind", "classes", "limit_per_class", "validation_limit_per_class")
-    for_folders = {key: options[key] for key in for_images}
-    for_textures = {key: options.pop(key) for key in ("train_per_class", "validation_per_class")}
-    if name == TEXTURES:
-        from data_prep.sources.textures import Textures
-
-        _refuse(for_folders, "images of your own, not for textures")
-        del options["kind"]
-        return Textures(options["seed"], **{key: value for key, value in for_textures.items() if value is not None})
-    from data_prep.sources.registry import open_source
-
-    _refuse(for_textures, f"textures, not for {name}")
-    return open_source(name, options["class_names"], options.pop("kind"))
+    per_class = {key: options.pop(key) for key in FOR_GENERATED}
+    if name in SOURCES and SOURCES[name].generated:
+        _refuse({key: options[key] for key in FOR_IMAGES}, f"images of your own, not for {name}")
+        del options["kind"], options["class_names"]
+        seed = {"seed": options["seed"]} if "seed" in SOURCES[name].options else {}
+        return open_source(name, kind=name, **seed, **per_class)
+    _refuse(per_class, f"{DEFAULT_SOURCE}, not for {name}")
+    return open_source(name, options.pop("class_names"), options.pop("kind"))
 
 
 def _select(source: ImageSource, options: dict[str, Any]) -> ImageSource:
@@ -144,7 +161,6 @@ def _make_spec(source: ImageSource, options: dict[str, Any]) -> PrepareSpec:
     encoding = options["encoding"]
     if options["raw_share"] is not None and encoding != "mixed":
         raise UserError(f"--raw-share is for --encoding mixed, not for {encoding}: leave it out")
-    del options["class_names"]
     return PrepareSpec.of(source, **{key: value for key, value in options.items() if value is not None})
 
 

@@ -20,7 +20,6 @@ from data_prep.common.parallel import Executor
 from data_prep.sources.folders import FOLDERS, arrange
 from data_prep.sources.image_index import ImageIndex, IndexedImage
 
-SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 BLOCK = 2**20
 """Bytes that are read at a time."""
 

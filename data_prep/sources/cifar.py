@@ -16,6 +16,7 @@ from data_prep.common.parallel import Executor
 from data_prep.format.manifest import SplitName
 from data_prep.sources.image_index import ImageIndex, IndexedImage
 from data_prep.sources.labelled import LabelledImage, to_index
+from data_prep.sources.registry import FolderNames
 
 FOLDER = "cifar-10-batches-py"
 BATCHES: dict[SplitName, tuple[str, ...]] = {
@@ -24,6 +25,16 @@ BATCHES: dict[SplitName, tuple[str, ...]] = {
 }
 SIDE = 32
 _ALLOWED = {("_reconstruct", "multiarray"), ("ndarray", "numpy"), ("dtype", "numpy"), ("encode", "_codecs")}
+
+
+def recognizes(folder: FolderNames) -> bool:
+    """Whether it is the folder cifar-10-batches-py, or holds it."""
+    return FOLDER in folder.names or "batches.meta" in folder.names
+
+
+def open_source(location: str) -> Cifar10:
+    """CIFAR-10 in a folder; its classes have the names that come with it."""
+    return Cifar10(location)
 
 
 class Cifar10:

@@ -12,6 +12,7 @@ from data_prep.common.parallel import Executor
 from data_prep.format import class_names
 from data_prep.format.manifest import SPLITS, SplitName
 from data_prep.sources.image_index import ImageIndex, ImageIndexBuilder, IndexedImage
+from data_prep.sources.registry import ImageSource
 
 FOLDERS: dict[SplitName, tuple[str, ...]] = {
     "train": ("train",),
@@ -21,6 +22,18 @@ FOLDERS: dict[SplitName, tuple[str, ...]] = {
 _SPLIT_FOLDERS = {name for names in FOLDERS.values() for name in names}
 NAME_FILES = ("LOC_synset_mapping.txt", "classes.txt")
 """Files beside the splits that may say what people call the classes."""
+
+
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
+"""How the names of archives end that may hold class folders."""
+
+
+def open_source(location: str, class_names: Path | str | None = None) -> ImageSource:
+    """The class folders at a location, which may be a tar archive of them."""
+    from data_prep.sources.archives import ArchivedFolders  # which imports this module
+
+    is_archive = location.partition("?")[0].endswith(ARCHIVES)
+    return (ArchivedFolders if is_archive else ClassFolders)(location, class_names)
 
 
 class ClassFolders:

@@ -22,11 +22,22 @@ from data_prep.format import class_names
 from data_prep.format.manifest import SplitName
 from data_prep.sources.archives import scan
 from data_prep.sources.image_index import ImageIndex, ImageIndexBuilder, IndexedImage
+from data_prep.sources.registry import FolderNames
 
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _META, _TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
 _VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG$")
+
+
+def recognizes(folder: FolderNames) -> bool:
+    """Whether a folder holds the training archive or the development kit."""
+    return TRAIN in folder.names or DEVKIT in folder.names
+
+
+def open_source(location: str, class_names: Path | str | None = None) -> ImageNetArchives:
+    """The three archives in a folder."""
+    return ImageNetArchives(location, class_names)
 
 
 class _ClassArchive(NamedTuple):

@@ -20,10 +20,21 @@ from data_prep.common.parallel import Advance, Executor
 from data_prep.format.manifest import SPLITS, SplitName
 from data_prep.sources.image_index import ImageIndex, IndexedImage
 from data_prep.sources.labelled import LabelledImage, files_of_splits, to_index
+from data_prep.sources.registry import FolderNames
 
 LABELS = ("label", "labels", "fine_label", "cls")
 ROWS = 64
 """Images that are in memory at a time."""
+
+
+def recognizes(folder: FolderNames) -> bool:
+    """Whether a folder, or its subfolder `data`, holds Parquet files."""
+    return any(name.endswith(".parquet") for name in folder.with_data)
+
+
+def open_source(location: str, class_names: Path | str | None = None) -> ParquetTables:
+    """The Parquet files below a folder."""
+    return ParquetTables(location, class_names)
 
 
 class _Task(NamedTuple):

@@ -1,95 +1,142 @@
-"""Where images come from: a source lists the images of each split, with their classes."""
+"""The sources of images: each is a module and a line in this file, or a line in a package outside this one.
+
+A module of a source is imported when a source is opened. It defines two functions, of which a generated source needs
+the second alone::
+
+    def recognizes(folder: FolderNames) -> bool: ...
+    def open_source(location: str, class_names: Path | str | None = None) -> ImageSource: ...
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
+from collections.abc import Set
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from data_prep.common import storage
 from data_prep.common.errors import UserError
-from data_prep.common.parallel import Executor
-from data_prep.sources.image_index import ImageIndex
+from data_prep.common.registry import Registry
 
-TEXTURES = "textures"
+if TYPE_CHECKING:
+    from data_prep.common.parallel import Executor
+    from data_prep.sources.image_index import ImageIndex
 
 
 class ImageSource(Protocol):
     """Images of two splits, with their classes."""
 
     location: str
-    """The folder, archive or address that is read (without secrets), or 'generated'."""
+    """The folder, archive or address that is read, without the credentials in it; or 'generated'."""
     options: dict[str, int | float | str]
     """The settings of the source itself."""
 
     @property
     def kind(self) -> str:
-        """What sort of source it is."""
+        """The name of the source in SOURCES."""
 
     def list(self, scratch: Path, executor: Executor) -> ImageIndex:
         """All images, as ranges of bytes in files.
 
         Args:
-            scratch: for what has to be unpacked; it survives an interruption, and lasts until all images are read.
-            workers: to unpack with.
+            scratch: folder for what has to be unpacked; kept after an interruption, deleted when all images are read.
+            executor: runs the unpacking.
 
         Raises:
             UserError: something is missing or damaged; names it.
         """
 
 
-KINDS = ("folders", "imagenet", "parquet", "webdataset", "cifar10")
+@dataclass(frozen=True)
+class FolderNames:
+    """A location and the names of what is directly in it."""
+
+    location: str
+    names: Set[str]
+    """Names of files and folders; empty if the location is not a folder."""
+
+    @functools.cached_property
+    def with_data(self) -> Set[str]:
+        """The names, and those in the subfolder `data`, where Hugging Face keeps files."""
+        from data_prep.common import storage
+
+        if "data" not in self.names or not storage.is_folder(data := storage.join(self.location, "data")):
+            return self.names
+        return self.names | storage.list_names(data)
 
 
-def open_source(location: str, class_names: Path | str | None = None, kind: str | None = None) -> ImageSource:
+@dataclass(frozen=True)
+class SourceType:
+    """A kind of source.
+
+    Args:
+        module: its full name, such as data_prep.sources.parquet.
+        options: keyword arguments of the module's `open_source`; options of the command `prepare` have these names.
+        generated: the source has no location: `prepare` opens it where its name is given instead of one.
+    """
+
+    module: str
+    options: tuple[str, ...] = ("class_names",)
+    generated: bool = False
+
+    def recognizes(self, folder: FolderNames) -> bool:
+        """Whether a location holds a source of this kind."""
+        return bool(importlib.import_module(self.module).recognizes(folder))
+
+    def open(self, location: str, **options: Any) -> ImageSource:
+        """The source at a location, with a value for any of `options`.
+
+        Raises:
+            UserError: there is nothing that it can read.
+        """
+        source: ImageSource = importlib.import_module(self.module).open_source(location, **options)
+        return source
+
+
+SOURCES: Registry[SourceType] = Registry("--kind")
+"""By kind. A location is of the first kind that recognizes it, in this order; class folders are the default."""
+DEFAULT = "folders"
+
+SOURCES.register("imagenet", SourceType("data_prep.sources.imagenet"))
+SOURCES.register("cifar10", SourceType("data_prep.sources.cifar", options=()))
+SOURCES.register("parquet", SourceType("data_prep.sources.parquet"))
+SOURCES.register("webdataset", SourceType("data_prep.sources.webdataset"))
+SOURCES.register("folders", SourceType("data_prep.sources.folders"))
+SOURCES.register(
+    "textures",
+    SourceType("data_prep.sources.textures", ("seed", "train_per_class", "validation_per_class"), generated=True),
+)
+
+
+def open_source(
+    location: str, class_names: Path | str | None = None, kind: str | None = None, **options: Any
+) -> ImageSource:
     """The source at a location.
 
     Args:
-        location: a path or an address.
+        location: a path or an address; the name of a generated source if that is its `kind`.
         class_names: what classes are called, see :mod:`data_prep.format.class_names`.
-        kind: one of KINDS; by default the one that what lies there looks like.
+        kind: a name in SOURCES; by default the one that recognizes the location.
+        options: others that the source takes; None counts as not given.
 
     Raises:
-        UserError: there is nothing, or `class_names` is given for a source that names its classes itself.
+        UserError: there is nothing, the kind is unknown, or the source does not take one of the options.
     """
-    from data_prep.sources import archives, cifar, folders, imagenet, parquet, webdataset
-
     kind = kind or recognize(location)
-    if kind == "cifar10":
-        if class_names:
-            raise UserError("--class-names is not for CIFAR-10, which names its classes itself: leave it out")
-        return cifar.Cifar10(location)
-    if kind == "imagenet":
-        return imagenet.ImageNetArchives(location, class_names)
-    if kind == "parquet":
-        return parquet.ParquetTables(location, class_names)
-    if kind == "webdataset":
-        return webdataset.WebDataset(location, class_names)
-    if is_archive(location):
-        return archives.ArchivedFolders(location, class_names)
-    return folders.ClassFolders(location, class_names)
-
-
-def is_archive(location: str) -> bool:
-    """Whether a location is named like a tar archive."""
-    from data_prep.sources.archives import SUFFIXES
-
-    return location.partition("?")[0].endswith(SUFFIXES)
+    source = SOURCES.find(kind)
+    given = {name: value for name, value in {"class_names": class_names, **options}.items() if value is not None}
+    for name in given:
+        if name not in source.options:
+            others = ", ".join(other for other, each in SOURCES.items() if name in each.options)
+            raise UserError(f"--{name.replace('_', '-')} is for {others}, not for {kind}: leave it out")
+    return source.open(location, **given)
 
 
 def recognize(location: str) -> str:
-    """The kind of what lies at a location; class folders if it looks like nothing else, or is not there."""
-    from data_prep.sources import cifar, imagenet
+    """The kind of what lies at a location; class folders if nothing recognizes it, or it is not there."""
+    from data_prep.common import storage
 
-    if not storage.is_folder(location):
-        return "folders"
-    names = storage.list_names(location)
-    if imagenet.TRAIN in names or imagenet.DEVKIT in names:
-        return "imagenet"
-    if cifar.FOLDER in names or "batches.meta" in names:
-        return "cifar10"
-    if "data" in names and storage.is_folder(storage.join(location, "data")):
-        names |= storage.list_names(storage.join(location, "data"))
-    for suffix, kind in ((".parquet", "parquet"), (".tar", "webdataset")):
-        if any(name.endswith(suffix) for name in names):
-            return kind
-    return "folders"
+    folder = FolderNames(location, storage.list_names(location) if storage.is_folder(location) else frozenset())
+    kinds = (kind for kind, source in SOURCES.items() if not source.generated and kind != DEFAULT)
+    return next((kind for kind in kinds if SOURCES[kind].recognizes(folder)), DEFAULT)

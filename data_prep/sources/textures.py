@@ -60,6 +60,11 @@ _ANGLE = np.arctan2(_VERTICAL, _HORIZONTAL)
 _MULTIPLICITY = np.where((_HORIZONTAL == 0) | (_HORIZONTAL == 0.5), 1, 2)
 
 
+def open_source(location: str, seed: int = 0, **per_class: int) -> Textures:
+    """The generated data set; `location` is its name."""
+    return Textures(seed, **per_class)
+
+
 class Textures:
     """The generated data set as a source of images: each one is a function of its number."""
 

@@ -13,9 +13,20 @@ from data_prep.format.manifest import SPLITS, SplitName
 from data_prep.sources.archives import scan
 from data_prep.sources.image_index import ImageIndex, IndexedImage
 from data_prep.sources.labelled import LabelledImage, files_of_splits, to_index
+from data_prep.sources.registry import FolderNames
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "ppm", "bmp")
 LABELS = ("cls", "json")
+
+
+def recognizes(folder: FolderNames) -> bool:
+    """Whether a folder, or its subfolder `data`, holds tar files."""
+    return any(name.endswith(".tar") for name in folder.with_data)
+
+
+def open_source(location: str, class_names: Path | str | None = None) -> WebDataset:
+    """The shards below a folder."""
+    return WebDataset(location, class_names)
 
 
 class WebDataset:
