@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format mutation sanitize
+.PHONY: help setup demo check test lint format mutation sanitize
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -18,6 +18,9 @@ demo: setup ## the whole path on generated textures, on the CPU: prepare, train,
 	@$(BIN)/python scripts/demo.py
 
 TEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+check: lint ## formatting, types, layers and the tests that take a moment, in at most three minutes
+	@$(TEST) -m "not slow" --ignore tests/faults --ignore tests/integration
 
 test: setup ## all tests, in two processes: first clusters that fail, then the others
 	@test -n "$$PHASECOLLAPSE_SHARED" || echo "PHASECOLLAPSE_SHARED is not set: tests on golden files and photographs are skipped"

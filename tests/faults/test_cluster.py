@@ -37,6 +37,8 @@ from tests.helpers.runs import (
     write_configuration,
 )
 
+pytestmark = pytest.mark.slow
+
 EPOCHS, STEPS = 6, 12
 
 

@@ -26,6 +26,8 @@ from pipeline.training.dataloader import Batch, ImageStream
 from tests.helpers.disks import fill, small_disk
 from tests.helpers.runs import Command, assert_same_bits, epochs_done, wait_for, wait_for_point, write_configuration
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 3
 STEPS = 12
 

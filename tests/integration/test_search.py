@@ -22,6 +22,8 @@ import yaml
 
 from tests.helpers.ray_cluster import ExternalCluster, external_cluster
 
+pytestmark = pytest.mark.slow
+
 COMMAND = str(Path(sys.executable).with_name("phasecollapse"))
 GOOD, FAILING, BAD = "8-16-32", "8_learning_rate-1e30", "2_learning_rate-1e-06"
 EPOCHS = 6

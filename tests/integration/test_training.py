@@ -25,6 +25,8 @@ from pipeline.tracking import mlflow_run
 from tests.helpers.ray_cluster import title
 from tests.helpers.runs import Command, assert_same_bits, final_weights, wait_for_epoch, write_configuration
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 3
 
 

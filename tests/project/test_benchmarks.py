@@ -23,6 +23,8 @@ from benchmarks.precision import compare
 from benchmarks.yardstick import MULTIPLY_ADDS
 from tests import parity
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("skip", [False, True], ids=["plain", "skip"])
 def test_the_plain_network_computes_what_ours_does(skip: bool) -> None:

@@ -87,6 +87,7 @@ def test_the_table_has_every_operator_and_where_its_parameters_start() -> None:
     assert [name for name in NONLINEARITIES if f"`{name}`" not in section("Residual networks")] == []
 
 
+@pytest.mark.slow
 def test_the_costs_of_the_papers_networks_are_those_counted() -> None:
     sentence = re.search(r"that is ([\d.]+) instead of ([\d.]+) billion.* (\d+) instead of (\d+) million", one_line())
     assert sentence

@@ -39,6 +39,7 @@ def run_settings(path: Path) -> Settings:
     return load(path).train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_configuration_loads_and_its_network_is_counted(path: Path) -> None:
     settings = run_settings(path)
@@ -67,6 +68,7 @@ sys.meta_path.insert(0, Blocker())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     ["pipeline.training.loop", "pipeline.models", "pipeline.config.settings_io", "pipeline.training.optimizers"],
@@ -76,6 +78,7 @@ def test_training_mathematics_needs_neither_ray_nor_mlflow_nor_ffcv(module: str)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_trained_network_loads_and_runs_without_ray_mlflow_and_ffcv(tmp_path: Path) -> None:
     network = save_checkpoint(tmp_path / "run" / "checkpoints" / "epoch-00001", ScatteringSettings(widths=(3, 4)))
     pixels = torch.arange(2 * 16 * 16 * 3).remainder(251).to(torch.uint8).view(2, 16, 16, 3)
@@ -115,6 +118,7 @@ finally:
     assert done.stdout.splitlines()[-1] == "loaded:"
 
 
+@pytest.mark.slow
 def test_a_network_is_counted_without_loading_a_compiler() -> None:
     code = """
 import sys

@@ -27,6 +27,8 @@ from pipeline.training.optimizers import build_optimizer
 from pipeline.training.schedules import image_size
 from tests.helpers.runs import assert_same_bits
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def settings(

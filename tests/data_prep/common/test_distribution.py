@@ -58,6 +58,7 @@ def test_a_folder_that_is_no_package_hides_nothing(tmp_path: Path) -> None:
     assert run(tmp_path, [*COMMAND, "--version"]).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PACKAGES)
 def test_ray_is_not_started_in_a_folder_that_would_hide_packages_from_its_workers(
     tmp_path: Path, textures: Path, name: str
@@ -92,6 +93,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_ray_worker_says_what_hides_a_package(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     assert "result [42]" in run(tmp_path, ["script.py"]).stdout

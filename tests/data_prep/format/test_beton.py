@@ -51,6 +51,7 @@ def test_no_sample_crosses_a_page_and_pages_fit_the_largest(tmp_path: Path) -> N
     assert [bytes(beton.Shard(path).read(i).content) for i in range(len(sizes))] == [each.content for each in samples]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_stock_ffcv_loader_sees_the_same_pixels_and_labels(tmp_path: Path) -> None:
     samples = make_samples(7)

@@ -42,6 +42,7 @@ def test_orders_depend_on_seed_and_epoch() -> None:
         assert np.array_equal(first, shuffles(2000)[name].at(np.arange(2000)))
 
 
+@pytest.mark.slow
 def test_every_sample_is_equally_likely_at_every_place() -> None:
     samples, epochs = 30, 6000
     for name in ("full", "blocks", "one lane"):

@@ -87,6 +87,7 @@ def test_pages_fit_the_largest_shard_and_no_sample_crosses_one(tmp_path: Path) -
     assert size <= sum(file.bytes for file in files)  # what is asked for before beginning
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_stock_ffcv_reads_shards_and_merged_file_alike(tmp_path: Path) -> None:
     folder, output = tmp_path / "set", tmp_path / "merged"
@@ -142,6 +143,7 @@ def in_a_process(action: Callable[[], object], kill_at: int) -> bool:
     return os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_place", [True, False])
 def test_killed_at_any_moment_it_leaves_a_data_set_that_loads_and_the_same_command_finishes(
     tmp_path: Path, in_place: bool

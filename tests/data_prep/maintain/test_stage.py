@@ -188,6 +188,7 @@ def test_of_two_at_once_one_copies_and_the_other_waits_for_it(folder: Path, tmp_
     assert content(Path(outputs[0][-1].split()[2])) == content(folder)
 
 
+@pytest.mark.slow
 def test_whoever_waits_for_a_process_that_is_killed_takes_over(folder: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     with start(folder, disk, kill_after=bytes_of(folder) // 2, pause=0.1) as first:
@@ -235,6 +236,7 @@ def test_a_full_disk_is_told_before_and_while_copying_and_the_next_call_continue
         assert content(stage(str(folder), disk)) == content(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failures", [0, 2, 5])
 def test_object_storage_that_fails_at_first_then_answers_is_staged(folder: Path, tmp_path: Path, failures: int) -> None:
     with object_storage(failures) as storage:
@@ -263,6 +265,7 @@ def test_a_read_that_fails_twice_is_repeated_and_a_third_failure_is_told(
             source._repeat("a.beton", request)
 
 
+@pytest.mark.slow
 def test_object_storage_that_is_damaged_missing_or_away_is_told_without_its_key(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

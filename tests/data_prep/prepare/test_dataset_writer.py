@@ -72,6 +72,7 @@ def test_the_data_set_is_bitwise_the_same_whoever_writes_it(
     assert files_of(tmp_path / "out") == files_of(expected)
 
 
+@pytest.mark.slow
 def test_ray_tasks_write_the_same_and_survive_the_death_of_their_process(
     photos: Path, expected: Path, tmp_path: Path
 ) -> None:
@@ -98,6 +99,7 @@ def test_ray_tasks_write_the_same_and_survive_the_death_of_their_process(
     assert files_of(output) == files_of(expected)
 
 
+@pytest.mark.slow
 def test_two_commands_cannot_write_one_output_and_the_killed_ones_work_is_kept(tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = [*COMMAND, "textures", str(output), "--train-per-class", "600", "--shard-samples", "50"]
@@ -202,6 +204,7 @@ def test_odd_but_whole_jpegs_are_encoded_anew_and_decode_without_complaint() -> 
     assert not stored.untouched and to_jpeg(stored.content, 512).untouched
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     program = """
 import resource, sys
@@ -222,6 +225,7 @@ print(line.split()[1])
     assert peaks[1] - peaks[0] < 15_000, f"kilobytes: {peaks}"
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_within_a_moment_and_keeps_what_is_finished(tmp_path: Path) -> None:
     command = [*COMMAND, "textures", str(tmp_path / "out"), "--train-per-class", "600", "--shard-samples", "50"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:

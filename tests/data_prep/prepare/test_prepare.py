@@ -287,6 +287,7 @@ print(len(done))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_interrupted_preparing_goes_on_where_it_stopped(tmp_path: Path, signal: str) -> None:
     command = [sys.executable, "-c", PREPARE, str(tmp_path / "out")]

@@ -139,6 +139,7 @@ print(int(peak.split()[1]))
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     peaks = []
     for count in (20_000, 400_000):

@@ -121,6 +121,7 @@ def test_object_storage_holds_what_the_folder_holds(photos: Path, tmp_path: Path
     assert "secret" in address and "secret" not in open_source(address).location
 
 
+@pytest.mark.slow
 def test_object_storage_that_fails_twice_then_answers_is_read(photos: Path, tmp_path: Path) -> None:
     with object_storage(failures=2) as server:
         server.upload(photos, "photos")

@@ -47,6 +47,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "saved"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_onnx_runtime_computes_the_same_logits_for_any_batch(tmp_path: Path, model: ModelSettings) -> None:
     network = save_checkpoint(tmp_path / "saved", model)
@@ -88,6 +89,7 @@ def test_images_that_are_filtered_in_tiles_are_exported_too(tmp_path: Path) -> N
     torch.testing.assert_close(program(pixels), logits_of(network, pixels), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_wrote_and_how_to_use_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

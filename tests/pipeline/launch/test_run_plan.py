@@ -39,6 +39,7 @@ def file(textures: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_run(file: Path, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     settings = settings_io.load(file, [])
@@ -91,6 +92,7 @@ def test_the_command_prints_the_plan_and_starts_nothing(file: Path, tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.yaml"]
 
 
+@pytest.mark.slow
 def test_a_profile_is_a_trace_of_a_few_steps(file: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(train, [str(file), "--profile", "training.epochs=3"])
     assert done.exit_code == 0, done.output

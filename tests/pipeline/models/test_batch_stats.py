@@ -57,6 +57,7 @@ def joined(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str,
     return in_ranks(step_of_each, tmp_path_factory.mktemp("workers"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.usefixtures("double")
 def test_two_workers_with_synchronized_statistics_are_one_with_all_images(

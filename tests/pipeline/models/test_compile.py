@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 from pipeline.config.model_schema import ModelSettings, ResNetSettings, ScatteringSettings
 from pipeline.models import build
 
+pytestmark = pytest.mark.slow
+
 SIZE, CLASSES = 40, 3  # wavelet transforms of the first block have windows, those of the second are whole
 WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "item", "masked_select", "_unique2", "equal")
 """Operations that need a number from the device before the program can go on."""

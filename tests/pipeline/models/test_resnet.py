@@ -243,6 +243,7 @@ def test_bfloat16_autocast_computes_in_bfloat16_and_is_close(name: str, affine: 
     assert all(value.grad is not None and torch.isfinite(value.grad).all() for value in network.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "affine", "biases"), [("threshold", True, False), ("sigmoid", False, True)])
 def test_compiles_as_one_graph_with_the_same_gradients(name: str, affine: bool, biases: bool) -> None:
     network, images = small(nonlinearity=name, affine=affine, biases=biases), torch.randn(4, 3, 8, 8)

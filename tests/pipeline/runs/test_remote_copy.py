@@ -19,6 +19,8 @@ from pipeline.training.context import LocalContext
 from tests.helpers.object_storage import SECRETS, Storage, object_storage
 from tests.helpers.runs import assert_same_bits
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def storage() -> Storage:

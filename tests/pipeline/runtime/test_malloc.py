@@ -45,6 +45,7 @@ def faults(*arguments: str, environment: dict[str, str] | None = None) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these knobs")
 def test_large_buffers_are_reused_in_any_thread() -> None:
     untouched = faults()

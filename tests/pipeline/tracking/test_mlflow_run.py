@@ -130,6 +130,7 @@ print(mlflow_run.open_run(mlflow_run.default_store(Path(sys.argv[1])), "new", id
 """
 
 
+@pytest.mark.slow
 def test_two_processes_may_be_the_first_to_use_a_store(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen(
@@ -146,6 +147,7 @@ def test_two_processes_may_be_the_first_to_use_a_store(tmp_path: Path) -> None:
     assert {client.get_run(output.strip()).info.experiment_id for output, _ in results} == {"1"}
 
 
+@pytest.mark.slow
 def test_a_store_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tracking\.uri: http://127\.0\.0\.1:9 does not answer"):
         open_run(Store("http://127.0.0.1:9"), "a")
@@ -188,6 +190,7 @@ def request(address: str, host: str | None = None) -> int:
         return error.code
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_stops_nothing_and_gets_what_it_missed(
     store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,12 +244,14 @@ def test_ctrl_c_is_heard_while_a_server_talks(moment: float) -> None:
     assert server.process.returncode == -signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_the_last_line_of_a_server_that_ended_is_kept() -> None:
     server = talkative()
     server.watch()
     assert server.last_line() == "line 2999"
 
 
+@pytest.mark.slow
 def test_pages_of_a_store_that_is_not_there_are_refused(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.cli.main", "ui", "--storage", str(tmp_path)],

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pipeline.runs import history
 from tests.helpers.runs import write_configuration
 
@@ -50,6 +52,7 @@ CALLBACKS.register("log", Log)
 """
 
 
+@pytest.mark.slow
 def test_a_run_uses_what_a_module_outside_the_package_registers(textures: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MODULE, encoding="utf-8")
     changes = ["cluster.workers=0", "run.name=one", "training.epochs=2", "training.batch_size=120"]

@@ -258,6 +258,7 @@ class Stops(LocalContext):
         raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_run_says_what_it_starts_with_and_resumes_to_the_same_bits_without_it(
     fine_tuned: Callable[..., Settings],
     storage: Path,
