@@ -1,10 +1,10 @@
-"""What each layer of a network holds and costs: from closed forms, and beside them measured on a forward pass.
+"""Parameters and costs of each layer of a network, from closed forms and measured in a forward pass.
 
-Passes run on fake tensors, which have a shape and a type and no content: torch then goes the way that it goes on a CPU,
-autocast included, and computes nothing. A network for large images is measured in seconds.
+The pass runs on fake tensors, which have a shape and a type but no data: torch takes the same code path as on a CPU,
+including autocast, without computing, so a network for large images is measured in seconds.
 
-A layer begins where one of the network's modules is entered or left, and ends where the next one begins. So nothing is
-left out, and the layers' costs add up to those of the network.
+A layer begins where a module of the network is entered or left, and ends where the next one begins. The costs of the
+layers therefore add up to those of the network.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.models.projection import Projection
 from pipeline.models.scattering import Block
 
 SCALES = ("weight", "gain")
-"""How the names of learned numbers end that multiply. One for each channel of any other name is taken to be added."""
+"""Suffixes of the names of multiplicative parameters; a parameter per channel with another name is a bias."""
 
 
 @dataclass(frozen=True)
@@ -35,45 +35,45 @@ class Layer:
     """One step of the forward pass; costs are those of one image."""
 
     name: str
-    """That of its module or of its learned numbers in the network's state."""
+    """Name of its module, or prefix of its parameters' names."""
     does: str
     complex_channels: int
     real_channels: int
     size: tuple[int, ...]
     """Height and width of its output; empty for logits."""
     fixed: int = 0
-    """Numbers of the formula that are never learned; running statistics are neither learned nor fixed."""
+    """Number of constants, such as filters; running statistics are neither learned nor fixed."""
     necessary: int = 0
-    """Multiply-adds of the closed form: products with weights and filters, of which none is with a known zero."""
+    """Multiply-adds of the closed form: products with weights and filters, without those with known zeros."""
     overhead: str = ""
-    """Why it executes more than that."""
+    """Why more multiply-adds are executed than necessary."""
     learned: int = 0
-    """Learned numbers; a complex one is two."""
+    """Number of learned parameters; a complex one counts as two."""
     classifier: bool = False
-    """Whether it comes after the last block: then what it learns is the classifier's."""
+    """Whether the layer comes after the last block, and belongs to the classifier."""
     kernels: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Sides of the kernel of each learned weight that covers more than one pixel."""
+    """Kernel size of each learned weight that covers more than one pixel, by parameter name."""
     biases: dict[str, int] = field(default_factory=dict)
-    """Numbers in each learned bias."""
+    """Number of entries of each learned bias, by parameter name."""
     executed: int = 0
-    """Multiply-adds that torch counts: those of matrix products and convolutions."""
+    """Multiply-adds counted by torch, in matrix products and convolutions."""
     kept_bytes: int = 0
-    """Memory of what the forward pass in training keeps for the backward pass and no earlier layer has kept."""
+    """Memory that the forward pass keeps for the backward pass, without what an earlier layer keeps."""
 
     @property
     def block(self) -> str | None:
-        """The block of the network that it is part of, such as blocks.2 or layer1.0."""
+        """The block that contains the layer, such as blocks.2 or layer1.0; None outside of blocks."""
         found = re.match(r"(blocks|layer\d+)\.\d+(?=\.)", self.name)
         return found and found[0]
 
     def output_bytes(self, precision: str) -> int:
-        """Memory of its output."""
+        """Memory of the layer's output, in bytes."""
         numbers = (2 * self.complex_channels + self.real_channels) * math.prod(self.size)
         return numbers * (2 if precision == "bfloat16" else 4)
 
 
 class _Step(NamedTuple):
-    """A layer, before it is measured, and where it begins: where a module is entered, or where it is left."""
+    """A layer before it is measured, and where it begins: where `module` is entered, or where it is left."""
 
     layer: Layer
     module: nn.Module
@@ -81,10 +81,16 @@ class _Step(NamedTuple):
 
 
 def inspect(model: ModelSettings, classes: int, image_size: int, precision: str) -> list[Layer]:
-    """The layers of a network in the order in which they run.
+    """The layers of a network, in the order in which they run.
+
+    Args:
+        model: settings of the network.
+        classes: number of classes.
+        image_size: side of the images, in pixels.
+        precision: float32 or bfloat16, for the memory.
 
     Raises:
-        UserError: the settings do not fit together.
+        UserError: the settings are inconsistent.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = build(model, classes, image_size)
@@ -97,7 +103,7 @@ def inspect(model: ModelSettings, classes: int, image_size: int, precision: str)
             network(images[:1])
         executed = costs.by_layer()
         network.train()
-        # What is kept whatever the batch is weights, and is not an image's; statistics need two images.
+        # The difference leaves out what does not depend on the batch (weights). Batch statistics need two images.
         few, more = (_kept(network, images[:batch], costs, precision) for batch in (2, 3))
     layers = [
         replace(step.layer, executed=executed[number], kept_bytes=more[number] - few[number])
@@ -107,12 +113,12 @@ def inspect(model: ModelSettings, classes: int, image_size: int, precision: str)
 
 
 def _kept(network: nn.Module, images: Tensor, costs: _Costs, precision: str) -> list[int]:
-    """Bytes that each layer keeps for the backward pass, memory that several tensors share counted once."""
+    """Bytes that each layer keeps for the backward pass; memory shared by several tensors counts once."""
     storages: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        storages[storage._cdata] = storage  # held, so that no other gets its number
+        storages[storage._cdata] = storage  # held, so that its address is not reused
         return tensor
 
     with (
@@ -125,7 +131,7 @@ def _kept(network: nn.Module, images: Tensor, costs: _Costs, precision: str) -> 
 
 
 class _Costs:
-    """Splits a total that grows during a forward pass among the layers."""
+    """Attributes the growth of a total during a forward pass to the layers."""
 
     def __init__(self, steps: list[_Step]) -> None:
         self._steps = steps
@@ -133,7 +139,7 @@ class _Costs:
 
     @contextmanager
     def following(self, total: Callable[[], int]) -> Iterator[None]:
-        """Follows the forward pass in the body."""
+        """Attributes the growth of `total` during the forward pass in the body."""
         self._total, self._spent, self._seen, self._current = total, [0] * len(self._steps), 0, 0
         hooks: list[Any] = []
         for number, (_, module, entered) in enumerate(self._steps):
@@ -151,7 +157,7 @@ class _Costs:
                 hook.remove()
 
     def by_layer(self) -> list[int]:
-        """What each layer added to the total of the pass that was followed last."""
+        """The growth of the total in each layer, in the last forward pass."""
         return self._spent
 
     def _settle(self) -> None:
@@ -161,10 +167,10 @@ class _Costs:
 
 
 def _with_parameters(layers: list[Layer], network: ImageNetwork) -> list[Layer]:
-    """The layers with what they learn: how much, and of which kind."""
+    """The layers with the number and kind of their parameters."""
     result = {layer.name: layer for layer in layers}
     for name, value in network.network.named_parameters():
-        # The first layer would show what no layer owns.
+        # Parameters that no layer owns would count for the first layer.
         owner = max((known for known in result if name.startswith(known)), key=len, default=layers[0].name)
         layer = result[owner]
         result[owner] = replace(layer, learned=layer.learned + value.numel())
@@ -239,7 +245,7 @@ def _of_block(name: str, block: Block) -> Iterator[_Step]:
 
 
 def _of_convolutions(network: nn.Module, image_size: int) -> list[_Step]:
-    """Steps of a network of torch's layers on real images: modules without modules inside, as they are entered."""
+    """Steps of a network of torch's modules: each module without submodules, as it is entered."""
     steps: list[_Step] = []
 
     def note(name: str, module: nn.Module) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""A network before it is trained: its layers, what it learns and what it costs, from the settings of a run alone."""
+"""Summary of a network from the settings of a run: its layers, parameters and costs, without training it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pipeline.analysis.layer_costs import Layer, inspect
 from pipeline.config.schema import Settings
 
 TOLERANCE = 0.01
-"""Fraction of the necessary multiply-adds from which a difference to the executed ones is explained."""
+"""Relative difference of executed and necessary multiply-adds above which the summary explains it."""
 NAMED = 3
-"""Layers that a sentence names before it counts the others."""
+"""Layers that a sentence names; further ones are counted."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """A network's layers and what they add up to; multiply-adds and memory are those of one image."""
+    """The layers of a network, and their totals. Multiply-adds and memory are per image."""
 
     family: str
     classes: int
@@ -36,12 +36,12 @@ class Description:
     precision: str
     activation_checkpointing: bool
     worker_batch: int
-    """Images of a worker in one step of training."""
+    """Images per worker and training step."""
     layers: Sequence[Layer]
 
     @property
     def learned(self) -> int:
-        """Learned numbers, a complex one counted as two."""
+        """Number of learned parameters; a complex one counts as two."""
         return sum(layer.learned for layer in self.layers)
 
     @property
@@ -62,13 +62,13 @@ class Description:
 
     @property
     def kept_bytes(self) -> int:
-        """Memory that the forward pass in training fills for the backward pass."""
+        """Memory, in bytes, that the forward pass keeps for the backward pass."""
         return sum(layer.kept_bytes for layer in self.layers)
 
     @property
     def held_bytes(self) -> int:
-        """The most memory that a backward pass holds of it: with activation checkpointing, the input of each
-        block, all of the block that keeps most, and what is outside of blocks."""
+        """Peak of that memory, in bytes: with activation checkpointing, the inputs of all blocks, all of the block that
+        keeps most, and all outside of blocks."""
         if not self.activation_checkpointing:
             return self.kept_bytes
         blocks: Counter[str] = Counter()
@@ -84,17 +84,17 @@ class Description:
 
     @property
     def kernels(self) -> dict[str, tuple[int, ...]]:
-        """Learned spatial filters before the classifier: the sides of their kernels, by parameter."""
+        """Kernel sizes of the learned spatial filters before the classifier, by parameter name."""
         return {name: sides for layer in self.layers if not layer.classifier for name, sides in layer.kernels.items()}
 
     @property
     def biases(self) -> dict[str, int]:
-        """Learned biases before the classifier: their numbers, by parameter."""
+        """Numbers of entries of the learned biases before the classifier, by parameter name."""
         return {name: count for layer in self.layers if not layer.classifier for name, count in layer.biases.items()}
 
     @property
     def overhead(self) -> str | None:
-        """Why the multiply-adds executed are not those necessary; None if they are, to one in a hundred."""
+        """Why executed and necessary multiply-adds differ; None if they agree to 1 %."""
         if abs(self.executed - self.necessary) <= TOLERANCE * self.necessary:
             return None
         reasons: dict[str, int] = {}
@@ -106,7 +106,7 @@ class Description:
         return f"executed are {100 * (self.executed / self.necessary - 1):+.0f} % against necessary: {parts}"
 
     def to_json(self) -> str:
-        """Layers and totals, for programs."""
+        """Layers and totals as JSON."""
         names = (
             *("learned", "learned_in_classifier", "fixed", "necessary", "executed", "kept_bytes", "held_bytes"),
             *("kernels", "biases", "overhead"),
@@ -116,10 +116,14 @@ class Description:
 
 
 def describe(settings: Settings, classes: int | None = None) -> Description:
-    """What the network of a run is and costs; `classes` replaces the number that the settings or the data set give.
+    """The layers and costs of the network of a run.
+
+    Args:
+        settings: of the run.
+        classes: number of classes; by default that of the settings, or of the data set.
 
     Raises:
-        UserError: the settings do not fit together, or nothing says how many classes there are.
+        UserError: the settings are inconsistent, or the number of classes is unknown.
     """
     count = classes or settings.data.classes or _prepared_classes(Path(settings.data.path))
     workers = max(1, settings.cluster.workers)
@@ -137,14 +141,14 @@ def describe(settings: Settings, classes: int | None = None) -> Description:
 def _prepared_classes(folder: Path) -> int:
     if not (folder / MANIFEST_FILE).exists():
         raise UserError(
-            f"how many classes there are is not known: data.classes is not set and data.path ({folder}) holds no "
-            "prepared data set; say data.classes=N or --classes N"
+            f"the number of classes is unknown: data.classes is not set and data.path ({folder}) holds no prepared "
+            "data set: set data.classes=N or --classes N"
         )
     return len(load_manifest(folder).classes)
 
 
 def show(description: Description, console: Console) -> None:
-    """Prints the table, the totals and the flags."""
+    """Prints the table of layers, the totals and the flags."""
     console.print(_table(description))
     for line in _totals(description):
         console.print(line, soft_wrap=True)
@@ -202,7 +206,7 @@ def _totals(description: Description) -> list[Text]:
 
 
 def _verdict(kernels: dict[str, tuple[int, ...]], biases: dict[str, int]) -> Text:
-    """One sentence on learned spatial filters and learned biases before the classifier."""
+    """A sentence about learned spatial filters and learned biases before the classifier."""
     if not kernels and not biases:
         return Text("no learned spatial filter, no learned bias before the classifier", "green")
     filters = _listed(
@@ -212,7 +216,7 @@ def _verdict(kernels: dict[str, tuple[int, ...]], biases: dict[str, int]) -> Tex
 
 
 def _listed(what: str, names: list[str]) -> str:
-    """In how many layers they are, with the first few by name."""
+    """The number of layers, with the first few by name."""
     if not names:
         return f"no {what}"
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""

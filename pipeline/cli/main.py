@@ -1,4 +1,4 @@
-"""The command ``phasecollapse``: finds its sub-commands by entry point and says what went wrong in one sentence."""
+"""The command ``phasecollapse``: finds its sub-commands by entry point, and reports errors in one sentence."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ GROUP = "phasecollapse.commands"
 
 
 class Commands(click.Group):
-    """Sub-commands that any installed package contributes; each is loaded when it is asked for."""
+    """Sub-commands of all installed packages; each is imported when it is used."""
 
     def __init__(self, points: Mapping[str, EntryPoint]) -> None:
         super().__init__(
             name="phasecollapse",
-            help="Phase-collapse networks: prepare images, train, search, look at the results.",
+            help="Train and search phase-collapse networks. See `phasecollapse COMMAND --help`.",
             params=[
                 click.Option(["--version"], is_flag=True, is_eager=True, callback=_version, help="Show the version.")
             ],
@@ -30,11 +30,11 @@ class Commands(click.Group):
         self._points = points
 
     def list_commands(self, context: click.Context) -> list[str]:
-        """In alphabetical order."""
+        """The names of the commands, sorted."""
         return sorted(self._points)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """Imports the module that holds the command."""
+        """Imports and returns a command; None if there is no such command."""
         if name not in self._points:
             return None
         try:
@@ -46,7 +46,7 @@ class Commands(click.Group):
     def resolve_command(
         self, context: click.Context, arguments: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Adds the nearest name to the complaint about an unknown one."""
+        """Suggests the nearest name for an unknown command."""
         name = arguments[0]
         if not name.startswith("-") and name not in self._points:
             near = difflib.get_close_matches(name, self._points, n=1)
@@ -56,8 +56,8 @@ class Commands(click.Group):
 
 
 def main() -> None:
-    """Runs a command and exits: 2 for what the user can mend, 130 after Ctrl-C, 1 for a defect (with traceback)."""
-    signal.signal(signal.SIGTERM, _interrupt)  # what a scheduler sends before it takes the machine away
+    """Runs a command. Exit status: 2 for an error of the user, 130 after Ctrl-C, 1 for a bug (with a traceback)."""
+    signal.signal(signal.SIGTERM, _interrupt)  # sent by schedulers before they stop a job
     commands = Commands({point.name: point for point in entry_points(group=GROUP)})
     try:
         check_packages()
@@ -72,7 +72,7 @@ def main() -> None:
         click.echo(f"error: {error.format_message()}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: the same command continues", err=True)
+        click.echo("interrupted: rerun the same command to resume", err=True)
         sys.exit(130)
 
 
@@ -87,7 +87,7 @@ def _version(context: click.Context, parameter: click.Parameter, asked: bool) ->
 
 
 def _broken(name: str, error: ImportError) -> click.Command:
-    """Stands for a command whose package cannot be imported, so that the others still work."""
+    """Stands in for a command whose package cannot be imported, so that the others still work."""
 
     def explain() -> None:
         raise UserError(f"command '{name}' cannot be loaded ({error}): install what is missing")

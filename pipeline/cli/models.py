@@ -1,4 +1,4 @@
-"""The commands for trained networks: ``evaluate``, ``predict`` and ``export``; slow imports wait until one runs."""
+"""The commands ``evaluate``, ``predict`` and ``export`` for trained networks. Slow imports happen when one runs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ import click
 from pipeline.runtime.imports import quick_imports
 
 STORAGE = "Folder of the runs, for models:/ and runs:/ [runs]."
-URI = "Store of models:/ and runs:/, if it is not the one inside --storage."
+URI = "Tracking store, for models:/ and runs:/ [the one inside --storage]."
 
 
-@click.command(short_help="Measure a trained network on a prepared data set.")
+@click.command(short_help="Evaluate a trained network on a prepared data set.")
 @click.argument("source")
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--split", type=click.Choice(["validation", "train"]), default="validation", help="Images [validation].")
-@click.option("--output", type=click.Path(path_type=Path), help="Folder for tables, a picture and JSON of everything.")
-@click.option("--flip", is_flag=True, help="Average over each image and its mirror image.")
-@click.option("--batch-size", type=click.IntRange(1), default=100, help="Images at a time [100].")
-@click.option("--threads", type=click.IntRange(1), help="Of the decoder and of torch on a CPU [all cores].")
-@click.option("--on-damage", type=click.Choice(["stop", "skip"]), default="stop", help="At a damaged image [stop].")
+@click.option(
+    "--split", type=click.Choice(["validation", "train"]), default="validation", help="Split to evaluate [validation]."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Folder for the report: JSON, CSV and confusion matrix."
+)
+@click.option("--flip", is_flag=True, help="Average the predictions of each image and its mirror image.")
+@click.option("--batch-size", type=click.IntRange(1), default=100, help="Images per forward pass [100].")
+@click.option("--threads", type=click.IntRange(1), help="Threads of the decoder, and of torch on a CPU [all cores].")
+@click.option(
+    "--on-damage", type=click.Choice(["stop", "skip"]), default="stop", help="What to do at a damaged image [stop]."
+)
 @click.option("--gpu", is_flag=True, help="Compute on this machine's first GPU.")
-@click.option("--bfloat16", is_flag=True, help="Compute in bfloat16, where training would.")
+@click.option("--bfloat16", is_flag=True, help="Compute in bfloat16 mixed precision, as in training.")
 @click.option("--storage", type=click.Path(path_type=Path), default=Path("runs"), help=STORAGE)
 @click.option("--uri", help=URI)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -40,11 +46,11 @@ def evaluate(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Passes every image of DATA, a folder written by 'prepare', through the network of SOURCE.
+    """Evaluates the network of SOURCE on every image of DATA, a folder written by 'prepare'.
 
-    SOURCE is the folder of a run (its newest checkpoint) or of one checkpoint, or what MLflow knows: runs:/ID or
+    SOURCE is the folder of a run (its latest checkpoint) or of one checkpoint, or a model in MLflow: runs:/ID or
     models:/NAME/VERSION. Prints top-1 and top-5 accuracy, loss and calibration error, and the best and the worst
-    classes. The data set may lack classes of the network: they are found by their ids.
+    classes. Classes are matched by id, so the data set may have only some of the network's classes.
 
     \b
     Examples:
@@ -68,17 +74,17 @@ def evaluate(
         report.write(result, output)
     click.echo(report.to_json(result) if as_json else report.summary(result))
     if output and not as_json:
-        click.echo(f"tables, picture and JSON: {output}")
+        click.echo(f"JSON, CSV and confusion matrix: {output}")
 
 
-@click.command(short_help="Ask a trained network what image files show.")
+@click.command(short_help="Predict the classes of image files with a trained network.")
 @click.argument("source")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--top", type=click.IntRange(1), default=5, help="Classes for each image [5].")
-@click.option("--batch-size", type=click.IntRange(1), default=64, help="Images at a time [64].")
+@click.option("--top", type=click.IntRange(1), default=5, help="Classes per image [5].")
+@click.option("--batch-size", type=click.IntRange(1), default=64, help="Images per forward pass [64].")
 @click.option("--storage", type=click.Path(path_type=Path), default=Path("runs"), help=STORAGE)
 @click.option("--uri", help=URI)
-@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each image, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON per image, for programs.")
 def predict(
     source: str,
     images: tuple[Path, ...],
@@ -90,8 +96,8 @@ def predict(
 ) -> None:
     """Prints the most probable classes of IMAGES, which are files, or folders that are searched at any depth.
 
-    SOURCE is the folder of a run (its newest checkpoint) or of one checkpoint, or what MLflow knows: runs:/ID or
-    models:/NAME/VERSION. A file that cannot be read is named, the others go on, and the exit status is 1.
+    SOURCE is the folder of a run (its latest checkpoint) or of one checkpoint, or a model in MLflow: runs:/ID or
+    models:/NAME/VERSION. A file that cannot be read is named and skipped; the exit status is then 1.
 
     \b
     Examples:
@@ -114,15 +120,15 @@ def predict(
         sys.exit(1)
 
 
-@click.command(short_help="Write a trained network into one file, for ONNX Runtime or torch.export.")
+@click.command(short_help="Export a trained network to one file, for ONNX Runtime or torch.export.")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--format", "kind", type=click.Choice(["onnx", "torch-export"]), default="onnx", help="Format [onnx].")
 @click.option("--output", type=click.Path(path_type=Path), help="File [named after SOURCE, in the current folder].")
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 def export(source: Path, kind: str, output: Path | None, force: bool) -> None:
-    """Writes the network of SOURCE, the folder of a run or of one of its checkpoints, into one file.
+    """Exports the network of SOURCE, the folder of a run or of one of its checkpoints, to one file.
 
-    It maps pixels, uint8 (batch, height, width, 3), to logits, and holds the names of the classes. The file is run and
+    The file maps pixels, uint8 (batch, height, width, 3), to logits, and holds the names of the classes. It is run and
     compared with the network before it gets its name.
 
     \b

@@ -1,4 +1,4 @@
-"""The commands ``train``, ``describe`` and ``ui``; what is slow to import is imported when one runs."""
+"""The commands ``train``, ``describe`` and ``ui``. Slow imports happen when a command runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def explains_settings(tree: str) -> Callable[[Command], Command]:
-    """The option --settings, which shows every setting of a tree; `tree` names its class, as module:class."""
+    """Adds the option --settings, which explains every setting of a tree; `tree` is its class, as module:class."""
 
     def show(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
         if asked:
@@ -37,13 +37,13 @@ def explains_settings(tree: str) -> Callable[[Command], Command]:
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")
 @explains_settings("pipeline.config.schema:Settings")
-@click.option("--dry-run", is_flag=True, help="Check everything, print the plan and start nothing.")
-@click.option("--profile", is_flag=True, help="Write a trace of a few steps into the run's folder (torch.profiler).")
+@click.option("--dry-run", is_flag=True, help="Check everything and print the plan, without training.")
+@click.option("--profile", is_flag=True, help="Write a torch.profiler trace of a few steps into the run's folder.")
 def train(config: Path, overrides: tuple[str, ...], dry_run: bool, profile: bool) -> None:
     """Trains the run that the YAML file CONFIG describes; SECTION.FIELD=VALUE overrides single settings.
 
-    A run lives in a folder, run.storage/run.name. The same command resumes one that was interrupted, from its newest
-    checkpoint, and says so if nothing is left to do. Ctrl-C lets it save first; a second one does not wait.
+    A run is stored in the folder run.storage/run.name. The same command resumes an interrupted run from its latest
+    checkpoint, and leaves a finished run unchanged. Ctrl-C saves a checkpoint first; a second Ctrl-C does not wait.
 
     \b
     Examples:
@@ -71,7 +71,7 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool, profile: bool
 
 
 def summary(outcome: Outcome, measured_on: str) -> str:
-    """The result of a run in two lines."""
+    """The result of a run, in two lines."""
     top1, top5 = (100 * outcome.metrics[f"{measured_on}/{name}"] for name in ("top1", "top5"))
     state = "had already finished" if outcome.already_finished else "finished"
     return (
@@ -84,15 +84,15 @@ def summary(outcome: Outcome, measured_on: str) -> str:
 @click.command(short_help="Show a network's layers, parameters and costs; needs no data set.")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")
-@click.option("--classes", type=click.IntRange(1), help="Number of classes [data.classes, or the prepared data set's].")
+@click.option("--classes", type=click.IntRange(1), help="Number of classes [data.classes, or that of the data set].")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def describe(config: Path, overrides: tuple[str, ...], classes: int | None, as_json: bool) -> None:
-    """Shows the network of the run that the YAML file CONFIG describes, and trains nothing.
+    """Shows the network of the run that the YAML file CONFIG describes, without training it.
 
-    A row is a layer. "learned" and "fixed" count numbers, a complex one as two; running statistics are neither.
-    "necessary" are the millions of multiply-adds that one image needs, by closed forms, with wavelets by fast Fourier
-    transforms; "executed" are those that torch counts, in matrix products and convolutions. What is done number by
-    number (a modulus, a normalization) is in neither. "kept" is the memory that one image fills until the backward
+    A row is a layer. "learned" and "fixed" count parameters and constants, complex ones as two; running statistics are
+    neither. "necessary" are millions of multiply-adds per image by closed forms, with wavelet transforms by fast
+    Fourier transforms; "executed" are those that torch counts, in matrix products and convolutions. Element-wise
+    operations (a modulus, a normalization) are in neither. "kept" is the memory per image that is kept for the backward
     pass, in training.precision. "flags" are learned spatial filters and learned biases before the classifier.
 
     \b
@@ -118,12 +118,12 @@ def describe(config: Path, overrides: tuple[str, ...], classes: int | None, as_j
 
 @click.command(short_help="Show tracked runs in the browser (MLflow, on this machine only).")
 @click.option("--storage", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of the runs [runs].")
-@click.option("--uri", help="Store that the runs are tracked in, if it is not the one inside the folder.")
+@click.option("--uri", help="Tracking store [the one inside --storage].")
 @click.option("--port", type=click.IntRange(0, 65535), default=5000, help="Port [5000, or a free one].")
 def ui(storage: Path, uri: str | None, port: int) -> None:
     """Serves MLflow's pages on the loopback interface and prints their address, until Ctrl-C."""
     from pipeline.tracking import mlflow_server
 
     if uri and uri.startswith("http"):
-        raise UserError(f"--uri: {uri} is a tracking server, which shows its own pages: open {uri}")
+        raise UserError(f"--uri: {uri} is a tracking server, which has its own web pages: open {uri}")
     mlflow_server.serve(storage, uri, port, announce=click.echo)

@@ -1,4 +1,4 @@
-"""A trained network on a prepared data set: every image of a split, once."""
+"""Evaluates a trained network on every image of a split of a prepared data set."""
 
 from __future__ import annotations
 
@@ -25,29 +25,32 @@ from pipeline.training.loop import Compute, Precision, forward_pass
 
 @dataclass(frozen=True)
 class Options:
-    """How to evaluate."""
+    """Options of an evaluation."""
 
     split: SplitName = "validation"
     batch_size: int = 100
     threads: int = 1
     flip: bool = False
-    """Average the probabilities of each image and of its mirror image."""
+    """Average the probabilities of each image and its mirror image."""
     on_damage: OnDamage = "stop"
     device: str = "cpu"
     precision: Precision = "float32"
 
 
 def evaluate(source: Path, data: Path, options: Options, on_images: Callable[[int], None]) -> Report:
-    """Passes every image of a split through the network of a run, or of a checkpoint.
+    """Evaluates a trained network on every image of a split.
 
-    The data set may lack classes of the network: its labels are found by the ids of the classes.
+    Classes are matched by id, so the data set may have only some of the network's classes.
 
     Args:
-        on_images: told how many images were done since the last time.
+        source: folder of a run, whose latest checkpoint is used, or of one checkpoint.
+        data: folder of the data set.
+        options: how to evaluate.
+        on_images: called with the number of images since the last call.
 
     Raises:
-        UserError: `source` is no checkpoint, `data` no data set, it has a class that the network does not know, or an
-            image is damaged.
+        UserError: `source` is not a checkpoint, `data` is not a data set or has a class that the network does not have,
+            or an image is damaged.
     """
     checkpoint = trained_model.find(source)
     network, manifest = trained_model.load(checkpoint), load_manifest(data)
@@ -94,13 +97,16 @@ def evaluate(source: Path, data: Path, options: Options, on_images: Callable[[in
 
 @contextmanager
 def computing(gpu: bool, bfloat16: bool, threads: int | None) -> Iterator[dict[str, Any]]:
-    """Where to compute, as fields of Options; torch's threads are as they were afterwards.
+    """Sets up this process for an evaluation, and restores torch's number of threads afterwards.
+
+    Yields:
+        The fields `threads`, `device` and `precision` of Options.
 
     Raises:
-        UserError: there is no GPU.
+        UserError: `gpu` is true and torch finds no GPU.
     """
     if gpu and not torch.cuda.is_available():
-        raise UserError("--gpu: torch sees no GPU on this machine: leave it out")
+        raise UserError("--gpu: torch finds no GPU on this machine: omit --gpu")
     before, threads = torch.get_num_threads(), threads or cores()
     torch.set_num_threads(threads)
     malloc.keep_freed_memory()
@@ -115,12 +121,12 @@ def computing(gpu: bool, bfloat16: bool, threads: int | None) -> Iterator[dict[s
 
 
 def _translation(known: tuple[ImageClass, ...], manifest: Manifest, data: Path) -> torch.Tensor:
-    """The network's index of each class of the data set."""
+    """The network's label of each class of the data set."""
     indices = {one.id: one.index for one in known}
     missing = [one for one in manifest.classes if one.id not in indices]
     if missing:
         raise UserError(
-            f"{data}: the network knows no class {missing[0].id} ({missing[0].name}); it has {len(known)}, from "
+            f"{data}: the network has no class {missing[0].id} ({missing[0].name}); it has {len(known)}, from "
             f"{known[0].id} to {known[-1].id}: evaluate it on a data set of its classes, or of some of them"
         )
     return torch.tensor([indices[one.id] for one in manifest.classes])

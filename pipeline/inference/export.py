@@ -1,10 +1,10 @@
-"""A trained network as one file that needs none of this code: an ONNX model, or a program of torch.export.
+"""Exports a trained network to one file that needs none of this code: an ONNX model or a torch.export program.
 
-    pixels   uint8 (batch, H, W, 3), red, green and blue; any batch, H and W those of the training
-    logits   float32 (batch, classes)
+    pixels   uint8 (B, H, W, 3), RGB; any B, H and W as in training
+    logits   float32 (B, classes)
 
-The normalization of pixels is inside, and so are the names of the classes. Nothing gets its name before the file was
-run, on batches of other sizes than the one it was made with, and gave the network's logits.
+The file includes the normalization of pixels and the names of the classes. Before it gets its name, it is run on
+batches of sizes other than the traced one, and must give the network's logits.
 """
 
 from __future__ import annotations
@@ -27,53 +27,54 @@ from pipeline.runs.trained_model import Trained
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch-export": ()}
-"""What a format needs beside PyTorch."""
+"""Packages that a format needs besides PyTorch."""
 CLASSES_FILE = "classes.json"
-"""In a file of torch.export; ONNX has metadata, of which the key is `classes`."""
+"""Extra file in a torch.export file; ONNX files have the metadata key `classes`."""
 TRACED_BATCH, CHECKED_BATCHES = 2, (1, 3)
 TOLERANCE = 1e-4
-"""Largest difference between logits, relative to the largest of them where that is above 1."""
+"""Largest accepted difference between logits, relative to the largest logit if that is above 1."""
 LARGEST_ONNX = 2**31 - 1
-"""Bytes that one ONNX file can have."""
+"""Maximum size of an ONNX file, in bytes."""
 
 Run = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """An exported file."""
 
     path: Path
     kind: str
     size: int
-    """Bytes."""
+    """Size in bytes."""
     side: int
-    """H and W."""
+    """Height and width of the images, in pixels."""
     classes: int
     difference: float
     """Largest difference between the file's logits and the network's."""
 
 
 def export(source: Path, kind: str, output: Path | None = None, *, replace: bool = False) -> Exported:
-    """Writes the network of a run, or of a checkpoint, into one file, and checks it.
+    """Exports a trained network to one file, and compares the file's logits with the network's.
 
     Args:
+        source: folder of a run, whose latest checkpoint is used, or of one checkpoint.
         kind: onnx or torch-export.
         output: the file; by default named after `source`, in the current folder.
-        replace: take the place of a file that is there.
+        replace: replace an existing file.
 
     Raises:
-        UserError: `source` is no checkpoint, `output` cannot be written, a package is missing, or the file computes
-            something else than the network.
+        UserError: `source` is not a checkpoint, `output` cannot be written, a package is missing, or the logits of the
+            file differ from the network's.
     """
     for package in PACKAGES[kind]:
         _needed(package)
     network = trained_model.load(source)
     path = output or Path(_name(source) + SUFFIXES[kind])
     if path.suffix != SUFFIXES[kind]:
-        raise UserError(f"--output: the name of a file of format {kind} ends in {SUFFIXES[kind]}, not {path.name}")
+        raise UserError(f"--output: the name of a file in format {kind} must end in {SUFFIXES[kind]}, not {path.name}")
     if path.exists() and not replace:
-        raise UserError(f"--output: {path} is there already: name another file, or replace it with --force")
+        raise UserError(f"--output: {path} exists: name another file, or replace it with --force")
     write, load = {"onnx": (_write_onnx, _load_onnx), "torch-export": (_write_program, _load_program)}[kind]
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as scratch, torch.no_grad():
@@ -88,7 +89,7 @@ def export(source: Path, kind: str, output: Path | None = None, *, replace: bool
 
 
 def summary(written: Exported) -> str:
-    """What was written, how it was checked, and how it is used."""
+    """The file, how it was checked, and how to use it, as text."""
     runner = "onnxruntime" if written.kind == "onnx" else "torch.export"
     if written.kind == "onnx":
         usage = f"""\
@@ -110,7 +111,7 @@ def summary(written: Exported) -> str:
 
 
 def _name(source: Path) -> str:
-    """Of the run; for a checkpoint in a run's folder, of the run and the checkpoint."""
+    """The name of the run; for a checkpoint, the names of its run and of the checkpoint."""
     source = source.absolute()
     return f"{source.parent.parent.name}-{source.name}" if source.parent.name == paths.CHECKPOINTS else source.name
 
@@ -122,15 +123,15 @@ def _pixels(batch: int, network: Trained) -> Tensor:
 
 
 def _trace(network: Trained) -> torch.export.ExportedProgram:
-    # A batch of 1 would become a constant. Without a derivative, functions with one of their own are traced as others.
+    # A traced batch of 1 would become a constant. Without gradients, autograd functions are traced like others.
     batch = torch.export.Dim("batch", min=1)
-    # Files hold weights in the order of their axes.
+    # Files store weights in contiguous order.
     module = network.network.to(memory_format=torch.contiguous_format)
     program = torch.export.export(
         module, (_pixels(TRACED_BATCH, network),), dynamic_shapes={"pixels": {0: batch}}, strict=False
     )
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # it names folders of this machine
+        node.meta.pop("stack_trace", None)  # it names folders on this machine
     return program
 
 
@@ -155,7 +156,7 @@ def _write_onnx(program: torch.export.ExportedProgram, network: Trained, path: P
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     onnx.helper.set_model_props(model, {"classes": json.dumps(network.classes)})
     if model.ByteSize() > LARGEST_ONNX:
-        raise UserError("--format: the network is larger than the 2 GiB that one ONNX file can have: use torch-export")
+        raise UserError("--format: the network is larger than 2 GiB, the maximum of an ONNX file: use torch-export")
     path.write_bytes(model.SerializeToString())
 
 
@@ -180,11 +181,11 @@ def _needed(package: str) -> Any:
 
 def _check_classes(stored: str, classes: tuple[str, ...]) -> None:
     if json.loads(stored) != list(classes):
-        raise UserError("the written file has lost the names of the classes: nothing was kept")
+        raise UserError("the exported file has lost the names of the classes, so it was not kept")
 
 
 def _compare(run: Run, network: Trained) -> float:
-    """The largest difference between the logits of `run` and the network's.
+    """The largest difference between the logits of an exported file and the network's.
 
     Raises:
         UserError: it is larger than rounding explains.
@@ -196,7 +197,7 @@ def _compare(run: Run, network: Trained) -> float:
         difference = (run(pixels) - expected).abs().max()
         if not difference <= TOLERANCE * expected.abs().max().clamp_min(1):
             raise UserError(
-                f"the written file gives other logits than the network (they differ by {difference:.1e}), so it was "
+                f"the exported file gives other logits than the network (they differ by {difference:.1e}), so it was "
                 "not kept: try the other --format"
             )
         differences.append(difference.item())

@@ -1,4 +1,4 @@
-"""What a trained network says of image files: its best classes, each with a probability."""
+"""Predicts the classes of image files with a trained network."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pipeline.runs import trained_model
 from pipeline.runs.trained_model import Trained
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
-"""What files in a folder are images; a file that is named is read whatever it is called."""
+"""Suffixes of the image files in a folder; a file that is named itself is read whatever its suffix."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A class, and how likely the network finds it."""
+    """A class and its probability."""
 
     id: str
     name: str
@@ -34,20 +34,20 @@ class Answer:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is said of one file."""
+    """The most probable classes of one image file."""
 
     file: str
     answers: tuple[Answer, ...]
-    """The best first; none if the file is no image that can be read."""
+    """In order of decreasing probability; empty if the file cannot be read as an image."""
     problem: str | None = None
-    """Why not."""
+    """Why the file cannot be read; None if it can."""
 
 
 def find(places: Sequence[Path]) -> list[Path]:
-    """The image files that are named, and those in the folders that are named, at any depth, by name.
+    """The image files among `places`, and those in the folders among them, at any depth, sorted by name.
 
     Raises:
-        UserError: there is no such file, or no image.
+        UserError: a place does not exist, or there is no image.
     """
     found: list[Path] = []
     for place in places:
@@ -64,13 +64,19 @@ def find(places: Sequence[Path]) -> list[Path]:
 
 
 def predict(source: Path, files: Iterable[Path], *, top: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
-    """What the network of a run, or of a checkpoint, says of each file, in order.
+    """Predicts the classes of image files, in order.
 
-    Images are treated as those of a validation: turned upright, made RGB, cropped to the center and resized as the
-    run's settings say.
+    Images are processed as in validation: turned upright, converted to RGB, center-cropped and resized by the settings
+    of the run.
+
+    Args:
+        source: folder of a run, whose latest checkpoint is used, or of one checkpoint.
+        files: of images.
+        top: number of classes per image.
+        batch_size: images per forward pass.
 
     Raises:
-        UserError: `source` is no checkpoint, or damaged.
+        UserError: `source` is not a checkpoint, or is damaged.
     """
     checkpoint = trained_model.find(source)
     network, classes = trained_model.load(checkpoint), trained_model.describe(checkpoint).classes
@@ -88,7 +94,7 @@ def predict(source: Path, files: Iterable[Path], *, top: int = 5, batch_size: in
 
 
 def to_row(prediction: Prediction) -> str:
-    """One line for people."""
+    """A prediction as one line of text."""
     if prediction.problem:
         return f"{prediction.file}  cannot be read: {prediction.problem}"
     answers = (f"{100 * one.probability:5.1f} % {one.name}" for one in prediction.answers)
@@ -96,12 +102,12 @@ def to_row(prediction: Prediction) -> str:
 
 
 def to_json(prediction: Prediction) -> str:
-    """One line for programs."""
+    """A prediction as one line of JSON."""
     return json.dumps(asdict(prediction))
 
 
 def _read(files: Sequence[Path], network: Trained) -> tuple[np.ndarray, list[str | None]]:
-    """Pixels (n, H, W, 3) as the network wants them, and what is wrong with each file; those are black."""
+    """Pixels (B, H, W, 3) for the network, and the problem of each file or None; unreadable images are black."""
     settings = network.settings.data
     pixels = np.zeros((len(files), settings.image_size, settings.image_size, 3), np.uint8)
     problems: list[str | None] = []

@@ -1,7 +1,7 @@
-"""Settings → a finished, tracked run.
+"""Trains and tracks a run, given its settings.
 
-Checks everything that can be checked before a worker starts, claims the run's folder, and lets workers train while
-MLflow and the display follow what they write there.
+Checks everything that can be checked before workers start, locks the run's folder, and runs the workers while MLflow
+and the display follow what they write there.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ if TYPE_CHECKING:
 
 
 TRAIN_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
-"""How often Ray Train looks at its workers: an epoch's report waits for it."""
+"""Interval at which Ray Train polls its workers: the report of an epoch waits for it."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to."""
+    """The result of a run."""
 
     folder: Path
     epochs: int
     metrics: dict[str, float]
-    """Those of the last epoch."""
+    """Metrics of the last epoch."""
     run_id: str
-    """Of the run in MLflow."""
+    """Id of the run in MLflow."""
     already_finished: bool
-    """Nothing was left to train."""
+    """Whether the run had finished before."""
 
 
 def train(
@@ -65,20 +65,21 @@ def train(
     progress: bool = True,
     profile: bool = False,
 ) -> Outcome:
-    """Trains the run that `settings` name, from its last checkpoint on; one that has finished stays as it is.
+    """Trains a run to its end, from its latest checkpoint; a finished run is not changed.
 
-    Works in a Ray process, too (a Tune trial): a connection that is there is used.
+    In a Ray process (a Tune trial), the existing connection to the cluster is used.
 
     Args:
-        parent_run_id: MLflow run whose child this one becomes.
-        tags: more tags for the MLflow run.
-        callbacks: for Ray Train's controller; they see the metrics of each epoch after its checkpoint is stored.
+        settings: of the run.
+        parent_run_id: MLflow run to nest this one under.
+        tags: further tags of the MLflow run.
+        callbacks: for Ray Train's controller; they get the metrics of each epoch after its checkpoint is stored.
         progress: show epochs and time left on standard output.
-        profile: write what a few steps spend their time on into the run's folder.
+        profile: write a profile of a few steps into the run's folder.
 
     Raises:
-        UserError: something that the user can mend, see the functions that are called here.
-        KeyboardInterrupt: the user stopped the run; the same call continues it.
+        UserError: an error that the user can correct, see the functions that are called here.
+        KeyboardInterrupt: the user stopped the run; the same call resumes it.
     """
     settings = _absolute(settings)
     data = load_manifest(Path(settings.data.path))
@@ -88,7 +89,7 @@ def train(
         connection = Connection()
         if settings.cluster.workers and not finished_before:
             connection = cluster_left_last.enter_context(cluster_with_room(settings.cluster))
-        folder.begin()  # only now: a run that is refused is no run
+        folder.begin()  # after all checks: a refused run leaves no folder
         tracker = _open_tracked_run(folder, parent_run_id, tags or {}, settings)
         if not (finished_before and tracker.finished):
             with (
@@ -102,10 +103,10 @@ def train(
 
 
 def check(settings: Settings, data: Manifest) -> finetune.Start | None:
-    """Compares settings with the data set, the checkpoint to start from and, without a cluster, with this machine.
+    """Checks settings against the data set, the checkpoint to start from and, without a cluster, this machine.
 
     Returns:
-        What training starts with; None if that is new weights, or the run goes on from its own.
+        The initial weights; None if they are new, or if the run resumes from its own checkpoint.
 
     Raises:
         UserError: names the setting that does not fit.
@@ -114,14 +115,15 @@ def check(settings: Settings, data: Manifest) -> finetune.Start | None:
     if classes is not None and classes != len(data.classes):
         raise UserError(
             f"data.classes is {classes}, but the data set in {settings.data.path} has {len(data.classes)} classes: "
-            "correct it, or leave it out"
+            "correct it, or unset it"
         )
     if settings.data.digest and not data.digest.startswith(settings.data.digest):
         raise UserError(
-            f"data.digest is {settings.data.digest}, but the data set in {settings.data.path} has {data.digest}: it is "
-            "another one; correct data.path, or leave data.digest out"
+            f"data.digest is {settings.data.digest}, but the data set in {settings.data.path} has {data.digest}: "
+            "correct data.path, or unset data.digest"
         )
-    models.multiply_adds(settings.model, len(data.classes), settings.data.image_size)  # raises where a block gets small
+    # Raises a UserError if the images are too small for a block.
+    models.multiply_adds(settings.model, len(data.classes), settings.data.image_size)
     images = data.splits["train"].samples
     if images < 2 * max(1, settings.cluster.workers):
         raise UserError(
@@ -134,9 +136,9 @@ def check(settings: Settings, data: Manifest) -> finetune.Start | None:
 
 
 def dry_run(settings: Settings) -> run_plan.Plan:
-    """What a run would do, after every check that needs no worker; writes nothing.
+    """The plan of a run, after every check that needs no worker; writes nothing.
 
-    A cluster is asked for its room only if it is up already (`cluster.address`).
+    The size of the cluster is checked only if it is running already (`cluster.address`).
 
     Raises:
         UserError: names the setting that does not fit.
@@ -152,10 +154,10 @@ def dry_run(settings: Settings) -> run_plan.Plan:
 
 @contextmanager
 def cluster_with_room(settings: ClusterSettings, *, dashboard: bool = False) -> Iterator[Connection]:
-    """Joins or starts the cluster, and leaves it with the body, as `data_prep.common.ray_cluster.connect` does.
+    """Joins or starts the cluster for the body, see `data_prep.common.ray_cluster.connect`.
 
     Raises:
-        UserError: there is none, or it is too small for the workers that `settings` ask for.
+        UserError: it is unreachable, or too small for the workers of `settings`.
     """
     from pipeline.launch import ray_train  # imports Ray, which a run in this process does not need
 
@@ -165,7 +167,7 @@ def cluster_with_room(settings: ClusterSettings, *, dashboard: bool = False) -> 
 
 
 def _absolute(settings: Settings) -> Settings:
-    """The same settings with absolute paths: workers run in folders of their own."""
+    """The same settings with absolute paths, for workers, which run in other folders."""
     run = settings.run.model_copy(update={"storage": str(Path(settings.run.storage).absolute())})
     places = {"path": settings.data.path, "stage": settings.data.stage}
     absolute = {name: str(Path(place).absolute()) for name, place in places.items() if place}
@@ -176,7 +178,7 @@ def _absolute(settings: Settings) -> Settings:
 def _open_tracked_run(
     folder: RunFolder, parent_run_id: str | None, tags: Mapping[str, str], settings: Settings
 ) -> Tracker:
-    original = folder.identity.settings  # what the run was started with; parameters do not change
+    original = folder.identity.settings  # MLflow does not change parameters: those of the start
     digests = {"data.digest": folder.identity.data_digest}
     if folder.identity.start_digest:
         digests["start.digest"] = folder.identity.start_digest
@@ -197,7 +199,7 @@ def _open_tracked_run(
 
 @contextmanager
 def _status(tracker: Tracker, folder: RunFolder) -> Iterator[None]:
-    """Ends the tracked run as the body ends: finished (then it gets the final model), killed or failed."""
+    """Sets the status of the tracked run when the body ends; a finished run gets its final model and report."""
     try:
         yield
     except KeyboardInterrupt:
@@ -220,10 +222,11 @@ def _status(tracker: Tracker, folder: RunFolder) -> Iterator[None]:
 def _followed(
     folder: RunFolder, tracker: Tracker, starting_point: finetune.Start | None, shown: bool
 ) -> Iterator[None]:
-    """Passes what workers write into the run's folder on to MLflow and the display, while the body runs."""
+    """While the body runs, sends what workers write into the run's folder to MLflow and the display."""
     epochs, done = folder.identity.settings.training.epochs, len(folder.history())
     display = Display(epochs, shown)
-    display.announce(f"run {folder.path.name} {f'goes on after epoch {done}' if done else 'starts'}, epochs: {epochs}")
+    state = f"resumes after epoch {done} of {epochs}" if done else f"starts, epochs: {epochs}"
+    display.announce(f"run {folder.path.name} {state}")
     if starting_point and not done:
         display.announce(str(starting_point))
 

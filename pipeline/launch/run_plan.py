@@ -1,4 +1,4 @@
-"""What a run will do and need, said before it does it: workers, steps, memory, disk, speed."""
+"""The plan of a run, before it starts: workers, steps, memory, disk space and time."""
 
 from __future__ import annotations
 
@@ -25,55 +25,55 @@ from pipeline.training.dataloader import count_images
 from pipeline.training.loop import Compute
 
 PROBE_STEPS, PROBE_IMAGES = 2, 64
-"""Steps that are timed, after one that is not, and how many images they have at most."""
+"""Timed steps, after one for warm-up, and the largest number of images in each."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers of a run."""
+    """What a run will do, and the resources that it needs."""
 
     workers: int
-    """Processes that train, this one if there is no cluster."""
+    """Processes that train; 1 without a cluster."""
     batch_size: int
     images_per_worker: int
-    """In a step, at most."""
+    """Images of each worker per step, at most."""
     micro_batch_size: int
-    """Of those, that a worker passes through the network together."""
+    """Images that a worker passes through the network at a time."""
     training_images: int
     evaluation_images: int
     steps_per_epoch: int
     epochs: int
     sizes: list[int]
-    """Of the training images, in the order in which they grow."""
+    """Sizes of the training images, in pixels, ascending."""
     pixel_share: float
-    """Pixels of a training image, averaged over all epochs, as a part of those of the largest."""
+    """Mean number of pixels of a training image over all epochs, as a fraction of that of the largest."""
     parameters: int
     memory_bytes: int
-    """Of a worker in a step: what is kept for the backward pass, and weights, gradients and the optimizer's state."""
+    """Memory of a worker in a step: activations kept for the backward pass, weights, gradients, optimizer state."""
     checkpoint_bytes: int
     checkpoints_kept: int
     images_per_second: float
-    """Of all workers together, on images of the largest size, if they are as fast as a few steps on this machine."""
+    """Estimated speed of all workers together, on images of the largest size, from a few steps on this machine."""
     measured_here: bool
-    """This machine is such a one as the workers run on: it has a GPU if they have."""
+    """Whether the steps were timed on the kind of device that the workers use."""
 
     @property
     def seconds(self) -> float:
-        """That training takes, in proportion to the pixels, with evaluations at three times the speed."""
+        """Estimated duration: in proportion to the pixels, with evaluation three times as fast as training."""
         images = self.epochs * (self.training_images * self.pixel_share + self.evaluation_images / 3)
         return images / self.images_per_second
 
     def __str__(self) -> str:
         sizes = f"{self.sizes[0]} pixels" if len(self.sizes) == 1 else f"{' → '.join(map(str, self.sizes))} pixels"
-        parts = f", {self.micro_batch_size} at once" if self.micro_batch_size < self.images_per_worker else ""
-        where = "measured here" if self.measured_here else "measured here on the CPU, GPUs are faster"
+        parts = f", {self.micro_batch_size} at a time" if self.micro_batch_size < self.images_per_worker else ""
+        where = "measured on this machine" if self.measured_here else "measured on this machine's CPU, GPUs are faster"
         return "\n".join(
             [
-                f"workers      {self.workers}, {self.images_per_worker} images of {sizes} each in a step{parts}",
+                f"workers      {self.workers}, {self.images_per_worker} images of {sizes} each per step{parts}",
                 f"steps        {self.epochs} epochs of {self.steps_per_epoch}, {self.batch_size} images each, "
                 f"of {self.training_images:,} training images; {self.evaluation_images:,} evaluated after each epoch",
                 f"network      {self.parameters:,} parameters",
-                f"memory       about {format_bytes(self.memory_bytes)} for each worker, beside its libraries",
+                f"memory       about {format_bytes(self.memory_bytes)} per worker, besides its libraries",
                 f"checkpoints  {format_bytes(self.checkpoint_bytes)} each, up to {self.checkpoints_kept} are kept: "
                 f"{format_bytes(self.checkpoint_bytes * (self.checkpoints_kept + 1))} of disk",
                 f"speed        about {self.images_per_second:,.0f} images/s of {self.sizes[-1]} pixels ({where}): "
@@ -83,14 +83,15 @@ class Plan:
 
 
 def plan(settings: Settings, data: Manifest) -> Plan:
-    """The plan of a run; takes a few steps of a probe in this process.
+    """The plan of a run; times a few training steps in this process.
 
     Args:
-        data: the manifest of its data set.
+        settings: of the run.
+        data: manifest of its data set.
     """
     workers = max(1, settings.cluster.workers)
     share = -(-settings.training.batch_size // workers)
-    at_once = min(share, settings.training.micro_batch_size or share)
+    micro_batch = min(share, settings.training.micro_batch_size or share)
     described = describe(settings, len(data.classes))
     training, evaluation = count_images(settings.data, data, settings.training.seed)
     learned, states = described.learned, 1 + optimizers.OPTIMIZERS[settings.optimizer.kind].state_tensors
@@ -98,12 +99,12 @@ def plan(settings: Settings, data: Manifest) -> Plan:
     stored = states + (settings.optimizer.ema_decay > 0)
     kept = settings.checkpoint
     sizes = [schedules.image_size(settings, epoch) for epoch in range(1, settings.training.epochs + 1)]
-    images_per_second, measured = _probe(settings, len(data.classes), at_once)
+    images_per_second, measured = _probe(settings, len(data.classes), micro_batch)
     return Plan(
         workers=workers,
         batch_size=settings.training.batch_size,
         images_per_worker=share,
-        micro_batch_size=at_once,
+        micro_batch_size=micro_batch,
         training_images=training,
         evaluation_images=evaluation,
         steps_per_epoch=len(batch_bounds(training, settings.training.batch_size)) - 1,
@@ -111,7 +112,7 @@ def plan(settings: Settings, data: Manifest) -> Plan:
         sizes=sorted(set(sizes)),
         pixel_share=sum(size**2 for size in sizes) / (len(sizes) * settings.data.image_size**2),
         parameters=learned,
-        memory_bytes=described.held_bytes * at_once + 4 * learned * copies,
+        memory_bytes=described.held_bytes * micro_batch + 4 * learned * copies,
         checkpoint_bytes=4 * learned * stored,
         checkpoints_kept=kept.keep + kept.keep_best,
         images_per_second=images_per_second,
@@ -119,16 +120,19 @@ def plan(settings: Settings, data: Manifest) -> Plan:
     )
 
 
-def _probe(settings: Settings, classes: int, at_once: int) -> tuple[float, bool]:
-    """Images/s of all workers' steps, on random pixels, and whether this machine has what they have.
+def _probe(settings: Settings, classes: int, micro_batch: int) -> tuple[float, bool]:
+    """Times training steps on random pixels.
 
-    As many workers compute at once as this machine has room for, because cores slow each other down.
+    As many workers as fit on this machine compute at once, because cores slow each other down.
+
+    Returns:
+        Estimated images/s of all workers, and whether this machine has the kind of device that they use.
     """
     cluster = settings.cluster
     gpu = cluster.gpu and torch.cuda.is_available()
     workers = max(1, cluster.workers)
     here = 1 if gpu else max(1, min(workers, cores() // cluster.threads))
-    images, threads = min(at_once, PROBE_IMAGES), torch.get_num_threads()
+    images, threads = min(micro_batch, PROBE_IMAGES), torch.get_num_threads()
     torch.set_num_threads(cluster.threads)
     malloc.keep_freed_memory()
     try:
@@ -151,7 +155,7 @@ def _probe(settings: Settings, classes: int, at_once: int) -> tuple[float, bool]
 
 
 def _step(settings: Settings, classes: int, images: int, device: torch.device) -> Callable[[], None]:
-    """A training step of a worker."""
+    """A function that takes a training step of a worker."""
     size = settings.data.image_size
     network = models.build(settings.model, classes, size, settings.training.seed).to(device)
     if settings.training.activation_checkpointing:

@@ -1,4 +1,4 @@
-"""Collective operations over all ranks, each of which is the identity where a process trains alone."""
+"""Collective operations over all ranks; each is the identity without a process group."""
 
 from __future__ import annotations
 

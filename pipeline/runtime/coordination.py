@@ -1,7 +1,7 @@
-"""What all ranks of a run do after a step besides going on, decided by the first one: save, look around, or stop.
+"""Agreement of all ranks on actions after a step, decided by rank 0: save, poll for preemption, or stop.
 
-The first rank's wish travels to the others in the background of the next step, so that nobody waits for it, and all act
-on it after the same one.
+Rank 0 broadcasts its action in the background of the next step, so that no rank waits for it, and all ranks act on it
+after the same step.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from pipeline.runtime.collectives import world_size
 
 
 class StepAction(enum.IntFlag):
-    """What is to be done after a step."""
+    """Actions after a step, as flags."""
 
     NOTHING = 0
     SAVE = enum.auto()
-    """Save the state of the run: it is time to."""
+    """Save a checkpoint."""
     LOOK = enum.auto()
-    """Ask the cluster whether nodes are about to be taken away."""
+    """Ask the cluster whether nodes are about to be preempted."""
     STOP = enum.auto()
-    """Save, and end: the user, or a scheduler, wants it."""
+    """Save a checkpoint and end: requested by the user or a scheduler."""
 
 
 class RankCoordinator:
-    """Every rank calls :meth:`after_step` after each of its steps, of training and of evaluation.
+    """Gives all ranks the same action after each step, of training and of evaluation.
 
     Args:
-        stop_requested: whether somebody wants the run to stop; asked on the first rank alone.
-        save_seconds: between two wishes to save; None for never.
-        look_seconds: between two wishes to look around; None for never.
+        stop_requested: returns whether the run is to stop; called on rank 0 only.
+        save_seconds: interval of the action SAVE; None for never.
+        preemption_poll_seconds: interval of the action LOOK; None for never.
     """
 
     ASK_SECONDS = 0.25
-    """Between two questions whether to stop, which may go to a file on a network."""
+    """Minimum seconds between two calls of `stop_requested`, which may read a network file system."""
 
     def __init__(
         self,
@@ -51,12 +51,12 @@ class RankCoordinator:
         self._every = {StepAction.SAVE: save_seconds, StepAction.LOOK: preemption_poll_seconds}
         self._last = dict.fromkeys(self._every, time.monotonic())
         self._asked = 0.0
-        # A group of its own: its messages wait neither for gradients nor for a GPU.
+        # A process group of its own, so that its messages wait neither for gradients nor for a GPU.
         self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if world_size() > 1 else None
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
 
     def after_step(self) -> StepAction:
-        """What is to be done after this step, the same on every rank."""
+        """The action after this step, the same on every rank; every rank must call this after each step."""
         if self._group is None:
             return self._own()
         agreed = self._arrived()
@@ -66,23 +66,23 @@ class RankCoordinator:
         return agreed
 
     def saved(self) -> None:
-        """Tells that the state has just been saved, for another reason than a wish."""
+        """Restarts the interval of SAVE, after a checkpoint that was saved for another reason."""
         self._last[StepAction.SAVE] = time.monotonic()
 
     def close(self) -> None:
-        """Ends what is under way, so that the ranks may part."""
+        """Completes the pending broadcast; every rank must call this before the process group is destroyed."""
         self._arrived()
 
     def _own(self) -> StepAction:
-        now, wish = time.monotonic(), StepAction.NOTHING
-        for each, seconds in self._every.items():
-            if seconds is not None and now - self._last[each] >= seconds:
-                self._last[each] = now
-                wish |= each
+        now, action = time.monotonic(), StepAction.NOTHING
+        for timed, seconds in self._every.items():
+            if seconds is not None and now - self._last[timed] >= seconds:
+                self._last[timed] = now
+                action |= timed
         if now - self._asked >= self.ASK_SECONDS:
             self._asked = now
-            wish |= StepAction.STOP if self._stop_requested() else StepAction.NOTHING
-        return wish
+            action |= StepAction.STOP if self._stop_requested() else StepAction.NOTHING
+        return action
 
     def _arrived(self) -> StepAction:
         if self._pending is None:

@@ -1,4 +1,4 @@
-"""Imports that take seconds."""
+"""Faster imports of large packages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """What a command imports in the body stays until it ends, and the garbage collector leaves it alone: to look for
-    garbage there, while importing torch and MLflow, in each full collection later and at the exit, takes seconds.
+    """Imports in the body without garbage collection, and excludes what they create from later collections.
 
-    For commands, once in a process: of what is garbage by then, cycles stay, too.
+    Collections during the imports of torch and MLflow, later full collections of their objects, and one at the exit
+    take seconds. For commands, once per process: reference cycles that are garbage by then are never freed.
     """
     gc.disable()
     try:

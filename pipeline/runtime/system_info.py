@@ -1,4 +1,4 @@
-"""On what a run is computed: versions, hardware, and the state of the source code."""
+"""The environment of a run: versions, hardware, and the state of the source code."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from data_prep.common.parallel import cores
 
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-"""What Linux calls instructions that multiply bfloat16, on x86 and ARM."""
+"""Linux's names of CPU features with bfloat16 multiplication, on x86 and ARM."""
 PACKAGES = ("phasecollapse", "torch", "ray", "mlflow", "ffcv", "numpy")
 
 
 def describe() -> dict[str, str]:
-    """Versions and hardware of this process, as ``{"version.torch": …, "hardware.cpu": …}``."""
+    """Versions and hardware of this process: ``{"version.torch": …, "hardware.cpu": …}``."""
     versions = {f"version.{name}": metadata.version(name) for name in PACKAGES}
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
@@ -34,18 +34,18 @@ def describe() -> dict[str, str]:
 
 
 def warning(precision: str, gpu: bool) -> str | None:
-    """A sentence for the user whose run would crawl on this machine; None if there is nothing to say."""
+    """A warning if a run would be very slow on this machine; None otherwise."""
     flags = _cpu_flags()
     if gpu or precision != "bfloat16" or not flags or BFLOAT16_FLAGS & flags:
         return None
     return (
         f"training.precision is bfloat16, but this machine's CPU ({_cpu_model()}) has no instructions for it, "
-        "which can make a step ten times slower: float32 is faster here"
+        "which can make a step ten times slower: use float32 here"
     )
 
 
 def git_state(folder: Path) -> dict[str, str]:
-    """Commit of the repository around `folder`, and whether its files were changed; nothing where there is none."""
+    """Commit of the repository around `folder`, and whether its files were changed; empty outside of a repository."""
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
         return {}
@@ -68,12 +68,12 @@ def _cpu_model() -> str:
 
 
 def _cpu_flags() -> set[str]:
-    """Instruction sets by name; nothing where the system does not tell."""
+    """Names of CPU features; empty if the system does not list them."""
     return set((_cpu_info("flags") or _cpu_info("Features")).split())
 
 
 def _cpu_info(key: str) -> str:
-    """The first line of that name in what Linux says of its CPUs."""
+    """The first value of `key` in Linux's /proc/cpuinfo; empty if there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

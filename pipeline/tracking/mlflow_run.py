@@ -1,8 +1,8 @@
-"""MLflow: one tracked run for each run, found again by a tag when it is resumed.
+"""MLflow: one tracked run per run, found by a tag when the run is resumed.
 
-The records in the run's folder are the truth, and MLflow follows them: each is sent with the time at which it was made.
-MLflow stores a metric once for each (name, step, time, value), so sending a record again does nothing, and a server
-that was away is brought up to date at the next chance. Nothing here ever stops a training that is under way.
+MLflow gets copies of the records in the run's folder, each with the time at which it was written. MLflow stores a
+metric once per (name, step, time, value), so a record may be sent twice, and what a server has missed is sent later. An
+MLflow server that fails never stops a training in progress.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 IDENTITY_TAG, FOLDER_TAG, PARENT_TAG = "phasecollapse.id", "phasecollapse.folder", "mlflow.parentRunId"
 MODEL_ARTIFACT = "model"
-"""Folder, among a run's artifacts, of its final checkpoint."""
+"""Folder of the final checkpoint among the artifacts of a run."""
 METRICS_IN_A_BATCH = 1000  # MLflow refuses more
 
 _Problem = (MlflowException, SQLAlchemyError, OSError)  # requests' exceptions are OSErrors
@@ -45,29 +45,29 @@ _Problem = (MlflowException, SQLAlchemyError, OSError)  # requests' exceptions a
 
 @dataclass(frozen=True)
 class Store:
-    """Where runs are tracked."""
+    """An MLflow tracking store."""
 
     uri: str
-    """A database such as ``sqlite:////data/runs/mlflow.db``, or the address of a tracking server."""
+    """URI of a database, such as ``sqlite:////data/runs/mlflow.db``, or of a tracking server."""
 
     @property
     def database(self) -> Path | None:
-        """The file of an SQLite store."""
+        """The file of an SQLite store; None for other stores."""
         return Path(self.uri.removeprefix("sqlite:///")) if self.uri.startswith("sqlite:///") else None
 
     @property
     def artifacts(self) -> str | None:
-        """Where new experiments put files: beside an SQLite database; a server decides for itself."""
+        """Artifact location of new experiments: beside an SQLite database; None if a server chooses."""
         return (self.database.parent / "artifacts").as_uri() if self.database else None
 
 
 def store_of(settings: Settings) -> Store:
-    """The store of `tracking.uri`; by default SQLite and a folder inside `run.storage`."""
+    """The store of `tracking.uri`; by default an SQLite database inside `run.storage`."""
     return Store(settings.tracking.uri) if settings.tracking.uri else default_store(Path(settings.run.storage))
 
 
 def default_store(storage: Path) -> Store:
-    """The store that runs in the folder `storage` use if they name none."""
+    """The default store of the runs in the folder `storage`."""
     return Store(f"sqlite:///{storage.absolute() / 'mlflow.db'}")
 
 
@@ -82,20 +82,25 @@ def open_run(
     tags: Mapping[str, str],
     parent_run_id: str | None = None,
 ) -> Tracker:
-    """The tracked run with this identity, found or created, and set to running unless it has finished.
+    """Finds or creates the tracked run with this identity, and sets it to running unless it has finished.
 
     Args:
-        identity: unique for what is tracked; decides whether the run exists.
-        folder: of what is tracked; tagged, for those who look at the run.
-        parameters: logged where the run does not have them yet; MLflow does not change a parameter.
+        store: to track the run in.
+        experiment: its name; created if it does not exist.
+        identity: unique value of a tag by which the run is found.
+        name: of the run, if it is created.
+        folder: of the run; set as a tag.
+        parameters: logged if the run does not have them yet; MLflow does not change a parameter.
+        tags: further tags.
+        parent_run_id: MLflow run to nest this one under.
 
     Raises:
-        UserError: the store does not answer, or refuses.
+        UserError: the store is unreachable, or refuses.
     """
-    if store.uri.startswith("http"):  # by default a call to a server that is away blocks for four minutes
+    if store.uri.startswith("http"):  # by default a call to an unreachable server blocks for four minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    with _explained(store), _alone(store):
+    with _in_sentences(store), _locked(store):
         client = _client(store)
         place = _find_or_create_experiment(client, store, experiment)
         found = client.search_runs([place.experiment_id], f"tags.`{IDENTITY_TAG}` = '{identity}'", max_results=1)
@@ -113,19 +118,19 @@ def open_run(
 
 
 class Tracker:
-    """One run in MLflow. Its methods warn where the store does not answer, and return whether it did."""
+    """One run in MLflow. If the store is unreachable, its methods log a warning and return False."""
 
     def __init__(self, client: MlflowClient, store: Store, run_id: str, finished: bool) -> None:
         self._client = client
         self._store = store
         self.run_id = run_id
         self.finished = finished
-        """It was complete when it was opened."""
+        """Whether the run had finished before it was opened."""
         self._sent = (0, 0)  # epochs, steps
-        self._away = False
+        self._unreachable = False
 
     def follow(self, epochs: Sequence[history.EpochRecord], steps: Sequence[history.StepRecord] = ()) -> bool:
-        """Sends the records that the store does not have from this tracker yet."""
+        """Sends the records that this tracker has not sent yet."""
         points = [
             *(_Point(record.metrics, record.finished_at, record.epoch) for record in epochs[self._sent[0] :]),
             *(_Point(record.metrics, record.recorded_at, record.step) for record in steps[self._sent[1] :]),
@@ -133,78 +138,80 @@ class Tracker:
         if not points:
             return True
         there = (len(epochs), len(steps))
-        with self._forgiving():
+        with self._warning():
             _send(self._client, self.run_id, points)
             self._sent = there
         return self._sent == there
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> bool:
-        """Logs numbers that belong to the run as a whole."""
-        with self._forgiving():
+        """Logs metrics of the run as a whole."""
+        with self._warning():
             for key, value in metrics.items():
                 self._client.log_metric(self.run_id, key, value, step=step)
-        return not self._away
+        return not self._unreachable
 
     def tag(self, tags: Mapping[str, str]) -> bool:
-        """Sets tags."""
-        with self._forgiving():
+        """Sets tags of the run."""
+        with self._warning():
             self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        return not self._away
+        return not self._unreachable
 
     def log_text(self, text: str, file: str) -> bool:
-        """Stores `text` as the artifact `file`."""
-        with self._forgiving():
+        """Stores `text` as an artifact named `file`."""
+        with self._warning():
             self._client.log_text(self.run_id, text, file)
-        return not self._away
+        return not self._unreachable
 
     def log_file(self, path: Path, folder: str | None = None) -> bool:
-        """Stores a file (a table, a picture), or all files of a folder, among the artifacts."""
-        with self._forgiving():
+        """Stores a file, or all files of a folder, as artifacts."""
+        with self._warning():
             if path.is_dir():
                 self._client.log_artifacts(self.run_id, str(path), folder)
             else:
                 self._client.log_artifact(self.run_id, str(path), folder)
-        return not self._away
+        return not self._unreachable
 
     def end(self, status: Status) -> bool:
-        """Ends the run; resuming sets it to running again."""
-        with self._forgiving():
+        """Sets the final status of the run; resuming it sets it to running again."""
+        with self._warning():
             self._client.set_terminated(self.run_id, status)
-        return not self._away
+        return not self._unreachable
 
     @contextmanager
-    def _forgiving(self) -> Iterator[None]:
-        """Warns, once until the store answers again, instead of raising."""
+    def _warning(self) -> Iterator[None]:
+        """Logs a warning instead of raising, once until the store answers again."""
         try:
             yield
-            self._away = False
+            self._unreachable = False
         except _Problem as error:
-            if not self._away:
+            if not self._unreachable:
                 logger.warning(
-                    "tracking.uri: %s does not answer (%s); training goes on, and what the store misses is sent "
-                    "when it is back, or when the same command is run again",
+                    "tracking.uri: %s is unreachable (%s): training continues, and the missing metrics are sent when "
+                    "it answers again, or when the same command is rerun",
                     self._store.uri,
                     _first_line(error),
                 )
-            self._away = True
+            self._unreachable = True
 
 
 @contextmanager
 def checkpoint_of(source: str, storage: Path, uri: str | None = None) -> Iterator[Path]:
-    """The folder of a run or checkpoint that `source` names, fetched from MLflow if it is models:/… or runs:/….
+    """Yields the folder of a run or a checkpoint, downloaded from MLflow if `source` is models:/… or runs:/….
 
     Args:
-        storage: folder of the runs, whose store is asked; or `uri`.
+        source: a folder, models:/NAME, models:/NAME/VERSION, runs:/ID or runs:/ID/PATH.
+        storage: folder of the runs, which holds the default store.
+        uri: another store.
 
     Raises:
-        UserError: MLflow knows no such model or run, or does not answer.
+        UserError: MLflow has no such model or run, or is unreachable.
     """
     if not source.startswith(("models:/", "runs:/")):
         yield Path(source)
         return
     store = Store(uri) if uri else default_store(storage)
     with tempfile.TemporaryDirectory(prefix="phasecollapse-") as scratch:
-        with _explained(store, source):
+        with _in_sentences(store, source):
             client = _client(store)
             kind, _, rest = source.partition(":/")
             if kind == "models":
@@ -223,20 +230,20 @@ def checkpoint_of(source: str, storage: Path, uri: str | None = None) -> Iterato
 
 
 def newest_experiment(store: Store) -> str | None:
-    """Id of the experiment that was changed last; None if there is none but MLflow's own.
+    """Id of the most recently updated experiment; None if there is none except MLflow's `Default`.
 
     Raises:
-        UserError: the store does not answer.
+        UserError: the store is unreachable.
     """
-    with _explained(store):
+    with _in_sentences(store):
         found = _client(store).search_experiments(order_by=["last_update_time DESC"])
     return next((experiment.experiment_id for experiment in found if experiment.name != "Default"), None)
 
 
 def serve(store: Store, port: int) -> subprocess.Popen[bytes]:
-    """Starts MLflow's own pages for a store in this machine's loopback, as a process group that the caller ends.
+    """Starts MLflow's web server for a store on the loopback interface, as a process group that the caller ends.
 
-    Requests are answered only if they name this machine as localhost or 127.0.0.1 (MLflow checks the Host header).
+    The server answers only requests whose Host header names localhost or 127.0.0.1.
     """
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", store.uri]
@@ -249,12 +256,16 @@ def serve(store: Store, port: int) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # else eight more processes
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # otherwise it starts eight more processes
     )
 
 
 def _client(store: Store) -> MlflowClient:
-    for noisy in ("mlflow", "alembic", "urllib3"):  # tables that are made, tracebacks of what we say in a sentence
+    for noisy in (
+        "mlflow",
+        "alembic",
+        "urllib3",
+    ):  # they log created tables, and tracebacks of errors that are reported here
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
 
@@ -271,7 +282,7 @@ def _find_or_create_experiment(client: MlflowClient, store: Store, name: str) ->
 
 
 class _Point(NamedTuple):
-    """Metrics at one place of their curves."""
+    """Metrics at one point of their curves."""
 
     metrics: dict[str, float]
     time: float
@@ -290,8 +301,8 @@ def _send(client: MlflowClient, run_id: str, points: Sequence[_Point]) -> None:
 
 
 @contextmanager
-def _alone(store: Store) -> Iterator[None]:
-    """One process at a time makes the tables of an SQLite store, and the experiment: MLflow does not see to it."""
+def _locked(store: Store) -> Iterator[None]:
+    """Locks an SQLite store while its tables and an experiment are created: MLflow does not synchronize that."""
     if store.database is None:
         yield
         return
@@ -301,16 +312,17 @@ def _alone(store: Store) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(store: Store, wanted: str | None = None) -> Iterator[None]:
+def _in_sentences(store: Store, wanted: str | None = None) -> Iterator[None]:
+    """Turns errors of the store into UserErrors; `wanted` is what was looked up in it."""
     try:
         yield
     except (*_Problem, ValueError) as error:
         if wanted and not isinstance(error, SQLAlchemyError):
             raise UserError(
-                f"{wanted} is not in {store.uri} ({_first_line(error)}): look at 'phasecollapse ui'"
+                f"{wanted} is not in {store.uri} ({_first_line(error)}): 'phasecollapse ui' shows what is"
             ) from None
         raise UserError(
-            f"tracking.uri: {store.uri} does not answer ({_first_line(error)}): start it, or leave tracking.uri out"
+            f"tracking.uri: {store.uri} is unreachable ({_first_line(error)}): check it, or unset tracking.uri"
         ) from None
 
 

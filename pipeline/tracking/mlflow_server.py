@@ -1,4 +1,4 @@
-"""MLflow's pages on this machine, until the user has seen enough."""
+"""MLflow's web pages on this machine: starts their server, waits until the user interrupts, and ends it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from pathlib import Path
 from data_prep.common.errors import UserError
 from pipeline.tracking import mlflow_run
 
-STARTUP_SECONDS, END_SECONDS, LOOK_SECONDS = 120, 10, 0.2
+STARTUP_SECONDS, END_SECONDS, POLL_SECONDS = 120, 10, 0.2
 
 
 def serve(storage: Path, uri: str | None, port: int, announce: Callable[[str], object]) -> None:
-    """Serves the pages of a store, and says where, until the user interrupts or the server ends.
+    """Serves the pages of a store until the user interrupts or the server ends.
 
     Args:
-        uri: the store; by default the one in `storage`.
-        port: a free one is taken instead if it is in use.
-        announce: takes the address, once it answers.
+        storage: folder of the runs, which holds the default store.
+        uri: another store.
+        port: of the server; a free one if it is in use.
+        announce: called with the address once the server answers.
 
     Raises:
-        UserError: nothing has been tracked there, or the server does not start.
+        UserError: nothing is tracked in the store, or the server does not start.
     """
     store = mlflow_run.Store(uri) if uri else mlflow_run.default_store(storage)
     if store.database and not store.database.exists():
@@ -44,7 +45,11 @@ def serve(storage: Path, uri: str | None, port: int, announce: Callable[[str], o
 
 
 class Server:
-    """A process that leads a group of its own and may say more than anybody wants to read; its last line is kept."""
+    """A process that leads a process group. Its output is read, and only the last line is kept.
+
+    Args:
+        process: started with its output in a pipe.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
@@ -54,25 +59,25 @@ class Server:
 
     def _read(self) -> None:
         if self.process.stdout:
-            with self.process.stdout as said:
-                self._last.extend(said)
+            with self.process.stdout as output:
+                self._last.extend(output)
 
     def watch(self) -> None:
-        """Returns when it has ended.
+        """Waits until the process ends.
 
-        The main thread must not read what a process says: between two reads that both find something, Python does not
-        look for signals, and a Ctrl-C that comes there is heard after the next read, which may wait for ever.
+        A thread of its own reads the output, not the main thread: between two reads that return at once, Python handles
+        no signals, so a Ctrl-C would wait for the next read, which may block for ever.
         """
         while self.process.poll() is None:
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def last_line(self) -> str:
-        """Of one that has ended."""
+        """The last line of the output of a process that has ended."""
         self._reader.join()
-        return self._last[0].decode(errors="replace").strip() if self._last else "it said nothing"
+        return self._last[0].decode(errors="replace").strip() if self._last else "no output"
 
     def end(self) -> None:
-        """Ends the whole group: after SIGTERM it has a while, until its output closes, then it is killed."""
+        """Ends the process group by SIGTERM, and by SIGKILL if its output is still open after `END_SECONDS`."""
         for how in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, how)
@@ -82,7 +87,7 @@ class Server:
 
 @contextlib.contextmanager
 def _ended_afterwards(server: Server) -> Iterator[Server]:
-    """Ends the server with the body, and the body quietly if the user interrupts it."""
+    """Ends the server after the body; a KeyboardInterrupt ends the body without an error."""
     try:
         with contextlib.suppress(KeyboardInterrupt):
             yield server
@@ -91,7 +96,7 @@ def _ended_afterwards(server: Server) -> Iterator[Server]:
 
 
 def _page(store: mlflow_run.Store) -> str:
-    """Where the runs are: MLflow's first page is about language models."""
+    """Path of the page that lists the runs; MLflow's start page is about language models."""
     experiment = mlflow_run.newest_experiment(store)
     return f"/#/experiments/{experiment}/runs?workflowType=machine_learning" if experiment else ""
 
@@ -104,12 +109,12 @@ def _wait_until_it_answers(server: Server, address: str) -> None:
         with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
             urllib.request.urlopen(f"{address}/health", timeout=2).close()
             return
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     raise UserError(f"MLflow's server does not answer at {address} after {STARTUP_SECONDS} s")
 
 
 def _free_port(wanted: int) -> int:
-    """`wanted` if nobody listens there, else any port that is free."""
+    """The port `wanted` if it is free, otherwise any free port."""
     for port in (wanted, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

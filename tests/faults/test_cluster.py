@@ -125,7 +125,7 @@ def test_elastic_training_saves_before_a_node_goes_and_uses_the_next_one(
     wait_for(lambda: records(run)[-1]["metrics"]["workers"] == 2, "an epoch with two workers", command)
     command.process.send_signal(signal.SIGTERM)
     status, _, complaint = command.end()
-    assert (status, complaint.strip()) == (130, "interrupted: the same command continues")
+    assert (status, complaint.strip()) == (130, "interrupted: rerun the same command to resume")
     assert paths.stored_checkpoints(run)[-1].name >= RunPosition(epochs_done(run)).name
     assert not (run / paths.STOP).exists()
     wait_for(lambda: cluster.state()["cpus"] == 4, "all CPUs")

@@ -121,7 +121,7 @@ def test_sigkill_at_any_step_changes_no_bit(file: Path, alone: Path) -> None:
         assert epochs_done(run) < EPOCHS, "it was killed too late to show anything"
     status, output, complaint = Command(file, *options).end()
     assert (status, complaint) == (0, "")
-    assert "goes on after epoch" in output
+    assert "resumes after epoch" in output
     assert_same_bits(alone, run)
 
 
@@ -134,7 +134,7 @@ def test_a_run_that_is_told_to_stop_finishes_its_step_and_saves(
     wait_for((run / writer.FILE).exists, "the first step", command)
     command.process.send_signal(number)
     status, _, complaint = command.end()
-    assert (status, complaint.strip()) == (130, "interrupted: the same command continues")
+    assert (status, complaint.strip()) == (130, "interrupted: rerun the same command to resume")
     assert "-step-" in paths.stored_checkpoints(run)[-1].name or epochs_done(run) > 0
     assert not list(run.glob("checkpoints/partial-*"))
 

@@ -75,7 +75,7 @@ MUTATIONS = (
     Mutation(
         "the main thread reads what MLflow's server says",
         "pipeline/tracking/mlflow_server.py",
-        "        while self.process.poll() is None:\n            time.sleep(LOOK_SECONDS)\n",
+        "        while self.process.poll() is None:\n            time.sleep(POLL_SECONDS)\n",
         "        self._read()\n",
         ("tests/pipeline/tracking/test_mlflow_run.py::test_ctrl_c_is_heard_while_a_server_talks",),
     ),

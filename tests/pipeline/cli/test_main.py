@@ -93,7 +93,7 @@ def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         (["train", "nowhere.yaml"], "error: configuration file nowhere.yaml does not exist"),
         (
             ["ui", "--uri", "http://x"],
-            "error: --uri: http://x is a tracking server, which shows its own pages: open http://x",
+            "error: --uri: http://x is a tracking server, which has its own web pages: open http://x",
         ),
     ],
 )
@@ -103,14 +103,14 @@ def test_wrong_usage_is_one_sentence_and_status_2(
     assert run(monkeypatch, capsys, *arguments) == (2, "", f"{message}\n")
 
 
-def test_what_the_user_can_mend_has_no_traceback(
+def test_an_error_of_the_user_has_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def action() -> None:
-        raise UserError("data.path is wrong: mend it")
+        raise UserError("data.path is wrong: correct it")
 
     offer(monkeypatch, action)
-    assert run(monkeypatch, capsys, "act") == (2, "", "error: data.path is wrong: mend it\n")
+    assert run(monkeypatch, capsys, "act") == (2, "", "error: data.path is wrong: correct it\n")
 
 
 def test_ctrl_c_ends_quietly_with_status_130(
@@ -120,7 +120,7 @@ def test_ctrl_c_ends_quietly_with_status_130(
         raise KeyboardInterrupt
 
     offer(monkeypatch, action)
-    assert run(monkeypatch, capsys, "act") == (130, "", "\ninterrupted: the same command continues\n")
+    assert run(monkeypatch, capsys, "act") == (130, "", "\ninterrupted: rerun the same command to resume\n")
 
 
 def test_a_defect_shows_where_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

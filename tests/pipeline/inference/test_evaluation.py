@@ -152,7 +152,7 @@ def test_classes_are_found_by_their_ids(root: Path, trained: Outcome, result: Re
 
 
 def test_classes_that_the_network_does_not_know_are_named(trained: Outcome, textures: Path) -> None:
-    with pytest.raises(UserError, match=r"the network knows no class \S+ .*; it has 3, from disc to stripes"):
+    with pytest.raises(UserError, match=r"the network has no class \S+ .*; it has 3, from disc to stripes"):
         evaluation.evaluate(trained.folder, textures, Options(), lambda images: None)
 
 

@@ -116,7 +116,7 @@ def test_the_command_says_what_it_wrote_and_how_to_use_it(
 def test_a_file_is_replaced_only_when_asked(saved: Path, tmp_path: Path) -> None:
     output = tmp_path / "network.pt2"
     output.write_text("precious")
-    with pytest.raises(UserError, match=r"is there already: name another file, or replace it with --force"):
+    with pytest.raises(UserError, match=r"exists: name another file, or replace it with --force"):
         export.export(saved, "torch-export", output)
     assert output.read_text() == "precious"
     arguments = [str(saved), "--format", "torch-export", "--output", str(output)]
@@ -152,7 +152,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
 def test_what_cannot_be_written_or_read_is_refused_in_a_sentence(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere does not exist"):
         export.export(tmp_path / "nowhere", "onnx")
-    with pytest.raises(UserError, match=r"format torch-export ends in \.pt2, not network\.onnx"):
+    with pytest.raises(UserError, match=r"format torch-export must end in \.pt2, not network\.onnx"):
         export.export(saved, "torch-export", tmp_path / "network.onnx")
     with pytest.raises(UserError, match=r"cannot be written: No such file or directory"):
         export.export(saved, "torch-export", tmp_path / "no" / "network.pt2")

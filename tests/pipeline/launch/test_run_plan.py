@@ -87,7 +87,7 @@ def test_the_command_prints_the_plan_and_starts_nothing(file: Path, tmp_path: Pa
         *("workers", "steps", "network", "memory", "checkpoints", "speed"),
     ]
     assert "32 → 48 pixels" in done.stdout and re.search(
-        r"about [\d,]+ images/s of 48 pixels \(measured here\)", done.stdout
+        r"about [\d,]+ images/s of 48 pixels \(measured on this machine\)", done.stdout
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.yaml"]
 

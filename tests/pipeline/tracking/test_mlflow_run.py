@@ -149,7 +149,7 @@ def test_two_processes_may_be_the_first_to_use_a_store(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_store_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"tracking\.uri: http://127\.0\.0\.1:9 does not answer"):
+    with pytest.raises(UserError, match=r"tracking\.uri: http://127\.0\.0\.1:9 is unreachable"):
         open_run(Store("http://127.0.0.1:9"), "a")
     with pytest.raises(UserError, match=r"tracking\.uri: nonsense://x"):
         open_run(Store("nonsense://x"), "a")
@@ -211,8 +211,8 @@ def test_a_server_that_goes_away_stops_nothing_and_gets_what_it_missed(
         assert not tracker.end("FINISHED")
         assert time.monotonic() - started < 60
     assert [re.sub(r"\(.*\)", "()", message) for message in caplog.messages] == [
-        f"tracking.uri: {address} does not answer (); training goes on, and what the store misses is sent when it is "
-        "back, or when the same command is run again"
+        f"tracking.uri: {address} is unreachable (): training continues, and the missing metrics are sent when it "
+        "answers again, or when the same command is rerun"
     ]
     with pages(storage, port) as again:
         assert again == address
