@@ -41,7 +41,7 @@ from data_prep.codec.decode import decode
 from data_prep.format.beton import RAW, Sample, write_shard
 from data_prep.format.manifest import File, ImageClass, Manifest, Part, Source, Split
 from data_prep.loading.loader import Loader
-from data_prep.loading.transforms import RandomCrop
+from data_prep.loading.transforms import Flip, RandomCrop
 
 BATCH = 256
 SCALE, RATIO = (0.08, 1.0), (0.75, 4 / 3)
@@ -180,7 +180,12 @@ def write_data_set(folder: Path, samples: list[Sample], repeats: int) -> None:
 def ours(folder: Path, size: int, threads: int) -> Callable[[int], int]:
     """The loader of this project."""
     loader = Loader(
-        folder, batch_size=BATCH, size=size, cropping=RandomCrop(SCALE, RATIO), shuffle="full", threads=threads
+        folder,
+        batch_size=BATCH,
+        size=size,
+        augmentations=[RandomCrop(SCALE, RATIO), Flip()],
+        shuffle="full",
+        threads=threads,
     )
     return lambda epoch: sum(len(batch.images) for batch in loader.epoch(epoch))
 
@@ -268,8 +273,9 @@ def first_batch(folder: Path) -> float:
     script = (
         "import sys, time, torch; start = time.perf_counter(); import data_prep;"
         "from data_prep.loading.loader import Loader;"
-        "from data_prep.loading.transforms import RandomCrop;"
-        "loader = Loader(sys.argv[1], batch_size=256, size=224, cropping=RandomCrop(), shuffle='full', threads=2);"
+        "from data_prep.loading.transforms import Flip, RandomCrop;"
+        "loader = Loader(sys.argv[1], batch_size=256, size=224, augmentations=[RandomCrop(), Flip()],"
+        " shuffle='full', threads=2);"
         "next(loader.epoch(0)); print(time.perf_counter() - start)"
     )
     done = subprocess.run([sys.executable, "-c", script, str(folder)], check=True, capture_output=True, text=True)

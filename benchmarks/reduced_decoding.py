@@ -33,7 +33,7 @@ def answers(network: trained_model.Trained, data: Path, reduce: bool, threads: i
         "validation",
         batch_size=100,
         size=settings.image_size,
-        cropping=CenterCrop(settings.center_crop),
+        augmentations=[CenterCrop(settings.center_crop)],
         threads=threads,
         reduce=reduce,
     )

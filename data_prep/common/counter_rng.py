@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     OFFSET = 4
     ENCODING = 5
     SELECTION = 6
+    PIXELS = 7
 
 
 def mix(numbers: np.ndarray) -> np.ndarray:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from data_prep.common.errors import UserError
 from data_prep.format.manifest import ImageClass, Manifest, SplitName, load_manifest
 from data_prep.loading.dataset import ShardedImages
 from data_prep.loading.shuffle import BlockShuffle, FullShuffle, Order, Sequential
-from data_prep.loading.transforms import CenterCrop, Crops
+from data_prep.loading.transforms import Augmentation, CenterCrop, Draws, augment_pixels, choose_crops
 
 BATCHES_AHEAD = 3
 """Batches that are being decoded while one is in use."""
@@ -32,13 +32,6 @@ CHUNK = 16
 
 Shuffle = Literal["none", "full", "blocks"]
 OnDamage = Literal["stop", "skip"]
-
-
-class Cropping(Protocol):
-    """Which rectangle of each image is loaded."""
-
-    def crops(self, heights: np.ndarray, widths: np.ndarray, seed: int, epoch: int, samples: np.ndarray) -> Crops:
-        """The crops of images (n,)."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +72,12 @@ class Loader:
         split: train or validation.
         batch_size: images in a global batch, over all ranks.
         size: height and width of the images of a batch, in pixels.
-        cropping: which rectangle of each image; by default the central square.
+        augmentations: what is done to each image, in order; by default its central square is cut out.
         shuffle: none, all images (full), or blocks of them, for data larger than memory.
         seed: of order and augmentation.
         rank, world_size: this worker among all: it gets every `world_size`-th image of each global batch.
         threads: that decode.
-        members: (m,) int64, ascending: the images of the split to load; by default all.
+        subset_indices: (m,) int64, ascending: the images of the split to load; by default all.
         on_damage: an image that cannot be decoded ends the epoch, or is left out of its batch and counted.
         reduce: decode JPEGs at 1/2, 1/4 or 1/8 of their size where the crop stays at least as large as `size`.
         allocate: makes room for a batch, such as in pinned memory, given its shape; by default memory is used again.
@@ -100,7 +93,7 @@ class Loader:
         *,
         batch_size: int,
         size: int,
-        cropping: Cropping | None = None,
+        augmentations: Sequence[Augmentation] = (CenterCrop(),),
         shuffle: Shuffle = "none",
         blocks: Blocks | None = None,
         seed: int = 0,
@@ -120,7 +113,7 @@ class Loader:
         self._subset_indices = subset_indices
         self.samples = len(self._images) if subset_indices is None else len(subset_indices)
         self._batch_size, self._size = batch_size, size
-        self._cropping = cropping or CenterCrop()
+        self._augmentations = tuple(augmentations)
         self._shuffle, self._blocks = shuffle, blocks or Blocks()
         self._seed, self._rank, self._world_size, self._threads = seed, rank, world_size, threads
         self._on_damage, self._reduce = on_damage, reduce
@@ -181,13 +174,16 @@ class Loader:
         indices = batch.indices[rows]
         found = self._images.locate(indices)
         entries = found.entries
-        crops = self._cropping.crops(entries.height, entries.width, self._seed, epoch, indices)
+        draws = Draws(self._seed, epoch, indices)
+        crops = choose_crops(self._augmentations, entries.height, entries.width, draws)
         jobs = np.empty(len(indices), JOB)
         jobs["address"], jobs["size"] = found.addresses, entries.size
         jobs["mode"], jobs["height"], jobs["width"] = entries.mode, entries.height, entries.width
         jobs["top"], jobs["left"], jobs["crop_height"], jobs["crop_width"], jobs["mirrored"] = crops
         batch.labels[rows] = entries.label
-        return decode_batch(jobs, batch.images[rows], self._reduce)
+        issues = decode_batch(jobs, batch.images[rows], self._reduce)
+        augment_pixels(self._augmentations, batch.images[rows], draws)
+        return issues
 
     def _finish(self, pending: _Pending) -> Batch:
         batch, damaged = pending.batch, []

@@ -44,6 +44,8 @@ class DataSettings(Section):
     flip: bool = True
     """Flip training images horizontally with probability 1/2. Set it to false where that changes the class, as for
     textures."""
+    augmentations: tuple[Annotated[str, Registered("data_prep.loading.transforms:AUGMENTATIONS")], ...] = ()
+    """Names of further augmentations of training images, applied in this order after cropping and flipping."""
     center_crop: Annotated[float, Field(gt=0, le=1)] = 0.875
     """Side of the central square crop used in validation, as a fraction of the image's shorter side."""
     evaluate_on: Literal["validation", "holdout"] = "validation"

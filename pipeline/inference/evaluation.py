@@ -63,7 +63,7 @@ def evaluate(source: Path, data: Path, options: Options, on_images: Callable[[in
         options.split,
         batch_size=options.batch_size,
         size=network.settings.data.image_size,
-        cropping=CenterCrop(network.settings.data.center_crop),
+        augmentations=[CenterCrop(network.settings.data.center_crop)],
         threads=options.threads,
         on_damage=options.on_damage,
         manifest=manifest,

@@ -14,7 +14,7 @@ import torch
 from data_prep.codec import convert
 from data_prep.codec.decode import JOB, DecodeError, decode_batch
 from data_prep.common.errors import UserError
-from data_prep.loading.transforms import CenterCrop
+from data_prep.loading.transforms import CenterCrop, Draws, choose_crops
 from data_prep.prepare.spec import MAX_SIDE
 from pipeline.runs import trained_model
 from pipeline.runs.trained_model import Trained
@@ -124,7 +124,8 @@ def _read(files: Sequence[Path], network: Trained) -> tuple[np.ndarray, list[str
 
 def _fill(out: np.ndarray, stored: convert.StoredImage, fraction: float) -> None:
     content = np.frombuffer(stored.content, np.uint8)
-    crops = CenterCrop(fraction).crops(np.array([stored.height]), np.array([stored.width]), 0, 0, np.zeros(1, np.int64))
+    draws = Draws(seed=0, epoch=0, samples=np.zeros(1, np.int64))  # a central crop uses none
+    crops = choose_crops([CenterCrop(fraction)], np.array([stored.height]), np.array([stored.width]), draws)
     jobs = np.zeros(1, JOB)
     jobs["address"], jobs["size"] = content.ctypes.data, content.size
     jobs["mode"], jobs["height"], jobs["width"] = stored.mode, stored.height, stored.width

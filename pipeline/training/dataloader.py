@@ -19,8 +19,8 @@ from data_prep.common.counter_rng import Purpose, uniform
 from data_prep.common.errors import UserError
 from data_prep.format.manifest import ImageClass, Manifest, load_manifest
 from data_prep.loading.loader import Batch as ArrayBatch
-from data_prep.loading.loader import Blocks, Cropping, Loader
-from data_prep.loading.transforms import CenterCrop, RandomCrop
+from data_prep.loading.loader import Blocks, Loader
+from data_prep.loading.transforms import AUGMENTATIONS, Augmentation, CenterCrop, Flip, RandomCrop
 from pipeline.config.schema import DataSettings
 
 Subset = Literal["train", "validation", "holdout"]
@@ -82,7 +82,7 @@ class ImageStream:
             split,
             batch_size=batch_size,
             size=data.image_size,
-            cropping=_cropping(data, training=subset == "train"),
+            augmentations=_augmentations(data) if subset == "train" else [CenterCrop(data.center_crop)],
             shuffle=data.shuffle if subset == "train" else "none",
             blocks=Blocks(lanes=data.shuffle_lanes),
             seed=seed,
@@ -134,10 +134,10 @@ def count_images(data: DataSettings, manifest: Manifest, seed: int) -> tuple[int
     return counts[0], counts[1]
 
 
-def _cropping(data: DataSettings, training: bool) -> Cropping:
-    if training and data.random_crop:
-        return RandomCrop(data.crop_scale, data.crop_ratio, data.flip)
-    return CenterCrop(data.center_crop, training and data.flip)
+def _augmentations(data: DataSettings) -> list[Augmentation]:
+    """The augmentations of training images, in order."""
+    crop = RandomCrop(data.crop_scale, data.crop_ratio) if data.random_crop else CenterCrop(data.center_crop)
+    return [crop, *([Flip()] if data.flip else []), *map(AUGMENTATIONS.find, data.augmentations)]
 
 
 def _pinned(shape: tuple[int, ...]) -> np.ndarray:

@@ -20,10 +20,11 @@ from data_prep.common.errors import UserError
 from data_prep.format import beton
 from data_prep.format.beton import JPEG, RAW, Shard
 from data_prep.loading.loader import BATCHES_AHEAD, Batch, Blocks, Loader, batch_bounds
-from data_prep.loading.transforms import CenterCrop, RandomCrop
+from data_prep.loading.transforms import CenterCrop, Flip, Grayscale, RandomCrop, RandomErasing
 from tests.helpers import datasets
 
-WHOLE: dict[str, Any] = {"cropping": CenterCrop(1.0)}
+WHOLE: dict[str, Any] = {"augmentations": [CenterCrop(1.0)]}
+AUGMENTATIONS = (RandomCrop(), Flip(), Grayscale(0.5), RandomErasing(0.5))
 SMALL_BLOCKS = Blocks(block=4, window=12, lanes=3)
 
 
@@ -36,7 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def open_loader(folder: Path, **options: Any) -> Loader:
-    return Loader(folder, **{"batch_size": 16, "size": 24, "cropping": RandomCrop(), "shuffle": "full", **options})
+    defaults = {"batch_size": 16, "size": 24, "augmentations": AUGMENTATIONS, "shuffle": "full"}
+    return Loader(folder, **{**defaults, **options})
 
 
 def global_batches(folder: Path, epoch: int, world_size: int, start: int = 0, **options: Any) -> list[dict[str, Any]]:
@@ -102,7 +104,7 @@ def test_another_batch_size_in_the_middle_still_shows_every_image_once(folder: P
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 30])
 def test_validation_sees_each_image_once_and_in_order(folder: Path, world_size: int) -> None:
-    batches = global_batches(folder, 0, world_size, split="validation", shuffle="none", cropping=CenterCrop())
+    batches = global_batches(folder, 0, world_size, split="validation", shuffle="none", augmentations=[CenterCrop()])
     assert np.concatenate([batch["indices"] for batch in batches]).tolist() == list(range(23))
 
 

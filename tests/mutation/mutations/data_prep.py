@@ -41,6 +41,16 @@ MUTATIONS = (
         ("tests/data_prep/loading/test_transforms.py::test_a_crop_belongs_to_seed_epoch_and_sample_alone",),
     ),
     Mutation(
+        "every epoch changes the pixels of an image in the same way",
+        "data_prep/loading/transforms.py",
+        "uniform(count, self.seed, self.epoch, Purpose.PIXELS, self.samples, self.stream)",
+        "uniform(count, self.seed, 0, Purpose.PIXELS, self.samples, self.stream)",
+        (
+            "tests/data_prep/loading/test_transforms.py::"
+            "test_augmentations_of_pixels_depend_on_seed_epoch_and_sample_alone",
+        ),
+    ),
+    Mutation(
         "each rank drops a sample of its part",
         "data_prep/loading/loader.py",
         "positions = np.arange(own, end, self._world_size)",

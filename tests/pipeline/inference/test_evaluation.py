@@ -124,7 +124,7 @@ def test_a_run_ends_with_the_same_report_in_its_folder_and_in_mlflow(trained: Ou
 
 def test_tables_and_calibration_follow_their_formulas(trained: Outcome, shapes: Path, result: Report) -> None:
     network = trained_model.load(trained.folder).network
-    loader = Loader(shapes, "validation", batch_size=63, size=24, cropping=evaluation.CenterCrop(1.0))
+    loader = Loader(shapes, "validation", batch_size=63, size=24, augmentations=[evaluation.CenterCrop(1.0)])
     (batch,) = loader.epoch(0)
     with torch.inference_mode():
         scores = network(torch.from_numpy(batch.images)).double().softmax(1).numpy()
