@@ -12,6 +12,7 @@ import torch
 
 from data_prep.common.parallel import cores
 
+CPU_INFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """Linux's names of CPU features with bfloat16 multiplication, on x86 and ARM."""
 PACKAGES = ("phasecollapse", "torch", "ray", "mlflow", "ffcv", "numpy")
@@ -75,7 +76,7 @@ def _cpu_flags() -> set[str]:
 def _cpu_info(key: str) -> str:
     """The first value of `key` in Linux's /proc/cpuinfo; empty if there is none."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = CPU_INFO.read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
     return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), "")

@@ -32,7 +32,7 @@ def test_overrides_are_read_as_yaml_and_win_over_the_file(tmp_path: Path) -> Non
     assert settings.model.widths == (4, 5, 6)
     assert settings.data.flip is False
     assert settings.run.name == "a"
-    assert settings.training.batch_size == 128, "what nobody names has its default"
+    assert settings.training.batch_size == 128, "settings that are not given have their defaults"
 
 
 def test_the_resolved_tree_reads_back_equal(tmp_path: Path) -> None:

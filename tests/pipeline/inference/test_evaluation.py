@@ -88,7 +88,7 @@ def shapes(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(root: Path, shapes: Path) -> Outcome:
-    """A network that tells most shapes apart."""
+    """A network that classifies most shapes correctly."""
     settings = Settings(
         data=DataSettings(path=str(shapes), image_size=24, random_crop=False, center_crop=1.0),
         run=RunSettings(name="shapes", storage=str(root / "runs")),

@@ -6,6 +6,8 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -127,13 +129,13 @@ def test_a_file_is_replaced_only_when_asked(saved: Path, tmp_path: Path) -> None
 def test_a_file_that_computes_something_else_is_not_kept(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = export._load_program
+    load = torch.export.load
 
-    def wrong(path: Path, classes: tuple[str, ...]) -> export.Run:
-        program = load(path, classes)
-        return lambda pixels: program(pixels) + 0.01
+    def wrong(path: Path, **options: Any) -> Any:
+        program = load(path, **options).module()
+        return SimpleNamespace(module=lambda: lambda pixels: program(pixels) + 0.01)
 
-    monkeypatch.setattr(export, "_load_program", wrong)
+    monkeypatch.setattr(torch.export, "load", wrong)
     with pytest.raises(UserError, match=r"gives other logits than the network \(they differ by 1\.0e-02\)"):
         export.export(saved, "torch-export", tmp_path / "network.pt2")
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]

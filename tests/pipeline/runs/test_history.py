@@ -54,7 +54,7 @@ def test_steps_that_are_taken_again_keep_their_record(tmp_path: Path) -> None:
     assert read_steps(tmp_path)[:3] == before
 
 
-def test_a_line_that_was_cut_off_is_written_anew(tmp_path: Path) -> None:
+def test_a_line_that_was_cut_off_is_written_again(tmp_path: Path) -> None:
     write(tmp_path, 1, 6)
     whole = (tmp_path / STEPS).read_text()
     (tmp_path / STEPS).write_text(whole[:-10])

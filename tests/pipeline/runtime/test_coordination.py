@@ -19,7 +19,7 @@ def test_one_process_gets_its_wishes_at_once(monkeypatch: pytest.MonkeyPatch) ->
     assert control.after_step() == StepAction.LOOK | StepAction.STOP
 
 
-def test_time_to_save_begins_anew_after_a_save() -> None:
+def test_time_to_save_starts_again_after_a_save() -> None:
     control = RankCoordinator(lambda: False, save_seconds=0.2)
     time.sleep(0.25)
     control.saved()
