@@ -25,7 +25,9 @@ from data_prep.loading.transforms import CenterCrop
 from pipeline.runs import trained_model
 
 
-def answers(network: trained_model.Trained, data: Path, reduce: bool, threads: int) -> tuple[Tensor, Tensor, Tensor]:
+def answers(
+    network: trained_model.TrainedModel, data: Path, reduce: bool, threads: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Whether each validation image's class has the highest score; the scores; the pixels' sum for each image."""
     settings = network.settings.data
     loader = Loader(

@@ -27,7 +27,7 @@ NAMED = 3
 
 
 @dataclass(frozen=True)
-class Description:
+class ModelSummary:
     """The layers of a network, and their totals. Multiply-adds and memory are per image."""
 
     family: str
@@ -115,7 +115,7 @@ class Description:
         return json.dumps(content, indent=1, ensure_ascii=False)
 
 
-def describe(settings: Settings, classes: int | None = None) -> Description:
+def describe(settings: Settings, classes: int | None = None) -> ModelSummary:
     """The layers and costs of the network of a run.
 
     Args:
@@ -127,7 +127,7 @@ def describe(settings: Settings, classes: int | None = None) -> Description:
     """
     count = classes or settings.data.classes or _prepared_classes(Path(settings.data.path))
     workers = max(1, settings.cluster.workers)
-    return Description(
+    return ModelSummary(
         family=settings.model.family,
         classes=count,
         image_size=settings.data.image_size,
@@ -147,16 +147,16 @@ def _prepared_classes(folder: Path) -> int:
     return len(load_manifest(folder).classes)
 
 
-def show(description: Description, console: Console) -> None:
+def show(summary: ModelSummary, console: Console) -> None:
     """Prints the table of layers, the totals and the flags."""
-    console.print(_table(description))
-    for line in _totals(description):
+    console.print(_table(summary))
+    for line in _totals(summary):
         console.print(line, soft_wrap=True)
 
 
-def _table(description: Description) -> Table:
-    size = description.image_size
-    title = f"{description.family}, {size}×{size} pixels → {description.classes} classes"
+def _table(summary: ModelSummary) -> Table:
+    size = summary.image_size
+    title = f"{summary.family}, {size}×{size} pixels → {summary.classes} classes"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("layer", no_wrap=True)
     for name in ("what it does", "output"):
@@ -164,7 +164,7 @@ def _table(description: Description) -> Table:
     for name in ("learned", "fixed", "necessary M", "executed M", "kept kB"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("flags", style="yellow")
-    for layer in description.layers:
+    for layer in summary.layers:
         costs = (layer.necessary / 1e6, layer.executed / 1e6, layer.kept_bytes / 1e3)
         table.add_row(
             layer.name,
@@ -190,19 +190,18 @@ def _flags(layer: Layer) -> str:
     return ", ".join([*filters, *(["bias"] if layer.biases else [])])
 
 
-def _totals(description: Description) -> list[Text]:
-    learned, inside = description.learned, description.learned_in_classifier
-    held, again = description.held_bytes, ", as blocks run again" if description.activation_checkpointing else ""
+def _totals(summary: ModelSummary) -> list[Text]:
+    learned, inside = summary.learned, summary.learned_in_classifier
+    held, again = summary.held_bytes, ", with activation checkpointing" if summary.activation_checkpointing else ""
     lines = [
         f"parameters: {learned:,} learned, {learned - inside:,} before the classifier and {inside:,} in it; "
-        f"{description.fixed:,} numbers fixed",
-        f"multiply-adds of an image: {_millions(description.necessary)} necessary, "
-        f"{_millions(description.executed)} executed",
-        *([description.overhead] if description.overhead else []),
-        f"kept for the backward pass in {description.precision}{again}: {format_bytes(held)} an image, "
-        f"{format_bytes(held * description.worker_batch)} for the {description.worker_batch} images of a worker",
+        f"{summary.fixed:,} constants",
+        f"multiply-adds per image: {_millions(summary.necessary)} necessary, {_millions(summary.executed)} executed",
+        *([summary.overhead] if summary.overhead else []),
+        f"kept for the backward pass in {summary.precision}{again}: {format_bytes(held)} per image, "
+        f"{format_bytes(held * summary.worker_batch)} for the {summary.worker_batch} images of a worker",
     ]
-    return [*map(Text, lines), _verdict(description.kernels, description.biases)]
+    return [*map(Text, lines), _verdict(summary.kernels, summary.biases)]
 
 
 def _verdict(kernels: dict[str, tuple[int, ...]], biases: dict[str, int]) -> Text:

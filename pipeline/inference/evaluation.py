@@ -16,7 +16,7 @@ from data_prep.format.manifest import ImageClass, Manifest, SplitName, load_mani
 from data_prep.loading.loader import Loader, OnDamage
 from data_prep.loading.transforms import CenterCrop
 from pipeline.metrics.classification import ClassificationMetrics
-from pipeline.metrics.report import Report
+from pipeline.metrics.report import EvaluationReport
 from pipeline.runs import trained_model
 from pipeline.runtime import malloc
 from pipeline.training.dataloader import to_tensors
@@ -37,7 +37,7 @@ class Options:
     precision: Precision = "float32"
 
 
-def evaluate(source: Path, data: Path, options: Options, on_images: Callable[[int], None]) -> Report:
+def evaluate(source: Path, data: Path, options: Options, on_images: Callable[[int], None]) -> EvaluationReport:
     """Evaluates a trained network on every image of a split.
 
     Classes are matched by id, so the data set may have only some of the network's classes.

@@ -23,7 +23,7 @@ from torch import Tensor
 from data_prep.common.errors import UserError
 from data_prep.common.files import rename_durably
 from pipeline.runs import paths, trained_model
-from pipeline.runs.trained_model import Trained
+from pipeline.runs.trained_model import TrainedModel
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch-export": ()}
@@ -116,13 +116,13 @@ def _name(source: Path) -> str:
     return f"{source.parent.parent.name}-{source.name}" if source.parent.name == paths.CHECKPOINTS else source.name
 
 
-def _pixels(batch: int, network: Trained) -> Tensor:
+def _pixels(batch: int, network: TrainedModel) -> Tensor:
     side = network.settings.data.image_size
     generator = torch.Generator().manual_seed(batch)
     return torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8, generator=generator)
 
 
-def _trace(network: Trained) -> torch.export.ExportedProgram:
+def _trace(network: TrainedModel) -> torch.export.ExportedProgram:
     # A traced batch of 1 would become a constant. Without gradients, autograd functions are traced like others.
     batch = torch.export.Dim("batch", min=1)
     # Files store weights in contiguous order.
@@ -135,7 +135,7 @@ def _trace(network: Trained) -> torch.export.ExportedProgram:
     return program
 
 
-def _write_program(program: torch.export.ExportedProgram, network: Trained, path: Path) -> None:
+def _write_program(program: torch.export.ExportedProgram, network: TrainedModel, path: Path) -> None:
     torch.export.save(program, path, extra_files={CLASSES_FILE: json.dumps(network.classes)})
 
 
@@ -146,7 +146,7 @@ def _load_program(path: Path, classes: tuple[str, ...]) -> Run:
     return program
 
 
-def _write_onnx(program: torch.export.ExportedProgram, network: Trained, path: Path) -> None:
+def _write_onnx(program: torch.export.ExportedProgram, network: TrainedModel, path: Path) -> None:
     onnx = _needed("onnx")
     written = torch.onnx.export(
         program, (), dynamo=True, input_names=["pixels"], output_names=["logits"], external_data=False, verbose=False
@@ -184,7 +184,7 @@ def _check_classes(stored: str, classes: tuple[str, ...]) -> None:
         raise UserError("the exported file has lost the names of the classes, so it was not kept")
 
 
-def _compare(run: Run, network: Trained) -> float:
+def _compare(run: Run, network: TrainedModel) -> float:
     """The largest difference between the logits of an exported file and the network's.
 
     Raises:

@@ -17,7 +17,7 @@ from data_prep.common.errors import UserError
 from data_prep.loading.transforms import CenterCrop, Draws, choose_crops
 from data_prep.prepare.spec import MAX_SIDE
 from pipeline.runs import trained_model
-from pipeline.runs.trained_model import Trained
+from pipeline.runs.trained_model import TrainedModel
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 """Suffixes of the image files in a folder; a file that is named itself is read whatever its suffix."""
@@ -106,7 +106,7 @@ def to_json(prediction: Prediction) -> str:
     return json.dumps(asdict(prediction))
 
 
-def _read(files: Sequence[Path], network: Trained) -> tuple[np.ndarray, list[str | None]]:
+def _read(files: Sequence[Path], network: TrainedModel) -> tuple[np.ndarray, list[str | None]]:
     """Pixels (B, H, W, 3) for the network, and the problem of each file or None; unreadable images are black."""
     settings = network.settings.data
     pixels = np.zeros((len(files), settings.image_size, settings.image_size, 3), np.uint8)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data_prep.format.manifest import ImageClass
-from pipeline.metrics.report import ClassResult, Report
+from pipeline.metrics.report import ClassResult, EvaluationReport
 
 BINS = 15
 """Confidence intervals in the expected calibration error."""
@@ -66,7 +66,7 @@ class ClassificationMetrics:
         loss: float,
         skipped_images: int,
         labels: Sequence[int] | None = None,
-    ) -> Report:
+    ) -> EvaluationReport:
         """The report over all ranks; every rank must call this.
 
         Args:
@@ -75,7 +75,7 @@ class ClassificationMetrics:
         """
         values = self._metrics.compute()
         confusion = values.pop("confusion").cpu()
-        return Report(
+        return EvaluationReport(
             checkpoint=checkpoint,
             data=data,
             data_digest=data_digest,

@@ -29,7 +29,7 @@ class ClassResult:
 
 
 @dataclass(frozen=True)
-class Report:
+class EvaluationReport:
     """Results of an evaluation."""
 
     checkpoint: str
@@ -50,12 +50,12 @@ class Report:
     """Number of images by class (rows) and predicted class (columns)."""
 
 
-def to_json(result: Report) -> str:
+def to_json(result: EvaluationReport) -> str:
     """The whole report as JSON."""
     return json.dumps(asdict(result), indent=1)
 
 
-def summary(result: Report, named: int = 3) -> str:
+def summary(result: EvaluationReport, named: int = 3) -> str:
     """The report in a few lines, with the `named` worst and best classes."""
     ranked = sorted((one for one in result.classes if one.images), key=lambda one: (one.top1, one.id))
     left_out = f" ({result.skipped_images} damaged ones left out)" if result.skipped_images else ""
@@ -73,7 +73,7 @@ def summary(result: Report, named: int = 3) -> str:
     return "\n".join(lines)
 
 
-def write(result: Report, folder: Path) -> None:
+def write(result: EvaluationReport, folder: Path) -> None:
     """Writes the report into `folder`: JSON of everything, a CSV table of the classes, and the confusion matrix.
 
     Raises:
@@ -93,7 +93,7 @@ def write(result: Report, folder: Path) -> None:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from None
 
 
-def draw_confusion_matrix(result: Report, path: Path) -> None:
+def draw_confusion_matrix(result: EvaluationReport, path: Path) -> None:
     """Draws the confusion matrix, each row as fractions of its class, with names and numbers where there is room."""
     from matplotlib.figure import Figure
 

@@ -23,7 +23,7 @@ PARTIAL, DISCARDED, DAMAGED = "partial-", "discarded-", "damaged-"
 
 
 @dataclass(frozen=True)
-class Description:
+class CheckpointDescription:
     """The content of checkpoint.json."""
 
     score: float | None
@@ -71,7 +71,7 @@ class Checkpoints:
                 sync_folder(self.folder.parent)
             partial.mkdir()
             save(partial)
-            description = Description(score, {file.name: digest(file) for file in sorted(partial.iterdir())})
+            description = CheckpointDescription(score, {file.name: digest(file) for file in sorted(partial.iterdir())})
             (partial / DESCRIPTION).write_text(json.dumps(asdict(description), indent=1), encoding="utf-8")
             if target.exists():  # left by a run that resumed from an earlier one
                 target.rename(discarded)
@@ -113,12 +113,12 @@ class Checkpoints:
         return {*everything[-self._keep :], *best[: self._keep_best]}
 
 
-def describe(checkpoint: Path) -> Description:
+def describe(checkpoint: Path) -> CheckpointDescription:
     """The content of checkpoint.json; empty if it cannot be read."""
     try:
-        return Description(**json.loads((checkpoint / DESCRIPTION).read_text(encoding="utf-8")))
+        return CheckpointDescription(**json.loads((checkpoint / DESCRIPTION).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        return Description(None, {})
+        return CheckpointDescription(None, {})
 
 
 def damage(checkpoint: Path) -> str | None:

@@ -41,7 +41,7 @@ identity instead of their paths."""
 LOCK, OWNER = "run.lock", "run.owner"
 
 
-class Identity(Section):
+class RunIdentity(Section):
     """The content of run.yaml."""
 
     id: str
@@ -57,7 +57,7 @@ class RunFolder:
     """The folder and the identity of a run."""
 
     path: Path
-    identity: Identity
+    identity: RunIdentity
 
     @property
     def checkpoints(self) -> Path:
@@ -137,7 +137,7 @@ def remove_unless_begun(path: Path, identity: str, *ours: str) -> None:
         path.rmdir()
 
 
-def read_identity(path: Path) -> Identity | None:
+def read_identity(path: Path) -> RunIdentity | None:
     """The identity of the run in the folder `path`; None if no run has begun there.
 
     Raises:
@@ -147,19 +147,19 @@ def read_identity(path: Path) -> Identity | None:
     if not file.exists():
         return None
     try:
-        return Identity.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+        return RunIdentity.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise UserError(f"{file} cannot be read ({str(error).splitlines()[0]}): choose another run.name") from None
 
 
-def _identify(path: Path, settings: Settings, data: Manifest, start_digest: str | None) -> Identity:
+def _identify(path: Path, settings: Settings, data: Manifest, start_digest: str | None) -> RunIdentity:
     identity = read_identity(path)
     if identity is None:
         ours = {LOCK, OWNER, partial_path(path / IDENTITY).name}
         foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
         if foreign:
             raise UserError(f"{path} exists and is not a run (it holds {foreign[0]}): choose another run.name")
-        return Identity(id=uuid.uuid4().hex, data_digest=data.digest, settings=settings, start_digest=start_digest)
+        return RunIdentity(id=uuid.uuid4().hex, data_digest=data.digest, settings=settings, start_digest=start_digest)
     changes = differences(identity.settings, settings, ignored=EXECUTION_ONLY)
     if identity.data_digest != data.digest:
         changes.append(f"data set: {identity.data_digest[:12]} → {data.digest[:12]}")

@@ -21,7 +21,7 @@ from pipeline.config.schema import Settings
 from pipeline.runs import paths
 
 
-class Description(NamedTuple):
+class ModelDescription(NamedTuple):
     """The settings and the classes of a checkpoint."""
 
     settings: Settings
@@ -29,7 +29,7 @@ class Description(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A trained network, its classes and its settings."""
 
     network: models.ImageNetwork
@@ -40,7 +40,7 @@ class Trained:
     """Settings of the run; images must be settings.data.image_size pixels wide and high."""
 
 
-def load(path: str | Path) -> Trained:
+def load(path: str | Path) -> TrainedModel:
     """Loads the network of a checkpoint.
 
     Args:
@@ -53,7 +53,7 @@ def load(path: str | Path) -> Trained:
     settings, classes = describe(folder)
     network = models.build(settings.model, len(classes), settings.data.image_size, settings.training.seed)
     put_weights(folder, network)
-    return Trained(network.eval(), tuple(one.name for one in classes), settings)
+    return TrainedModel(network.eval(), tuple(one.name for one in classes), settings)
 
 
 def find(path: Path) -> Path:
@@ -73,7 +73,7 @@ def find(path: Path) -> Path:
     raise UserError(f"{path} is not a checkpoint, nor a run: it has no {paths.MODEL} and no {paths.CHECKPOINTS}")
 
 
-def describe(checkpoint: Path) -> Description:
+def describe(checkpoint: Path) -> ModelDescription:
     """The settings and classes of a checkpoint.
 
     Raises:
@@ -84,7 +84,7 @@ def describe(checkpoint: Path) -> Description:
         raise UserError(f"{checkpoint / paths.SETTINGS} is truncated: use another checkpoint")
     try:
         content = json.loads((checkpoint / paths.CLASSES).read_text(encoding="utf-8"))
-        return Description(settings, tuple(ImageClass(**one) for one in content))
+        return ModelDescription(settings, tuple(ImageClass(**one) for one in content))
     except (OSError, ValueError, TypeError, ValidationError) as error:
         raise UserError(
             f"checkpoint {checkpoint} is damaged ({first_line(error)}): remove it, or name another one"

@@ -23,7 +23,7 @@ class StepAction(enum.IntFlag):
     NOTHING = 0
     SAVE = enum.auto()
     """Save a checkpoint."""
-    LOOK = enum.auto()
+    POLL = enum.auto()
     """Ask the cluster whether nodes are about to be preempted."""
     STOP = enum.auto()
     """Save a checkpoint and end: requested by the user or a scheduler."""
@@ -35,7 +35,7 @@ class RankCoordinator:
     Args:
         stop_requested: returns whether the run is to stop; called on rank 0 only.
         save_seconds: interval of the action SAVE; None for never.
-        preemption_poll_seconds: interval of the action LOOK; None for never.
+        preemption_poll_seconds: interval of the action POLL; None for never.
     """
 
     ASK_SECONDS = 0.25
@@ -48,7 +48,7 @@ class RankCoordinator:
         preemption_poll_seconds: float | None = None,
     ) -> None:
         self._stop_requested = stop_requested
-        self._every = {StepAction.SAVE: save_seconds, StepAction.LOOK: preemption_poll_seconds}
+        self._every = {StepAction.SAVE: save_seconds, StepAction.POLL: preemption_poll_seconds}
         self._last = dict.fromkeys(self._every, time.monotonic())
         self._asked = 0.0
         # A process group of its own, so that its messages wait neither for gradients nor for a GPU.

@@ -144,7 +144,7 @@ class Preemption(Callback):
         self._announced = False
 
     def on_step_end(self, event: StepEnd) -> StepAction:
-        if StepAction.LOOK not in event.action or not self._context.preempted() or self._announced:
+        if StepAction.POLL not in event.action or not self._context.preempted() or self._announced:
             return StepAction.NOTHING
         self._announced = True
         self._progress.event("a node is about to be taken away: saving the state of the run")

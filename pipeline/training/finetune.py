@@ -136,7 +136,7 @@ def _checkpoint(settings: Settings) -> Path | None:
         raise UserError(f"start.checkpoint: {error}") from None
 
 
-def _without_checkpoint(settings: Settings) -> run_folder.Identity | None:
+def _without_checkpoint(settings: Settings) -> run_folder.RunIdentity | None:
     """Identity of the run to resume, if it has checkpoints of its own and `start.checkpoint` no longer exists."""
     given, run = settings.start.checkpoint, settings.run
     if given is None or run.name is None or not paths.stored_checkpoints(Path(run.storage) / run.name):

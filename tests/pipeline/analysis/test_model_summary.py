@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.common.errors import UserError
-from pipeline.analysis.model_summary import Description, describe
+from pipeline.analysis.model_summary import ModelSummary, describe
 from pipeline.cli import main
 from pipeline.config.schema import Settings
 from pipeline.config.settings_io import resolve
@@ -39,7 +39,7 @@ def settings(model: dict, size: int = 16, **training: object) -> Settings:
     return resolve(Settings, content, "test")
 
 
-def described(model: dict, size: int = 16, **training: object) -> Description:
+def described(model: dict, size: int = 16, **training: object) -> ModelSummary:
     return describe(settings(model, size, **training))
 
 

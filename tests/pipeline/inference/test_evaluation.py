@@ -37,7 +37,7 @@ from pipeline.inference.evaluation import Options
 from pipeline.launch import launcher
 from pipeline.launch.launcher import Outcome
 from pipeline.metrics import report
-from pipeline.metrics.report import Report
+from pipeline.metrics.report import EvaluationReport
 from pipeline.runs import trained_model
 from pipeline.tracking import mlflow_run
 
@@ -101,11 +101,11 @@ def trained(root: Path, shapes: Path) -> Outcome:
 
 
 @pytest.fixture(scope="module")
-def result(trained: Outcome, shapes: Path) -> Report:
+def result(trained: Outcome, shapes: Path) -> EvaluationReport:
     return evaluation.evaluate(trained.folder, shapes, Options(), lambda images: None)
 
 
-def test_it_measures_what_the_training_measured(trained: Outcome, result: Report) -> None:
+def test_it_measures_what_the_training_measured(trained: Outcome, result: EvaluationReport) -> None:
     assert result.images == 63 and result.skipped_images == 0
     assert result.top1 == pytest.approx(trained.metrics["validation/top1"])
     assert result.loss == pytest.approx(trained.metrics["validation/loss"], rel=1e-5)
@@ -113,7 +113,9 @@ def test_it_measures_what_the_training_measured(trained: Outcome, result: Report
     assert result.data_digest == load_manifest(Path(result.data)).digest
 
 
-def test_a_run_ends_with_the_same_report_in_its_folder_and_in_mlflow(trained: Outcome, result: Report) -> None:
+def test_a_run_ends_with_the_same_report_in_its_folder_and_in_mlflow(
+    trained: Outcome, result: EvaluationReport
+) -> None:
     uri = MlflowClient(mlflow_run.default_store(trained.folder.parent).uri).get_run(trained.run_id).info.artifact_uri
     for folder in (trained.folder / "evaluation", Path(uri.removeprefix("file://")) / "evaluation"):
         written = json.loads((folder / report.EVERYTHING).read_text())
@@ -122,7 +124,7 @@ def test_a_run_ends_with_the_same_report_in_its_folder_and_in_mlflow(trained: Ou
         assert (folder / report.PICTURE).stat().st_size > 10_000
 
 
-def test_tables_and_calibration_follow_their_formulas(trained: Outcome, shapes: Path, result: Report) -> None:
+def test_tables_and_calibration_follow_their_formulas(trained: Outcome, shapes: Path, result: EvaluationReport) -> None:
     network = trained_model.load(trained.folder).network
     loader = Loader(shapes, "validation", batch_size=63, size=24, augmentations=[evaluation.CenterCrop(1.0)])
     (batch,) = loader.epoch(0)
@@ -143,7 +145,7 @@ def test_tables_and_calibration_follow_their_formulas(trained: Outcome, shapes: 
     assert result.calibration_error == pytest.approx(error, abs=1e-5)
 
 
-def test_classes_are_found_by_their_ids(root: Path, trained: Outcome, result: Report) -> None:
+def test_classes_are_found_by_their_ids(root: Path, trained: Outcome, result: EvaluationReport) -> None:
     part = prepared(folders(root / "part", CLASSES[1:]))
     found = evaluation.evaluate(trained.folder, part, Options(), lambda images: None)
     assert [one.id for one in found.classes] == ["square", "stripes"]
@@ -157,7 +159,7 @@ def test_classes_that_the_network_does_not_know_are_named(trained: Outcome, text
 
 
 def test_averaging_with_the_mirror_image_changes_probabilities_alone(
-    trained: Outcome, shapes: Path, result: Report
+    trained: Outcome, shapes: Path, result: EvaluationReport
 ) -> None:
     flipped = evaluation.evaluate(trained.folder, shapes, Options(flip=True), lambda images: None)
     assert flipped.images == result.images
@@ -166,7 +168,7 @@ def test_averaging_with_the_mirror_image_changes_probabilities_alone(
 
 
 def test_the_command_writes_tables_and_a_picture(
-    trained: Outcome, shapes: Path, tmp_path: Path, result: Report
+    trained: Outcome, shapes: Path, tmp_path: Path, result: EvaluationReport
 ) -> None:
     threads = torch.get_num_threads()
     done = CliRunner().invoke(
@@ -184,7 +186,9 @@ def test_the_command_writes_tables_and_a_picture(
         assert min(drawn.size) > 300
 
 
-def test_a_tracked_run_and_a_registered_model_can_be_evaluated(trained: Outcome, shapes: Path, result: Report) -> None:
+def test_a_tracked_run_and_a_registered_model_can_be_evaluated(
+    trained: Outcome, shapes: Path, result: EvaluationReport
+) -> None:
     storage = trained.folder.parent
     client = MlflowClient(mlflow_run.default_store(storage).uri)
     client.create_registered_model("shapes")
@@ -202,7 +206,7 @@ def test_a_tracked_run_and_a_registered_model_can_be_evaluated(trained: Outcome,
         pass
 
 
-def test_predictions_are_those_of_the_evaluation(trained: Outcome, root: Path, result: Report) -> None:
+def test_predictions_are_those_of_the_evaluation(trained: Outcome, root: Path, result: EvaluationReport) -> None:
     files = prediction.find([root / "shapes" / "val"])
     assert len(files) == 63
     found = list(prediction.predict(trained.folder, files, top=2, batch_size=10))

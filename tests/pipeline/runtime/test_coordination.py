@@ -15,8 +15,8 @@ def test_one_process_gets_its_wishes_at_once(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(RankCoordinator, "ASK_SECONDS", 0.0)
     asked = iter([False, True])
     control = RankCoordinator(lambda: next(asked), save_seconds=3600, preemption_poll_seconds=0)
-    assert control.after_step() == StepAction.LOOK
-    assert control.after_step() == StepAction.LOOK | StepAction.STOP
+    assert control.after_step() == StepAction.POLL
+    assert control.after_step() == StepAction.POLL | StepAction.STOP
 
 
 def test_time_to_save_starts_again_after_a_save() -> None:
