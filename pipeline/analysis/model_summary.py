@@ -103,7 +103,7 @@ class ModelSummary:
                 reason = layer.overhead or f"{layer.name}, for a reason unknown"
                 reasons[reason] = reasons.get(reason, 0) + layer.executed - layer.necessary
         parts = ", ".join(f"{reason} ({_millions(count, '+')})" for reason, count in reasons.items())
-        return f"executed are {100 * (self.executed / self.necessary - 1):+.0f} % against necessary: {parts}"
+        return f"executed: {100 * (self.executed / self.necessary - 1):+.0f} % compared with necessary: {parts}"
 
     def to_json(self) -> str:
         """Layers and totals as JSON."""
