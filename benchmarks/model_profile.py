@@ -92,15 +92,18 @@ def measure(
 
 
 def main() -> int:
-    chosen = options.parser(__doc__, rounds=5).parse_args()
+    parser = options.parser(__doc__, rounds=5)
+    parser.add_argument("--batch", type=options.count, help="images in a step [cifar: 64, imagenet: 4]")
+    chosen = parser.parse_args()
 
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(0)
     geometry = GEOMETRIES[chosen.geometry]
     network = geometry.network(chosen.skip)
     malloc.keep_freed_memory()  # as every worker of ours does
-    images = torch.randn(geometry.batch, 3, geometry.size, geometry.size)
-    labels = torch.randint(geometry.classes, (geometry.batch,))
+    batch = chosen.batch or geometry.batch
+    images = torch.randn(batch, 3, geometry.size, geometry.size)
+    labels = torch.randint(geometry.classes, (batch,))
     unit, step, blocks = measure(network, images, labels, PRECISIONS[chosen.precision], chosen.rounds)
 
     total = {part: sum(block[part] for block in blocks) for part in PARTS}

@@ -94,7 +94,7 @@ def test_the_command_prints_the_plan_and_starts_nothing(file: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_profile_is_a_trace_of_a_few_steps(file: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(train, [str(file), "--profile", "training.epochs=3"])
+    done = CliRunner().invoke(train, [str(file), "--profile", "training.epochs=3", "model.widths=[4, 4]"])
     assert done.exit_code == 0, done.output
     trace = json.loads((tmp_path / "runs" / "planned" / "trace.json").read_text())
     assert any("convolution" in event["name"] or "mm" in event["name"] for event in trace["traceEvents"])
