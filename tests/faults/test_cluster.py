@@ -25,6 +25,7 @@ from pipeline.launch import launcher
 from pipeline.runs import paths
 from pipeline.runs.paths import RunPosition
 from pipeline.tracking import mlflow_run, writer
+from tests.helpers.gate import OPTION, Gate
 from tests.helpers.ranks import train_in_ranks
 from tests.helpers.ray_cluster import RAY, ExternalCluster, external_cluster, title
 from tests.helpers.runs import (
@@ -40,11 +41,19 @@ from tests.helpers.runs import (
 pytestmark = pytest.mark.slow
 
 EPOCHS, STEPS = 6, 12
+SOON = 5
+"""Steps, behind a checkpoint that is waited for, after which a run is held until it is hurt."""
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[ExternalCluster]:
-    with external_cluster(nodes=2, cpus=2) as one:
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    """Holds runs that name it, so that no death comes too late."""
+    return Gate(tmp_path_factory.mktemp("gate") / "gate")
+
+
+@pytest.fixture(scope="module")
+def cluster(gate: Gate) -> Iterator[ExternalCluster]:
+    with external_cluster(nodes=2, cpus=2, variables=gate.variables()) as one:
         yield one
 
 
@@ -135,19 +144,23 @@ def test_elastic_training_saves_before_a_node_goes_and_uses_the_next_one(
 
 
 def test_two_workers_one_of_which_and_whose_driver_are_killed_come_to_the_same_bits(
-    start: Callable[..., Command], cluster: ExternalCluster, file: Path, tmp_path: Path
+    start: Callable[..., Command], cluster: ExternalCluster, file: Path, tmp_path: Path, gate: Gate
 ) -> None:
-    chance, options = random.Random(2), ("cluster.workers=2", "checkpoint.every_steps=1")
+    chance, options = random.Random(2), ("cluster.workers=2", "checkpoint.every_steps=1", OPTION)
     hurt = file.parent / "runs" / "hurt-2"
+    first, then = RunPosition(0, chance.randrange(1, STEPS)), RunPosition(3, chance.randrange(1, STEPS))
+    gate.close(first.steps + SOON)
     command = start("run.name=hurt-2", *options)
-    wait_for_point(hurt, RunPosition(0, chance.randrange(1, STEPS)), command)
+    wait_for_point(hurt, first, command)
     chance.choice(workers(cluster)).send_signal(signal.SIGKILL)
     assert epochs_done(hurt) < 2, "the worker died too late to show anything"
-    wait_for_point(hurt, RunPosition(3, chance.randrange(1, STEPS)), command)
+    gate.close(3 * STEPS + then.steps + SOON)
+    wait_for_point(hurt, then, command)
     command.kill()
     assert epochs_done(hurt) < EPOCHS
+    gate.open()
     command = start("run.name=hurt-2", *options)
-    alone = train_in_ranks(settings_io.load(file, ["run.name=alone-2", *options]), tmp_path)
+    alone = train_in_ranks(settings_io.load(file, ["run.name=alone-2", *options, "training.callbacks=[]"]), tmp_path)
     status, _, complaint = command.end()
     assert (status, complaint) == (0, "")
     assert_same_bits(alone, hurt)
@@ -164,21 +177,26 @@ def test_two_workers_one_of_which_and_whose_driver_are_killed_come_to_the_same_b
 
 
 def test_four_workers_one_of_which_and_whose_controller_are_killed_come_to_the_same_bits(
-    start: Callable[..., Command], cluster: ExternalCluster, file: Path, tmp_path: Path
+    start: Callable[..., Command], cluster: ExternalCluster, file: Path, tmp_path: Path, gate: Gate
 ) -> None:
     chance = random.Random(4)
+    first, then = RunPosition(0, chance.randrange(1, STEPS)), RunPosition(3, chance.randrange(1, STEPS))
     cluster.lose_node()
-    command = start("run.name=hurt-4", "checkpoint.every_steps=1", "cluster.wait_minutes=3")  # it waits for a node
+    gate.close(first.steps + SOON)
+    # It waits for a node.
+    command = start("run.name=hurt-4", "checkpoint.every_steps=1", "cluster.wait_minutes=3", OPTION)
     alone = train_in_ranks(settings_io.load(file, ["run.name=alone-4"]), tmp_path)
     cluster.add_node()
     hurt = alone.with_name("hurt-4")
-    wait_for_point(hurt, RunPosition(0, chance.randrange(1, STEPS)), command)
+    wait_for_point(hurt, first, command)
     chance.choice(workers(cluster)).send_signal(signal.SIGKILL)
     assert epochs_done(hurt) < 2, "the worker died too late to show anything"
-    wait_for_point(hurt, RunPosition(3, chance.randrange(1, STEPS)), command)
+    gate.close(3 * STEPS + then.steps + SOON)
+    wait_for_point(hurt, then, command)
     (controller,) = [one for one in cluster.processes() if "TrainController" in title(one)]
     controller.send_signal(signal.SIGKILL)
     assert epochs_done(hurt) < EPOCHS, "it died too late to show anything"
+    gate.open()
     status, _, complaint = command.end()
     assert (status, complaint) == (0, "")
     assert_same_bits(alone, hurt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import re
 import signal
@@ -10,20 +11,22 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_prep.common.errors import UserError
 from pipeline.config import settings_io
-from pipeline.config.schema import Settings
+from pipeline.config.schema import DataSettings, Settings
 from pipeline.launch import launcher
 from pipeline.runs import paths, trained_model
 from pipeline.runs.checkpoint_store import DAMAGED
 from pipeline.runs.paths import RunPosition
 from pipeline.tracking import writer
 from pipeline.training import setup
-from pipeline.training.dataloader import Batch, ImageStream
+from pipeline.training.dataloader import Batch, ImageStream, Subset
 from tests.helpers.disks import fill, small_disk
+from tests.helpers.gate import OPTION, Gate
 from tests.helpers.runs import Command, assert_same_bits, epochs_done, wait_for, wait_for_point, write_configuration
 
 pytestmark = pytest.mark.slow
@@ -63,10 +66,13 @@ class Recorded(ImageStream):
     seen: list[tuple[int, int, list[int]]]
     before_batch: Callable[[int], None]
 
+    def __init__(self, folder: Path, data: DataSettings, subset: Subset, **options: Any) -> None:
+        super().__init__(folder, data, subset, **options)
+        self.trains = subset == "train"
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        training = self._loader._shuffle != "none"
         for batch in super().epoch(epoch, start):
-            if training:
+            if self.trains:
                 Recorded.before_batch(len(Recorded.seen))
                 Recorded.seen.append((epoch, batch.end, batch.indices.tolist()))
             yield batch
@@ -111,15 +117,20 @@ def test_every_image_is_once_in_each_epoch_that_led_to_the_weights(
         assert len(order) == 240 and sorted(order) == list(range(240))
 
 
-def test_sigkill_at_any_step_changes_no_bit(file: Path, alone: Path) -> None:
-    run, chance = alone.with_name("killed"), random.Random(1)
-    options = ("run.name=killed", "checkpoint.every_steps=1")
-    for point in (RunPosition(0, chance.randrange(1, STEPS)), RunPosition(1, chance.randrange(1, STEPS))):
-        command = Command(file, *options)
+def test_sigkill_at_any_step_changes_no_bit(file: Path, alone: Path, tmp_path: Path) -> None:
+    """It comes within a few steps from a checkpoint, whatever the run does then."""
+    run, chance, gate = alone.with_name("killed"), random.Random(1), Gate(tmp_path / "gate")
+    options = ("run.name=killed", "checkpoint.every_steps=1", OPTION)
+    environment = os.environ | gate.variables()
+    for epochs in (0, 1):
+        point = RunPosition(epochs, chance.randrange(1, STEPS))
+        gate.close(epochs * STEPS + point.steps + 5)
+        command = Command(file, *options, environment=environment)
         wait_for_point(run, point, command)
         command.kill()
         assert epochs_done(run) < EPOCHS, "it was killed too late to show anything"
-    status, output, complaint = Command(file, *options).end()
+    gate.open()
+    status, output, complaint = Command(file, *options, environment=environment).end()
     assert (status, complaint) == (0, "")
     assert "resumes after epoch" in output
     assert_same_bits(alone, run)

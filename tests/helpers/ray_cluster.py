@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,8 +111,14 @@ class ExternalCluster:
 
 
 @contextmanager
-def external_cluster(nodes: int = 2, cpus: int = 1) -> Iterator[ExternalCluster]:
-    """Starts a cluster of so many nodes with so many CPUs each, and ends exactly its processes with the body."""
+def external_cluster(
+    nodes: int = 2, cpus: int = 1, variables: Mapping[str, str] | None = None
+) -> Iterator[ExternalCluster]:
+    """Starts a cluster of so many nodes with so many CPUs each, and ends exactly its processes with the body.
+
+    Args:
+        variables: of the environment, for its processes and the programs that join it.
+    """
     folder = tempfile.mkdtemp(prefix="pc-", dir="/tmp")  # short: the paths of sockets may have 107 letters
     port, dashboard, client = _free_ports(3)
     environment = {
@@ -120,6 +126,7 @@ def external_cluster(nodes: int = 2, cpus: int = 1) -> Iterator[ExternalCluster]
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_health_check_period_ms": "1000",  # so that it notices within seconds that a node is gone
+        **(variables or {}),
     }
     head = ["--head", f"--port={port}", f"--temp-dir={folder}", f"--ray-client-server-port={client}"]
     head += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
