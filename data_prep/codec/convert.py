@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from data_prep.codec import decode
 from data_prep.codec.decode import DecodeError, Severity
+from data_prep.codec.jpeg_header import JpegHeader, read_header
 from data_prep.format.beton import JPEG, RAW
 
 QUALITY = 95
@@ -95,13 +96,13 @@ def to_raw(content: bytes, max_side: int) -> StoredImage:
         return StoredImage(shrunk.tobytes(), RAW, shrunk.height, shrunk.width, untouched=False)
 
 
-def check(jpeg: bytes) -> decode.JpegHeader:
+def check(jpeg: bytes) -> JpegHeader:
     """Reads all of a JPEG, and returns its header.
 
     Raises:
         DecodeError: libjpeg has something to say about it, or it is CMYK.
     """
-    header = decode.read_header(jpeg)
+    header = read_header(jpeg)
     jobs = np.zeros(1, decode.JOB)
     jobs[0] = decode.whole(np.frombuffer(jpeg, np.uint8), JPEG, header.height, header.width)
     for issue in decode.check(jobs):
@@ -128,10 +129,10 @@ def _explained() -> Iterator[None]:
         raise DecodeError(str(error) or type(error).__name__) from None
 
 
-def _plain_header(content: bytes, max_side: int) -> decode.JpegHeader | None:
+def _plain_header(content: bytes, max_side: int) -> JpegHeader | None:
     """The header of a JPEG that may keep its bytes, as far as a header tells."""
     try:
-        header = decode.read_header(content)
+        header = read_header(content)
     except DecodeError:
         return None
     return header if header.components in (1, 3) and max(header[:2]) <= max_side and not header.exif else None
@@ -177,7 +178,7 @@ def _decode_shrunk(jpeg: bytes, max_side: int) -> np.ndarray:
     Raises:
         DecodeError: libjpeg has something to say about it.
     """
-    header = decode.read_header(jpeg)
+    header = read_header(jpeg)
     height, width = header[:2]
     share = min(1.0, max_side / max(height, width))
     final = tuple(max(1, round(share * side)) for side in (height, width))

@@ -6,8 +6,6 @@ number of threads, workers or nodes, and from any position in an epoch on. Nothi
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +19,9 @@ import numpy as np
 from data_prep.codec.decode import JOB, DecodeIssue, decode_batch
 from data_prep.common.errors import UserError
 from data_prep.format.manifest import ImageClass, Manifest, SplitName, load_manifest
+from data_prep.loading.buffers import ReusedBuffers
 from data_prep.loading.dataset import ShardedImages
+from data_prep.loading.prefetcher import Prefetcher
 from data_prep.loading.shuffle import BlockShuffle, FullShuffle, Order, Sequential
 from data_prep.loading.transforms import Augmentation, CenterCrop, Draws, augment_pixels, choose_crops
 
@@ -117,7 +117,7 @@ class Loader:
         self._shuffle, self._blocks = shuffle, blocks or Blocks()
         self._seed, self._rank, self._world_size, self._threads = seed, rank, world_size, threads
         self._on_damage, self._reduce = on_damage, reduce
-        self._allocate = allocate or _Reused()
+        self._allocate = allocate or ReusedBuffers()
 
     def steps(self) -> int:
         """Global batches in an epoch."""
@@ -144,7 +144,7 @@ class Loader:
         """
         pool = ThreadPoolExecutor(self._threads, "decode")
         in_flight: deque[_Pending] = deque()
-        prefetcher = _Prefetcher(self._images, self.order(epoch), self._subset_indices, self._world_size, self._rank)
+        prefetcher = Prefetcher(self._images, self.order(epoch), self._subset_indices, self._world_size, self._rank)
         try:
             for first, end in pairwise(batch_bounds(self.samples, self._batch_size, start)):
                 prefetcher.at(first)
@@ -225,66 +225,3 @@ class _Pending:
 
     batch: Batch
     chunks: list[tuple[slice, Future[list[DecodeIssue]]]]
-
-
-class _Prefetcher:
-    """Has the blocks of a window read from the disk while the one before is in use."""
-
-    def __init__(
-        self, images: ShardedImages, order: Order, subset_indices: np.ndarray | None, world_size: int, rank: int
-    ) -> None:
-        self._images, self._order, self._subset_indices = images, order, subset_indices
-        self._world_size, self._rank = world_size, rank
-        self._asked: set[tuple[int, int]] = set()
-
-    def at(self, position: int) -> None:
-        """Tells that the batch at this position begins."""
-        if not isinstance(self._order, BlockShuffle):
-            return
-        for lane in range(self._order.lanes):
-            if self._shares(lane):
-                _, number = self._order.window_at(position + (lane - position) % self._order.lanes)
-                self._ask(lane, number)
-                self._ask(lane, number + 1)
-
-    def _shares(self, lane: int) -> bool:
-        """Whether this rank ever takes a position of the lane."""
-        assert isinstance(self._order, BlockShuffle)
-        return (lane - self._rank) % np.gcd(self._order.lanes, self._world_size) == 0
-
-    def _ask(self, lane: int, number: int) -> None:
-        assert isinstance(self._order, BlockShuffle)
-        if (lane, number) in self._asked:
-            return
-        self._asked.add((lane, number))
-        for first, end in self._order.blocks(lane, number):
-            if self._subset_indices is not None:
-                first, end = int(self._subset_indices[first]), int(self._subset_indices[end - 1]) + 1
-            self._images.prefetch(first, end)
-
-
-class _Reused:
-    """Memory for batches that goes from one to the next when nothing refers to it any more.
-
-    Fresh memory costs as much as resizing small images into it: the system hands it out page by page.
-    """
-
-    def __init__(self) -> None:
-        self._free: list[bytearray] = []
-        self._lock = threading.Lock()
-
-    def __call__(self, shape: tuple[int, ...]) -> np.ndarray:
-        size = int(np.prod(shape))
-        with self._lock:
-            fitting = [memory for memory in self._free if len(memory) >= size]
-            memory = fitting[0] if fitting else bytearray(size)
-            self._free = [other for other in self._free if other is not memory and len(other) >= size]
-        # Views of `pixels` keep it alive, so that the memory comes back when the last of them is gone.
-        pixels = np.frombuffer(memoryview(memory), np.uint8, size).reshape(shape)
-        owner = pixels.base if isinstance(pixels.base, np.ndarray) else pixels
-        weakref.finalize(owner, self._give_back, memory).atexit = False
-        return pixels
-
-    def _give_back(self, memory: bytearray) -> None:
-        with self._lock:
-            self._free.append(memory)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data_prep.codec.decode import DecodeError, decode, read_header
+from data_prep.codec.decode import DecodeError, decode
+from data_prep.codec.jpeg_header import read_header
 from data_prep.common.errors import UserError
 from data_prep.format.beton import RAW, Sample, Shard
 from data_prep.format.manifest import SPLITS, ImageClass, Manifest, Split, SplitName, load_manifest

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from data_prep.codec.decode import JOB, DecodeError, check, decode_batch, read_header, whole
+from data_prep.codec.decode import JOB, DecodeError, check, decode_batch, whole
+from data_prep.codec.jpeg_header import read_header
 from data_prep.format.beton import JPEG
 
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]

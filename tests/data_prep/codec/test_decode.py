@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, ImageFilter
 
 from data_prep.codec import _pixels
-from data_prep.codec.decode import JOB, DecodeError, Severity, check, decode, decode_batch, read_header, whole
+from data_prep.codec.decode import JOB, DecodeError, Severity, check, decode, decode_batch, whole
+from data_prep.codec.jpeg_header import read_header
 from data_prep.format.beton import JPEG, RAW
 
 Picture = tuple[np.ndarray, int, int]

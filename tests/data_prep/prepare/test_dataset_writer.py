@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from data_prep.codec.convert import to_jpeg, to_raw
-from data_prep.codec.decode import decode, read_header
+from data_prep.codec.decode import decode
+from data_prep.codec.jpeg_header import read_header
 from data_prep.common.errors import UserError
 from data_prep.common.parallel import ThreadExecutor
 from data_prep.format.beton import JPEG, RAW

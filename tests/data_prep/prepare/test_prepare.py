@@ -18,7 +18,8 @@ from PIL import Image
 
 from data_prep.cli import prepare as command
 from data_prep.codec.convert import to_jpeg
-from data_prep.codec.decode import DecodeError, decode, read_header
+from data_prep.codec.decode import DecodeError, decode
+from data_prep.codec.jpeg_header import read_header
 from data_prep.common.errors import UserError
 from data_prep.common.parallel import ThreadExecutor
 from data_prep.format.beton import JPEG, Shard

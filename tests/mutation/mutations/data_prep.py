@@ -80,7 +80,7 @@ MUTATIONS = (
     ),
     Mutation(
         "memory of a batch is given away while views of it are in use",
-        "data_prep/loading/loader.py",
+        "data_prep/loading/buffers.py",
         "weakref.finalize(owner, self._give_back, memory)",
         "weakref.finalize(pixels, self._give_back, memory)",
         ("tests/data_prep/loading/test_loader.py::test_batches_that_are_kept_are_never_written_again",),

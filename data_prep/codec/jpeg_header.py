@@ -1,0 +1,54 @@
+"""Size and color of a JPEG file, from its header alone."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import numpy as np
+
+from data_prep.codec.decode import Bytes, DecodeError
+
+_START_OF_IMAGE = b"\xff\xd8"
+_START_OF_SCAN, _END_OF_IMAGE, _APPLICATION_1 = 0xDA, 0xD9, 0xE1
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those three are tables and a reserved marker
+_FILL = 0xFFFF
+
+
+class JpegHeader(NamedTuple):
+    """What a JPEG file says of itself."""
+
+    height: int
+    width: int
+    components: int
+    """1 is gray, 3 is color, 4 is CMYK (which is not decoded)."""
+    exif: bool
+    """Whether a camera's notes precede the picture, which may say how it has to be turned."""
+
+
+def read_header(jpeg: Bytes) -> JpegHeader:
+    """Height, width and components of a JPEG, from its header alone.
+
+    Raises:
+        DecodeError: it is not a JPEG, or ends before its header does.
+    """
+    if len(jpeg) == 0:
+        raise DecodeError("it is empty")
+    view = np.frombuffer(jpeg, np.uint8).data
+    if view[:2] != _START_OF_IMAGE:
+        raise DecodeError("it does not begin like a JPEG")
+    position, exif = 2, False
+    while position + 10 <= len(view):
+        marker, length = struct.unpack_from(">HH", view, position)
+        if marker == _FILL:  # any number of bytes 0xFF may precede a marker
+            position += 1
+            continue
+        kind = marker & 0xFF
+        if marker >> 8 != 0xFF or kind in (_START_OF_SCAN, _END_OF_IMAGE):
+            break
+        if kind in _START_OF_FRAME:
+            height, width, components = struct.unpack_from(">HHB", view, position + 5)
+            return JpegHeader(height, width, components, exif)
+        exif = exif or (kind == _APPLICATION_1 and view[position + 4 : position + 8] == b"Exif")
+        position += 2 + length
+    raise DecodeError("its JPEG header is damaged or cut off")
