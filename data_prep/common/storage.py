@@ -10,7 +10,7 @@ import functools
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -20,7 +20,9 @@ from pyarrow import fs
 from data_prep.common.errors import UserError
 
 RETRY_DELAYS = (0.5, 2.0)
-"""Seconds to wait after the first failure of a request and after the second; pyarrow repeats each request, too."""
+"""Seconds to wait after the first and after the second failure of a request; pyarrow repeats each request, too."""
+PERMANENT_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+"""Failures after which a request is not repeated."""
 OPEN_FILES = 64
 """Files in object storage that are kept open: opening one is a request of its own."""
 
@@ -167,27 +169,39 @@ def open_file(location: str) -> pa.NativeFile:
     return with_retries(location, lambda: filesystem.open_input_file(path))
 
 
-def with_retries(location: str, request: Callable[[], Result]) -> Result:
-    """The result of a request that may fail for a while.
+def retry(request: Callable[[], Result], delays: Sequence[float]) -> Result:
+    """The result of a request, repeated after each of `delays` (in seconds) as long as it fails.
 
     Raises:
-        UserError: it fails for good; names the location.
+        OSError, pa.ArrowException: the last failure, or the first of PERMANENT_ERRORS.
     """
-    name = redact(location)
-    for pause in (*RETRY_DELAYS, None):
+    for delay in delays:
         try:
             return request()
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{name} does not exist") from None
-        except IsADirectoryError:
-            raise UserError(f"{name} is a folder, not a file") from None
-        except PermissionError:
-            raise UserError(f"{name} may not be read: ask for the right to, or log in") from None
-        except (OSError, pa.ArrowException) as error:
-            if pause is None or not is_remote(location):
-                raise UserError(f"{name} cannot be read: {first_line(error)}") from None
-            time.sleep(pause)
-    raise AssertionError("unreachable")
+        except PERMANENT_ERRORS:
+            raise
+        except (OSError, pa.ArrowException):
+            time.sleep(delay)
+    return request()
+
+
+def with_retries(location: str, request: Callable[[], Result]) -> Result:
+    """The result of a request to a location, which is repeated if the location is an address.
+
+    Raises:
+        UserError: it fails; names the location.
+    """
+    name = redact(location)
+    try:
+        return retry(request, RETRY_DELAYS if is_remote(location) else ())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{name} does not exist") from None
+    except IsADirectoryError:
+        raise UserError(f"{name} is a folder, not a file") from None
+    except PermissionError:
+        raise UserError(f"{name} cannot be read: permission denied; ask for access, or log in") from None
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{name} cannot be read: {first_line(error)}") from None
 
 
 def first_line(error: Exception) -> str:

@@ -1,8 +1,7 @@
-"""Where a data set is staged from: reads of files below an address, several at once, repeated when they fail."""
+"""Reads the files of a data set below an address: several blocks at once, repeated when they fail."""
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,28 +10,28 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from data_prep.common import storage
 from data_prep.common.errors import UserError
 from data_prep.common.files import BLOCK
-from data_prep.common.storage import RETRY_DELAYS, first_line, redact, resolve
 
 REQUESTS = 4
-"""Blocks of one file that are asked for at the same time; they wait in memory for their turn."""
+"""Blocks of one file that are requested at the same time, and held in memory until it is their turn."""
 Result = TypeVar("Result")
 
 
 class RemoteDataset:
-    """The folder of a data set, wherever it is.
+    """The folder of a data set, on a disk or in object storage.
 
     Args:
         location: a path, or an address such as s3://bucket/folder.
 
     Raises:
-        UserError: it is no such thing.
+        UserError: no such address can be read.
     """
 
     def __init__(self, location: str) -> None:
-        self._location = redact(location).rstrip("/")
-        self._filesystem, path = resolve(location)
+        self._location = storage.redact(location).rstrip("/")
+        self._filesystem, path = storage.resolve(location)
         self._path = path.rstrip("/")
 
     def address(self, name: str) -> str:
@@ -50,7 +49,7 @@ class RemoteDataset:
         return content
 
     def blocks(self, name: str, begin: int, end: int) -> Iterator[bytes]:
-        """The bytes `begin` to `end` of a file that has `end` bytes, in order; later ones are under way already.
+        """The bytes `begin` to `end` of a file that has `end` bytes, in order; the next ones are read ahead.
 
         Raises:
             UserError: the file cannot be read, or has another size.
@@ -77,7 +76,7 @@ class RemoteDataset:
                     block = pending.popleft().result()
                     pending.extend(pool.submit(read, first) for first in islice(starts, 1))
                     yield block
-            finally:  # also when nobody wants the rest
+            finally:  # also when the caller stops early
                 for task in pending:
                     task.cancel()
 
@@ -85,18 +84,13 @@ class RemoteDataset:
         return self._filesystem.open_input_file(f"{self._path}/{name}")
 
     def _repeat(self, name: str, request: Callable[[], Result]) -> Result:
-        for pause in (*RETRY_DELAYS, None):
-            try:
-                return request()
-            except (FileNotFoundError, NotADirectoryError):
-                raise UserError(
-                    f"{self.address(name)} is missing: is this the address of a prepared data set?"
-                ) from None
-            except PermissionError:
-                raise UserError(f"{self.address(name)} may not be read: ask for the right to, or log in") from None
-            except (OSError, pa.ArrowException) as error:
-                if pause is None:
-                    tried = f"tried {len(RETRY_DELAYS) + 1} times ({first_line(error)})"
-                    raise UserError(f"{self.address(name)} cannot be read, {tried}: mend that, or try later") from None
-                time.sleep(pause)
-        raise AssertionError("unreachable")
+        address = self.address(name)
+        try:
+            return storage.retry(request, storage.RETRY_DELAYS)
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{address} is missing: is this the address of a prepared data set?") from None
+        except PermissionError:
+            raise UserError(f"{address} cannot be read: permission denied; ask for access, or log in") from None
+        except (OSError, pa.ArrowException) as error:
+            tried = f"tried {len(storage.RETRY_DELAYS) + 1} times ({storage.first_line(error)})"
+            raise UserError(f"{address} cannot be read, {tried}: fix the cause, or rerun the command later") from None

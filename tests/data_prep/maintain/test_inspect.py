@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from data_prep.codec.decode import decode
 from data_prep.common.errors import UserError
-from data_prep.format.beton import RAW, Shard
-from data_prep.format.manifest import ImageClass, LeftOut, read_manifest
+from data_prep.format.beton import RAW, Sample, Shard
+from data_prep.format.manifest import ImageClass, LeftOut, SplitName, read_manifest
 from data_prep.maintain import contact_sheet
 from data_prep.maintain.contact_sheet import CELL, MARGIN, draw
 from data_prep.maintain.merge import merge
@@ -82,26 +83,46 @@ def test_the_summary_reads_well_and_names_what_was_left_out(folder: Path) -> Non
     assert "photo [5].jpg" not in text
 
 
+def pixels_of(sample: Sample) -> np.ndarray:
+    """(height, width, 3) int64: what is stored."""
+    if sample.mode == RAW:
+        return np.frombuffer(sample.content, np.uint8).reshape(sample.height, sample.width, 3).astype(int)
+    pixels = np.empty((sample.height, sample.width, 3), np.uint8)
+    decode(sample.content, sample.height, sample.width, pixels)
+    return pixels.astype(int)
+
+
+def samples_of(folder: Path, split: SplitName) -> list[Sample]:
+    shards = [Shard(folder / file.file) for file in read_manifest(folder).splits[split].files]
+    return [shard.read(i) for shard in shards for i in range(shard.samples)]
+
+
+def frame(page: np.ndarray, columns: int, number: int) -> np.ndarray:
+    """(CELL, CELL, 3): the frame of a sample in the first grid of a page."""
+    row, column = divmod(number, columns)
+    top = MARGIN + contact_sheet.TITLE + contact_sheet.HEADING
+    y = top + row * (CELL + contact_sheet.CAPTION + contact_sheet.GAP)
+    x = MARGIN + column * (CELL + contact_sheet.GAP)
+    return page[y : y + CELL, x : x + CELL].astype(int)
+
+
+def assert_drawn(page: np.ndarray, columns: int, samples: list[Sample]) -> None:
+    """The first grid of a page shows these samples, in this order."""
+    for i, sample in enumerate(samples):
+        expected = pixels_of(sample)
+        factor = CELL // max(expected.shape)
+        height, width = factor * sample.height, factor * sample.width
+        inside = frame(page, columns, i)[(CELL - height) // 2 :, (CELL - width) // 2 :][:height, :width]
+        shown = inside[factor // 2 :: factor, factor // 2 :: factor]
+        difference = np.abs(shown - expected)
+        assert np.median(difference) == 0 and (difference > 3).mean() < 0.05  # corners are round
+
+
 def test_a_sheet_shows_the_pixels_of_the_samples_in_the_order_of_their_classes(folder: Path) -> None:
     page = np.asarray(draw(folder, splits=["validation"], columns=3, rows=3))
-    shards = [Shard(folder / f"validation-0000{i}.beton") for i in range(2)]
-    samples = [shard.read(i) for shard in shards for i in range(shard.samples)]
-    samples.sort(key=lambda sample: sample.label)  # all 9 of them
-    top = MARGIN + contact_sheet.TITLE + contact_sheet.HEADING
-    for i, sample in enumerate(samples):
-        row, column = divmod(i, 3)
-        y, x = (
-            top + row * (CELL + contact_sheet.CAPTION + contact_sheet.GAP),
-            MARGIN + column * (CELL + contact_sheet.GAP),
-        )
-        frame = page[y : y + CELL, x : x + CELL].astype(int)
-        expected = contact_sheet._pixels(sample)
-        factor = CELL // max(expected.size)
-        height, width = factor * sample.height, factor * sample.width
-        inside = frame[(CELL - height) // 2 :, (CELL - width) // 2 :][:height, :width]
-        shown = inside[factor // 2 :: factor, factor // 2 :: factor]
-        difference = np.abs(shown - np.asarray(expected, int))
-        assert np.median(difference) == 0 and (difference > 3).mean() < 0.05  # corners are round
+    samples = sorted(samples_of(folder, "validation"), key=lambda sample: sample.label)
+    assert len(samples) == 9
+    assert_drawn(page, 3, samples)
 
 
 def test_the_same_seed_draws_the_same_sheet_and_another_one_another(folder: Path) -> None:
@@ -117,8 +138,11 @@ def test_one_class_is_found_by_id_name_and_index_and_an_unknown_one_is_told(fold
         draw(folder, class_name=name, columns=4, rows=2).tobytes() for name in ("n00000002", "Noise 2", "2")
     )
     assert by_id == by_name == by_index
-    chosen = contact_sheet._choose(folder, manifest.splits["train"], 100, (0,), manifest.classes[2])
-    assert len(chosen) == 7 and {each.sample.label for each in chosen} == {2}
+    of_the_class = [sample for sample in samples_of(folder, "train") if sample.label == 2]
+    assert len(of_the_class) == 7
+    page = np.asarray(draw(folder, splits=["train"], class_name="2", columns=4, rows=2))
+    assert_drawn(page, 4, of_the_class)
+    assert np.all(frame(page, 4, 7) == 255)
     with pytest.raises(UserError, match="no class 'dog': give an id, a name or an index, such as n00000000 or noise 0"):
         draw(folder, class_name="dog")
     save(folder, manifest.model_copy(update={"splits": {"train": manifest.splits["train"]}}))

@@ -7,12 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 
@@ -31,6 +29,7 @@ from data_prep.sources.textures import Textures
 from tests.data_prep.codec.test_decode import averaged
 from tests.helpers import datasets
 from tests.helpers.disks import fill, small_disk
+from tests.helpers.memory import peak_kilobytes
 
 COMMAND = [str(Path(sys.executable).with_name("phasecollapse")), "prepare"]
 
@@ -73,49 +72,77 @@ def test_the_data_set_is_bitwise_the_same_whoever_writes_it(
     assert files_of(tmp_path / "out") == files_of(expected)
 
 
+DIE_WHILE_WRITING = """
+import os, signal, sys
+
+
+def die(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(".beton.partial"):
+        for number in range(2):
+            try:
+                os.close(os.open(f"{MARKS}/died{number}", os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                continue
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+sys.addaudithook(die)
+"""
+
+
 @pytest.mark.slow
 def test_ray_tasks_write_the_same_and_survive_the_death_of_their_process(
     photos: Path, expected: Path, tmp_path: Path
 ) -> None:
-    """A task's process is killed while it writes; the work folder's shards show when it is at work."""
-    slow = tmp_path / "photos"
-    slow.symlink_to(photos)
+    """The processes of the first two tasks that begin a shard are killed there."""
+    site = tmp_path / "site"
+    site.mkdir()
+    program = f"MARKS = {str(site)!r}\n{DIE_WHILE_WRITING}"
+    (site / "sitecustomize.py").write_text(program, encoding="utf-8")  # Python imports it in every process
+    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
     output = tmp_path / "out"
-    command = [*COMMAND, str(slow), str(output), "--shard-samples", "9", "--cluster", "local", "--workers", "2"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        killed = 0
-        while running.poll() is None and killed < 2:
-            for process in psutil.Process(running.pid).children(recursive=True):
-                try:
-                    if "ray::_call" in " ".join(process.cmdline()):
-                        process.kill()
-                        killed += 1
-                        break
-                except psutil.Error:
-                    continue
-            time.sleep(0.01)
-        printed, errors = running.communicate(timeout=120)
-    assert running.returncode == 0, errors
-    assert killed and "80 train and 16 validation images" in printed
+    command = [*COMMAND, str(photos), str(output), "--shard-samples", "9", "--cluster", "local", "--workers", "2"]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert (site / "died1").exists() and "80 train and 16 validation images" in done.stdout
     assert files_of(output) == files_of(expected)
+
+
+HOLD = """
+import sys, threading
+from pathlib import Path
+from data_prep.sources.textures import Textures
+from data_prep.common.parallel import ThreadExecutor
+from data_prep.prepare.spec import PrepareSpec
+from data_prep.prepare.dataset_writer import prepare
+done = 0
+def hold(images):
+    global done
+    done += images
+    if done == 175:
+        print("holding", flush=True)
+        threading.Event().wait()
+source = Textures(0, 60)
+prepare(source, Path(sys.argv[1]), PrepareSpec.of(source, shard_samples=50), ThreadExecutor(1, hold), threads=2)
+"""
 
 
 @pytest.mark.slow
 def test_two_commands_cannot_write_one_output_and_the_killed_ones_work_is_kept(tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    command = [*COMMAND, "textures", str(output), "--train-per-class", "600", "--shard-samples", "50"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
-        work = tmp_path / ".out.partial"
-        while not list(work.glob("train-*.json")):
-            assert first.poll() is None
-            time.sleep(0.02)
+    output, work = tmp_path / "out", tmp_path / ".out.partial"
+    command = [*COMMAND, "textures", str(output), "--train-per-class", "60", "--shard-samples", "50"]
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(output)], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout and first.stdout.readline() == "holding\n"
         second = subprocess.run(command, capture_output=True, text=True, check=False)
         assert second.returncode == 2 and "is being prepared by another command" in second.stderr
         first.send_signal(signal.SIGKILL)
     kept = {path.name: path.stat().st_mtime_ns for path in work.glob("*.beton")}
+    assert len(kept) == 3
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
-    finished = [name for name in kept if (output / name).stat().st_mtime_ns == kept[name]]
-    assert len(finished) >= len(kept) - 2 > 0 and verify(output).problem_count == 0
+    assert all((output / name).stat().st_mtime_ns == written for name, written in kept.items())
+    assert verify(output).problem_count == 0
 
 
 def test_a_full_disk_is_told_and_the_work_goes_on_when_there_is_room(tmp_path: Path) -> None:
@@ -179,20 +206,11 @@ def test_mixed_stores_a_seeded_share_of_the_images_raw(photos: Path, tmp_path: P
 
 
 def test_a_photograph_of_thirty_megapixels_is_shrunk_in_little_memory(tmp_path: Path) -> None:
-    program = """
-import io, resource, sys
-from PIL import Image
-from data_prep.codec.convert import to_jpeg
-content = open(sys.argv[1], "rb").read()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-stored = to_jpeg(content, 512)
-print(stored.height, stored.width, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
     path = tmp_path / "large.jpg"
     Image.radial_gradient("L").resize((6400, 4800)).convert("RGB").save(path, quality=95)
-    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
-    height, width, kilobytes = map(int, done.stdout.split())
-    assert (height, width) == (384, 512)
+    content = path.read_bytes()
+    stored, kilobytes = peak_kilobytes(lambda: to_jpeg(content, 512))
+    assert (stored.height, stored.width) == (384, 512)
     assert kilobytes < 60_000, "its pixels alone have 92,000"
 
 
@@ -226,14 +244,26 @@ print(line.split()[1])
     assert peaks[1] - peaks[0] < 15_000, f"kilobytes: {peaks}"
 
 
+INTERRUPTED = """
+import os, signal, sys
+from data_prep.prepare import shard_writer
+from pipeline.cli.main import main
+write, records = shard_writer.write_atomically, []
+def interrupt(path, content):
+    write(path, content)
+    records.append(path)
+    if len(records) == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+shard_writer.write_atomically = interrupt
+main()
+"""
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_within_a_moment_and_keeps_what_is_finished(tmp_path: Path) -> None:
-    command = [*COMMAND, "textures", str(tmp_path / "out"), "--train-per-class", "600", "--shard-samples", "50"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        while not list((tmp_path / ".out.partial").glob("train-*.json")):
-            assert running.poll() is None
-            time.sleep(0.02)
-        os.kill(running.pid, signal.SIGINT)
-        _, errors = running.communicate(timeout=20)
-    assert running.returncode not in (0, None) and "Traceback" not in errors
-    assert list((tmp_path / ".out.partial").glob("train-*.beton")) and not (tmp_path / "out").exists()
+    arguments = ["prepare", "textures", str(tmp_path / "out"), "--train-per-class", "120", "--shard-samples", "50"]
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 130 and "Traceback" not in done.stderr
+    assert 2 <= len(list((tmp_path / ".out.partial").glob("train-*.json"))) < 20 and not (tmp_path / "out").exists()

@@ -194,9 +194,9 @@ MUTATIONS = (
     ),
     Mutation(
         "a read that fails is not repeated",
-        "data_prep/maintain/remote_reader.py",
-        "                if pause is None:",
-        "                if True:",
+        "data_prep/common/storage.py",
+        "    for delay in delays:",
+        "    for delay in delays[:0]:",
         (
             "tests/data_prep/maintain/test_stage.py::test_a_read_that_fails_twice_is_repeated_and_a_third_failure_is_told",
         ),
