@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.geometries import Geometry
-from pipeline.models.wavelet_transform import output_size, padded_size
+from pipeline.models.tiling import padded_size
+from pipeline.models.wavelet_transform import output_size
 from pipeline.models.wavelets import Octave, filter_bank, octaves_of_blocks
 
 

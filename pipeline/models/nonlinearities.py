@@ -11,42 +11,14 @@ phase of z. All have a finite derivative at z = 0, where the modulus itself has 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeline.models.fused import modulus
+
 EPSILON = 1e-6
 """Added to |z| where it divides."""
-
-
-class _Modulus(torch.autograd.Function):
-    """|z| over the parts axis, with derivative z/|z|, and 0 at z = 0."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        r = amplitude(z).unsqueeze(1)
-        ctx.save_for_backward(z, r)
-        return r
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        z, r = ctx.saved_tensors
-        return (gradients[0] / r) * z
-
-
-def amplitude(z: Tensor) -> Tensor:
-    """√(re² + im² + tiny): (S, 2, …) → (S, …), without a derivative.
-
-    tiny is the smallest normal number. It changes nothing but an exact 0, by which the derivative z/|z| would divide.
-    """
-    tiny = torch.full((), torch.finfo(z.dtype).tiny, dtype=z.dtype, device=z.device)
-    return torch.addcmul(tiny, z[:, 0], z[:, 0]).addcmul_(z[:, 1], z[:, 1]).sqrt_()
-
-
-def modulus(z: Tensor) -> Tensor:
-    """|z|: (S, 2, …) → (S, 1, …)."""
-    return _Modulus.apply(z)
 
 
 def collapse(z: Tensor) -> Tensor:

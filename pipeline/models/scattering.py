@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +23,9 @@ from torch import Tensor, nn
 
 from data_prep.common.errors import UserError
 from pipeline.models.batch_stats import BatchNorm
-from pipeline.models.nonlinearities import OPERATORS, PARAMETERS, amplitude
-from pipeline.models.projection import Projection, normalize
+from pipeline.models.fused import by_position, collapsed_features, normalize
+from pipeline.models.nonlinearities import OPERATORS, PARAMETERS
+from pipeline.models.projection import Projection
 from pipeline.models.wavelet_transform import WaveletTransform, output_size
 from pipeline.models.wavelets import Octave
 from pipeline.runtime import activation_checkpointing
@@ -111,14 +111,14 @@ class Block(nn.Module):
         """Step 2, and what P_j acts on brought together by position: z → (M, S, N, T, B, F, C)."""
         if self.kind.nonlinearity == "collapse" and not torch.compiler.is_compiling():
             # Fused by hand; a compiler fuses the general path, which computes the same.
-            return _CollapsedFeatures.apply(z, self.parts, self.kind.skip)
+            return collapsed_features(z, self.parts, self.kind.skip)
         acted_on = z if self.kind.skip else z[:, :, :, 1:]
         parameters = (getattr(self, f"operator_{name}")[:, None, None, None] for name in self.operator_parameters)
         # Under autocast, float32 parameters and what a GPU computes in float32 would make all that follows float32.
         acted = self.operator(acted_on, *(value.to(z.dtype) for value in parameters)).to(z.dtype)
         kept = z if self.kind.skip else z[:, :, :, :1]
         parts = [kept[:, 0], acted[:, 0], kept[:, 1, :, 2 - self.parts :], *acted.unbind(1)[1:]]
-        return torch.cat([_by_position(part) for part in parts], dim=5)
+        return torch.cat([by_position(part) for part in parts], dim=5)
 
     def multiply_adds(self) -> int:
         """Real multiplications with an addition, for one image: wavelets and projection, as they are executed."""
@@ -133,49 +133,6 @@ def published_order(channels: int, angles: int, skip: bool) -> NDArray[np.int64]
     band = channels + np.arange(angles)[:, None] + angles * np.arange(channels)
     order = np.concatenate([np.arange(channels), band.reshape(-1)])
     return np.concatenate([order, order + len(order)]) if skip else order
-
-
-def _by_position(z: Tensor) -> Tensor:
-    """(S, T, K, M, N, B, C) seen as (M, S, N, T, B, K, C): rows, columns, then what is at each position."""
-    return z.permute(3, 0, 4, 1, 5, 2, 6)
-
-
-class _CollapsedFeatures(torch.autograd.Function):
-    """[φ*x, |ψ*x|], or [y, |y|] with skip connection: z (S, 2, T, 1 + L, M, N, B, C) → (M, S, N, T, B, F, C).
-
-    The same as the operators' general path, with less memory: the backward pass finds the moduli, and with skip
-    connection the coefficients too, in the features. Where the input is real, so is φ*x: its imaginary part is left
-    out.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, parts: int, skip: bool) -> Tensor:
-        kept, real = z.shape[3] if skip else 1, 2 - parts
-        r = amplitude(z if skip else z[:, :, :, 1:])
-        features = torch.cat([_by_position(part) for part in (z[:, 0, :, :kept], r, z[:, 1, :, real:kept])], dim=5)
-        ctx.save_for_backward(features, *([] if skip else [z]))
-        ctx.shape, ctx.sections, ctx.real = z.shape, [kept, r.shape[2], kept - real], real
-        return features
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        features, *saved = ctx.saved_tensors
-        (re, r, im), (g_re, g_r, g_im) = (
-            f.permute(1, 3, 5, 0, 2, 4, 6).split(ctx.sections, dim=2) for f in (features, gradients[0])
-        )  # (S, T, filters, M, N, B, C) each
-        z_gradient = features.new_empty(ctx.shape)
-        to_re, to_im = z_gradient.unbind(1)
-        if ctx.real:
-            to_im[:, :, 0] = 0
-        if saved:  # ∂loss/∂z = ∂loss/∂|z| · z/|z|
-            to_re[:, :, :1], to_im[:, :, ctx.real : 1] = g_re, g_im
-            ratio = torch.div(g_r, r, out=torch.empty_like(to_re[:, :, 1:]))
-            torch.mul(saved[0][:, :, :, 1:], ratio.unsqueeze(1), out=z_gradient[:, :, :, 1:])
-        else:
-            ratio = g_r / r
-            torch.addcmul(g_re, ratio, re, out=to_re)
-            torch.addcmul(g_im, ratio[:, :, ctx.real :], im, out=to_im[:, :, ctx.real :])
-        return z_gradient, None, None
 
 
 class Classifier(nn.Module):

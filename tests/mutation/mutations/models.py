@@ -3,8 +3,8 @@
 from tests.mutation.mutation import Mutation
 
 WAVELETS = "pipeline/models/wavelets.py"
-TRANSFORM = "pipeline/models/wavelet_transform.py"
-OPERATORS = "pipeline/models/nonlinearities.py"
+TILING = "pipeline/models/tiling.py"
+FUSED = "pipeline/models/fused.py"
 PROJECTION = "pipeline/models/projection.py"
 STATISTICS = "pipeline/models/batch_stats.py"
 SCATTERING = "pipeline/models/scattering.py"
@@ -31,44 +31,44 @@ MUTATIONS = (
     ),
     Mutation(
         "borders repeat their last pixel",
-        TRANSFORM,
+        TILING,
         'mode="reflect"',
         'mode="edge"',
         (CONVOLVED,),
     ),
     Mutation(
         "windows cut the filters short",
-        TRANSFORM,
+        TILING,
         "SMALLEST_TAP = 1e-7",
         "SMALLEST_TAP = 1e-5",
         (CONVOLVED,),
     ),
     Mutation(
         "a pixel in several windows gets the gradient of one",
-        TRANSFORM,
-        "            result.addcmul_(gradients[0].index_select(1, places), weight)\n",
+        FUSED,
+        "            result_AWE.addcmul_(gradients[0].index_select(1, places), weight)\n",
         "            pass\n",
         ("tests/pipeline/models/test_wavelet_transform.py::test_the_gradient_is_the_adjoint",),
     ),
     Mutation(
         "a constant leaks into the wavelets in bfloat16",
-        TRANSFORM,
-        "        mean = pixels.mean(0)\n",
-        "        mean = 0 * pixels.mean(0)\n",
+        FUSED,
+        "        mean_PE = x_HPE.mean(0)\n",
+        "        mean_PE = 0 * x_HPE.mean(0)\n",
         (
             "tests/pipeline/models/test_wavelet_transform.py::test_a_constant_leaves_no_trace_in_wavelets_in_bfloat16_in_those_along_the_rows",
         ),
     ),
     Mutation(
         "the modulus is removed from phase collapse",
-        SCATTERING,
-        "r = amplitude(z if skip else z[:, :, :, 1:])",
-        "r = (z if skip else z[:, :, :, 1:])[:, 0]",
+        FUSED,
+        "r_STFMNBC = amplitude(z_SPTFMNBC if skip else z_SPTFMNBC[:, :, :, 1:])",
+        "r_STFMNBC = (z_SPTFMNBC if skip else z_SPTFMNBC[:, :, :, 1:])[:, 0]",
         (ORACLE,),
     ),
     Mutation(
         "the skip connection passes no gradient",
-        SCATTERING,
+        FUSED,
         "torch.addcmul(g_re, ratio, re, out=to_re)",
         "torch.mul(ratio, re, out=to_re)",
         (ORACLE,),
@@ -82,15 +82,15 @@ MUTATIONS = (
     ),
     Mutation(
         "the gradient of the modulus is not that of a unit direction",
-        OPERATORS,
-        "return (gradients[0] / r) * z",
-        "return gradients[0] * z",
+        FUSED,
+        "return (gradients[0] / r_SPE) * z_SPE",
+        "return gradients[0] * z_SPE",
         ("tests/pipeline/models/test_nonlinearities.py::test_derivatives_are_those_of_the_formula",),
     ),
     Mutation(
         "the modulus has no derivative at zero",
-        OPERATORS,
-        "tiny = torch.full((), torch.finfo(z.dtype).tiny,",
+        FUSED,
+        "tiny = torch.full((), torch.finfo(z_SPE.dtype).tiny,",
         "tiny = torch.full((), 0.0,",
         (
             "tests/pipeline/models/test_nonlinearities.py::test_values_and_derivatives_are_finite_where_a_coefficient_is_zero",
@@ -98,9 +98,9 @@ MUTATIONS = (
     ),
     Mutation(
         "the running variance lacks n / (n - 1)",
-        PROJECTION,
-        "variance = variance * unbiased",
-        "variance = variance * 1",
+        FUSED,
+        "variance_I = variance_I * unbiased",
+        "variance_I = variance_I * 1",
         (
             "tests/pipeline/models/test_projection.py::test_running_statistics_move_a_tenth_of_the_way_to_mean_and_unbiased_variance",
         ),
@@ -114,23 +114,23 @@ MUTATIONS = (
     ),
     Mutation(
         "the projection is not complex-linear",
-        PROJECTION,
+        FUSED,
         "torch.cat([real, -imaginary[:, part]], dim=1)",
         "torch.cat([real, imaginary[:, part]], dim=1)",
         (ORACLE,),
     ),
     Mutation(
         "the projection's imaginary part gets half of its gradient",
-        PROJECTION,
-        "-= real[:, channels:]",
-        "-= 0 * real[:, channels:]",
+        FUSED,
+        "-= real_OD[:, channels:]",
+        "-= 0 * real_OD[:, channels:]",
         (ORACLE,),
     ),
     Mutation(
         "workers do not share the variance's gradient",
-        PROJECTION,
-        "by_channel = all_reduce(by_channel)",
-        "by_channel = by_channel + 0",
+        FUSED,
+        "by_channel_I = all_reduce(by_channel_I)",
+        "by_channel_I = by_channel_I + 0",
         (
             "tests/pipeline/models/test_batch_stats.py::test_two_workers_with_synchronized_statistics_are_one_with_all_images",
         ),
@@ -146,23 +146,23 @@ MUTATIONS = (
     ),
     Mutation(
         "a real projection forgets the imaginary parts",
-        PROJECTION,
-        "+= imaginary.T @ x[:, channels:]",
-        "+= 0 * imaginary.T @ x[:, channels:]",
+        FUSED,
+        "+= imaginary_RO.T @ x_RD[:, channels:]",
+        "+= 0 * imaginary_RO.T @ x_RD[:, channels:]",
         ("tests/pipeline/models/test_scattering.py",),
     ),
     Mutation(
         "no gradient goes through the batch's variance",
-        PROJECTION,
-        "slope = -by_channel *",
-        "slope = -0 * by_channel *",
+        FUSED,
+        "slope_I = -by_channel_I *",
+        "slope_I = -0 * by_channel_I *",
         (DERIVATIVES,),
     ),
     Mutation(
         "no gradient goes through the batch's mean",
-        PROJECTION,
-        "g = gradients[0] - shift.to(x.dtype)",
-        "g = gradients[0]",
+        FUSED,
+        "g_RO = gradients[0] - shift_O.to(x_RD.dtype)",
+        "g_RO = gradients[0]",
         (DERIVATIVES,),
     ),
     Mutation(
@@ -174,8 +174,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a position without a signal is divided by zero",
-        PROJECTION,
-        "masked_fill(norm < SMALLEST_NORM, 0)",
+        FUSED,
+        "masked_fill(norm_HWB < SMALLEST_NORM, 0)",
         "clamp_max(torch.finfo(precise).max)",
         (
             "tests/pipeline/models/test_projection.py::test_a_position_without_a_signal_stays_zero_and_passes_no_gradient",
@@ -183,9 +183,9 @@ MUTATIONS = (
     ),
     Mutation(
         "normalization passes gradients along the signal",
-        PROJECTION,
-        "torch.addcmul(gradients[0], output, along, value=-1)",
-        "torch.addcmul(gradients[0], output, along, value=0)",
+        FUSED,
+        "torch.addcmul(gradients[0], output_HPWBC, along_HPWBC, value=-1)",
+        "torch.addcmul(gradients[0], output_HPWBC, along_HPWBC, value=0)",
         (ORACLE,),
     ),
     Mutation(
@@ -226,7 +226,7 @@ MUTATIONS = (
     Mutation(
         "statistics move twice where blocks run again",
         PROJECTION,
-        "        if is_recomputing():\n            return y\n",
+        "        if is_recomputing():\n            return y_RO\n",
         "",
         ("tests/pipeline/runtime/test_activation_checkpointing.py",),
     ),

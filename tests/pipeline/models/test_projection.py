@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pipeline.models.batch_stats import EPSILON
-from pipeline.models.projection import Projection, normalize, orthonormal
+from pipeline.models.fused import normalize
+from pipeline.models.projection import Projection, orthonormal
 
 IN, OUT = 4, 2
 IMAGINARY = range(1, 3)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.models.wavelet_transform import Axis, GatherWindows, WaveletTransform, output_size, padded_size
+from pipeline.models.tiling import Axis, GatherWindows, padded_size
+from pipeline.models.wavelet_transform import WaveletTransform, output_size
 from pipeline.models.wavelets import Octave, filter_bank
 
 SIZES = {

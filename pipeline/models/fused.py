@@ -1,0 +1,349 @@
+"""Operations with hand-written backward passes, each beside the plain formula that is its oracle.
+
+A function `plain_…` computes the same with torch's own operations and derivatives; the tests compare the values and
+gradients of both. What the networks use keeps less memory for the backward pass, or adds in a fixed order.
+
+Suffixes of tensors name their axes, the slowest first:
+
+    B    images of a batch                     C    channels
+    H W  rows and columns of pixels            P    real and imaginary part (one entry where a signal is real)
+    M N  tiles along rows and columns          S T  rows and columns of pixels in a tile
+    F    filters: φ, then ψ at each angle      G    filters after ρ: real parts, then the imaginary parts there are
+    R    positions, H·W·B                      D    numbers at a position, G·C
+    O I  output and input channels of a projection
+    A E  any axis before and after the one that an operation is about
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.models.batch_stats import EPSILON, joined_moments, moments
+from pipeline.runtime.collectives import all_reduce
+
+SMALLEST_NORM = 1e-12
+"""Smallest norm across channels at which a position is normalized."""
+
+
+def gather_entries(x_AWE: Tensor, index: Tensor, sources: Tensor, weights: Tensor) -> Tensor:
+    """x[:, index]; the backward pass adds in a fixed order, in parallel.
+
+    Args:
+        x_AWE: entries along the middle axis.
+        index: (n,) entries to copy.
+        sources: (rounds, W) for each entry the positions it was copied to, padded with 0.
+        weights: (rounds, W) 1 for a position in `sources`, 0 for padding.
+    """
+    return _GatherEntries.apply(x_AWE, index, sources, weights)
+
+
+def plain_gather_entries(x_AWE: Tensor, index: Tensor) -> Tensor:
+    """Oracle of :func:`gather_entries`."""
+    return x_AWE[:, index]
+
+
+class _GatherEntries(torch.autograd.Function):
+    """torch's own backward pass of index_select adds in any order on a GPU, and one entry after the other on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x_AWE: Tensor, index: Tensor, sources: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(sources, weights.to(x_AWE.dtype))
+        return x_AWE.index_select(1, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        sources, weights = ctx.saved_tensors
+        result_AWE = gradients[0].index_select(1, sources[0]) * weights[0]
+        for places, weight in zip(sources[1:], weights[1:], strict=True):
+            result_AWE.addcmul_(gradients[0].index_select(1, places), weight)
+        return result_AWE, None, None, None
+
+
+def to_frequencies(x_AE: Tensor, matrix: Tensor, parts: int) -> Tensor:
+    """matrix @ x for the real matrix of a Fourier transform along the rows of x, which hold `parts` numbers per pixel.
+
+    The mean is not multiplied by the matrix but added at ω = 0: all other frequencies of a constant are sums that
+    cancel. Rounded, they would leak into every band-pass coefficient of a column alike, which no average over
+    positions removes.
+    """
+    return _ToFrequencies.apply(x_AE, matrix, parts)
+
+
+def plain_to_frequencies(x_AE: Tensor, matrix: Tensor) -> Tensor:
+    """Oracle of :func:`to_frequencies`."""
+    return matrix @ x_AE
+
+
+class _ToFrequencies(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_AE: Tensor, matrix: Tensor, parts: int) -> Tensor:
+        ctx.save_for_backward(matrix)
+        x_HPE = x_AE.view(-1, parts, x_AE.shape[1])
+        mean_PE = x_HPE.mean(0)
+        spectrum_AE = matrix.to(x_AE.dtype) @ (x_HPE - mean_PE).view(x_AE.shape)
+        spectrum_AE[:parts] += len(matrix) // 2 * mean_PE  # Σ_h e^{0}·mean at ω = 0
+        return spectrum_AE
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (matrix,) = ctx.saved_tensors
+        return matrix.to(gradients[0].dtype).T @ gradients[0], None, None
+
+
+def amplitude(z_SPE: Tensor) -> Tensor:
+    """√(re² + im² + tiny): (S, 2, …) → (S, …), without a derivative.
+
+    tiny is the smallest normal number. It changes nothing but an exact 0, by which the derivative z/|z| would divide.
+    """
+    tiny = torch.full((), torch.finfo(z_SPE.dtype).tiny, dtype=z_SPE.dtype, device=z_SPE.device)
+    re_SE, im_SE = z_SPE[:, 0], z_SPE[:, 1]
+    return torch.addcmul(tiny, re_SE, re_SE).addcmul_(im_SE, im_SE).sqrt_()
+
+
+def modulus(z_SPE: Tensor) -> Tensor:
+    """|z|: (S, 2, …) → (S, 1, …), with derivative z/|z|, and 0 at z = 0."""
+    return _Modulus.apply(z_SPE)
+
+
+def plain_modulus(z_SPE: Tensor) -> Tensor:
+    """Oracle of :func:`modulus`."""
+    return torch.linalg.vector_norm(z_SPE, dim=1, keepdim=True)
+
+
+class _Modulus(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z_SPE: Tensor) -> Tensor:
+        r_SPE = amplitude(z_SPE).unsqueeze(1)
+        ctx.save_for_backward(z_SPE, r_SPE)
+        return r_SPE
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        z_SPE, r_SPE = ctx.saved_tensors
+        return (gradients[0] / r_SPE) * z_SPE  # ∂loss/∂z = ∂loss/∂|z| · z/|z|
+
+
+def by_position(z_STFMNBC: Tensor) -> Tensor:
+    """A view (M, S, N, T, B, F, C): rows, columns, then what is at each position."""
+    return z_STFMNBC.permute(3, 0, 4, 1, 5, 2, 6)
+
+
+def collapsed_features(z_SPTFMNBC: Tensor, parts: int, skip: bool) -> Tensor:
+    """[φ*x, |ψ*x|], or [y, |y|] with `skip`: z (S, 2, T, F, M, N, B, C) → (M, S, N, T, B, G, C).
+
+    The backward pass finds the moduli, and with `skip` the coefficients too, in the features: nothing else is kept.
+
+    Args:
+        parts: 1 where x is real: φ*x then is real too, and its imaginary part is left out.
+    """
+    return _CollapsedFeatures.apply(z_SPTFMNBC, parts, skip)
+
+
+def plain_collapsed_features(z_SPTFMNBC: Tensor, parts: int, skip: bool) -> Tensor:
+    """Oracle of :func:`collapsed_features`."""
+    kept_SPTFMNBC = z_SPTFMNBC if skip else z_SPTFMNBC[:, :, :, :1]
+    moduli_SPTFMNBC = plain_modulus(z_SPTFMNBC if skip else z_SPTFMNBC[:, :, :, 1:])
+    features = [kept_SPTFMNBC[:, 0], moduli_SPTFMNBC[:, 0], kept_SPTFMNBC[:, 1, :, 2 - parts :]]
+    return torch.cat([by_position(each) for each in features], dim=5)
+
+
+class _CollapsedFeatures(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z_SPTFMNBC: Tensor, parts: int, skip: bool) -> Tensor:
+        kept, real = z_SPTFMNBC.shape[3] if skip else 1, 2 - parts
+        r_STFMNBC = amplitude(z_SPTFMNBC if skip else z_SPTFMNBC[:, :, :, 1:])
+        re_STFMNBC, im_STFMNBC = z_SPTFMNBC[:, 0, :, :kept], z_SPTFMNBC[:, 1, :, real:kept]
+        features_MSNTBGC = torch.cat([by_position(each) for each in (re_STFMNBC, r_STFMNBC, im_STFMNBC)], dim=5)
+        ctx.save_for_backward(features_MSNTBGC, *([] if skip else [z_SPTFMNBC]))
+        ctx.shape, ctx.sections, ctx.real = z_SPTFMNBC.shape, [kept, r_STFMNBC.shape[2], kept - real], real
+        return features_MSNTBGC
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        features_MSNTBGC, *saved = ctx.saved_tensors
+        (re, r, im), (g_re, g_r, g_im) = (
+            f_MSNTBGC.permute(1, 3, 5, 0, 2, 4, 6).split(ctx.sections, dim=2)
+            for f_MSNTBGC in (features_MSNTBGC, gradients[0])
+        )  # (S, T, F, M, N, B, C) each
+        result_SPTFMNBC = features_MSNTBGC.new_empty(ctx.shape)
+        to_re, to_im = result_SPTFMNBC.unbind(1)
+        if ctx.real:
+            to_im[:, :, 0] = 0
+        if saved:  # ∂loss/∂z = ∂loss/∂|z| · z/|z|
+            to_re[:, :, :1], to_im[:, :, ctx.real : 1] = g_re, g_im
+            ratio = torch.div(g_r, r, out=torch.empty_like(to_re[:, :, 1:]))
+            torch.mul(saved[0][:, :, :, 1:], ratio.unsqueeze(1), out=result_SPTFMNBC[:, :, :, 1:])
+        else:  # ∂loss/∂z = ∂loss/∂y + ∂loss/∂|z| · z/|z|
+            ratio = g_r / r
+            torch.addcmul(g_re, ratio, re, out=to_re)
+            torch.addcmul(g_im, ratio[:, :, ctx.real :], im, out=to_im[:, :, ctx.real :])
+        return result_SPTFMNBC, None, None
+
+
+def project(x_RD: Tensor, weight_POI: Tensor, part: slice, offset_D: Tensor | None = None) -> Tensor:
+    """P_j·(x + offset) for each row of x, in the precision of x: (R, D) → (R, 2·O), real parts, then imaginary ones.
+
+    Args:
+        x_RD: real parts of I channels, then the imaginary parts of the channels `part`; the others are real.
+        weight_POI: P_j complex, (2, O, I), or one real matrix (1, O, I) for both parts.
+    """
+    channels = weight_POI.shape[2]
+    if len(weight_POI) == 2:
+        terms = [(x_RD, offset_D, _as_real(weight_POI, part))]
+    else:
+        offsets = (None, None) if offset_D is None else (offset_D[:channels], offset_D[channels:])
+        weight_OI = weight_POI[0]
+        terms = [(x_RD[:, :channels], offsets[0], weight_OI), (x_RD[:, channels:], offsets[1], weight_OI[:, part])]
+    products = [
+        torch.mm(values, matrix.to(x_RD.dtype).T)
+        if constant is None
+        else torch.addmm((matrix @ constant.to(matrix.dtype)).to(x_RD.dtype), values, matrix.to(x_RD.dtype).T)
+        for values, constant, matrix in terms
+    ]
+    return products[0] if len(products) == 1 else torch.cat(products, dim=1)
+
+
+def _as_real(weight_POI: Tensor, part: slice) -> Tensor:
+    """A complex P_j (2, O, I) as one real matrix (2·O, D) for features whose channels `part` are complex."""
+    real, imaginary = weight_POI
+    rows = [torch.cat([real, -imaginary[:, part]], dim=1), torch.cat([imaginary, real[:, part]], dim=1)]
+    return torch.cat(rows)
+
+
+def standardized_product(
+    x_RD: Tensor, weight_POI: Tensor, part: slice, synchronized: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y = P·(x − mean)/√(ε + variance) with the statistics of the batch, see :func:`project`.
+
+    With A = P/deviation, y = A·x − A·mean: features are read and never copied. Backward, for g = ∂loss/∂y less its
+    mean over positions (the derivative of subtracting the mean of x),
+
+        ∂loss/∂P = Σ g·xᵀ/deviation        ∂loss/∂x = Aᵀ·g + 2/n·(x − mean)·∂loss/∂variance
+
+    Moments are float32 at least: bfloat16 has 8 bits, too few for sums over positions.
+
+    Args:
+        synchronized: use the statistics of the rows of all workers.
+
+    Returns:
+        y (R, 2·O); the mean (D,) and the unbiased variance (I,), both without a derivative.
+    """
+    return _StandardizedProduct.apply(x_RD, weight_POI, part, synchronized)
+
+
+def plain_standardized_product(x_RD: Tensor, weight_POI: Tensor, part: slice) -> Tensor:
+    """Oracle of :func:`standardized_product`, y alone, of one worker."""
+    channels = weight_POI.shape[2]
+    variance_D = x_RD.var(0, correction=0)
+    imaginary_I = torch.zeros_like(variance_D[:channels])
+    imaginary_I[part] = variance_D[channels:]
+    variance_I = variance_D[:channels] + imaginary_I  # E|z − mean|²
+    return project(x_RD - x_RD.mean(0), weight_POI / torch.sqrt(EPSILON + variance_I), part)
+
+
+class _StandardizedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x_RD: Tensor, weight_POI: Tensor, part: slice, synchronized: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        count: int | Tensor = len(x_RD)
+        unbiased: float | Tensor = len(x_RD) / max(1, len(x_RD) - 1)
+        mean_D, variance_D = moments(x_RD)
+        if synchronized:
+            count, mean_D, variance_D = joined_moments(len(x_RD), mean_D, variance_D)
+            unbiased = count / (count - 1)
+        channels = weight_POI.shape[2]
+        variance_I = variance_D[:channels].clone()
+        variance_I[part] += variance_D[channels:]  # E|z − mean|²
+        inverse_I = torch.rsqrt(EPSILON + variance_I)  # 1/deviation
+        y_RO = project(x_RD, (weight_POI * inverse_I).to(x_RD.dtype), part, -mean_D)
+        ctx.save_for_backward(x_RD, weight_POI, mean_D, inverse_I)
+        ctx.part, ctx.count, ctx.synchronized = part, count, synchronized
+        variance_I = variance_I * unbiased
+        ctx.mark_non_differentiable(mean_D, variance_I)
+        return y_RO, mean_D, variance_I
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, None, None]:
+        x_RD, weight_POI, mean_D, inverse_I = ctx.saved_tensors
+        own_O = gradients[0].sum(0, dtype=mean_D.dtype)
+        shift_O = (all_reduce(own_O) if ctx.synchronized else own_O) / ctx.count
+        g_RO = gradients[0] - shift_O.to(x_RD.dtype)
+        to_weight_POI = _weight_gradient(g_RO, x_RD, weight_POI, ctx.part)  # Σ g·xᵀ
+        if ctx.synchronized:
+            # The worker's share of the sum over the rows of all workers, of g times x less the mean of all.
+            sum_D = x_RD.sum(0, dtype=mean_D.dtype)
+            to_weight_POI += _weight_gradient(shift_O[None], sum_D[None], weight_POI, ctx.part)
+            to_weight_POI -= _weight_gradient(own_O[None], mean_D[None], weight_POI, ctx.part)
+        by_channel_I = (to_weight_POI * weight_POI).sum((0, 1)).to(mean_D.dtype)
+        if ctx.synchronized:
+            by_channel_I = all_reduce(by_channel_I)
+        # 2/n·∂loss/∂variance: ∂deviation⁻¹/∂variance = −½·deviation⁻³, over n positions
+        slope_I = -by_channel_I * inverse_I**3 / ctx.count
+        slope_D = torch.cat([slope_I, slope_I[ctx.part]])
+        to_x_RD = _input_gradient(g_RO, (weight_POI * inverse_I).to(x_RD.dtype), ctx.part)  # Aᵀ·g
+        to_x_RD.add_((-slope_D * mean_D).to(x_RD.dtype)).addcmul_(x_RD, slope_D.to(x_RD.dtype))
+        return to_x_RD, to_weight_POI.mul_(inverse_I), None, None
+
+
+def _input_gradient(g_RO: Tensor, weight_POI: Tensor, part: slice) -> Tensor:
+    """The derivative of Σ g·P_jx by x: (R, 2·O) → (R, D)."""
+    if len(weight_POI) == 2:
+        return g_RO @ _as_real(weight_POI, part)
+    real_RO, imaginary_RO = g_RO.chunk(2, dim=1)
+    return torch.cat([real_RO @ weight_POI[0], imaginary_RO @ weight_POI[0][:, part]], dim=1)
+
+
+def _weight_gradient(g_RO: Tensor, x_RD: Tensor, like_POI: Tensor, part: slice) -> Tensor:
+    """The derivative of Σ g·P_jx by P_j, with the shape and precision of P_j, `like_POI`."""
+    channels, result_POI = like_POI.shape[2], torch.empty_like(like_POI)
+    if len(like_POI) == 1:
+        real_RO, imaginary_RO = g_RO.chunk(2, dim=1)
+        result_POI[0] = real_RO.T @ x_RD[:, :channels]
+        result_POI[0][:, part] += imaginary_RO.T @ x_RD[:, channels:]
+        return result_POI
+    real_OD, imaginary_OD = (g_RO.T @ x_RD).chunk(2)
+    result_POI[0] = real_OD[:, :channels]
+    result_POI[0][:, part] += imaginary_OD[:, channels:]
+    result_POI[1] = imaginary_OD[:, :channels]
+    result_POI[1][:, part] -= real_OD[:, channels:]
+    return result_POI
+
+
+def normalize(y_HWBPC: Tensor) -> Tensor:
+    """y divided by its norm across channels at each position (step 5): (H, W, B, 2, C) → a signal (H, 2, W, B, C).
+
+    The output is written in the order of axes that the next block reads, in the pass over the numbers that is needed
+    anyway. A position whose norm is below `SMALLEST_NORM` holds only rounding errors: output and derivative are 0.
+    """
+    return _Normalize.apply(y_HWBPC)
+
+
+def plain_normalize(y_HWBPC: Tensor) -> Tensor:
+    """Oracle of :func:`normalize`, for positions that are normalized."""
+    norm_HWB = torch.linalg.vector_norm(y_HWBPC, dim=(3, 4))
+    return (y_HWBPC / norm_HWB[..., None, None]).permute(0, 3, 1, 2, 4)
+
+
+class _Normalize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y_HWBPC: Tensor) -> Tensor:
+        precise = torch.promote_types(y_HWBPC.dtype, torch.float32)
+        norm_HWB = torch.linalg.vector_norm(y_HWBPC.flatten(3), dim=3, dtype=precise)
+        inverse_HWB = norm_HWB.reciprocal().masked_fill(norm_HWB < SMALLEST_NORM, 0).to(y_HWBPC.dtype)
+        inverse_HPWBC = inverse_HWB[:, None, :, :, None]
+        output_HPWBC = (y_HWBPC.permute(0, 3, 1, 2, 4) * inverse_HPWBC).contiguous()
+        ctx.save_for_backward(output_HPWBC, inverse_HPWBC)
+        return output_HPWBC
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        output_HPWBC, inverse_HPWBC = ctx.saved_tensors
+        precise = torch.promote_types(output_HPWBC.dtype, torch.float32)
+        # ∂loss/∂y = (g − ŷ·⟨g, ŷ⟩)/‖y‖ with ŷ = y/‖y‖
+        along_HPWBC = (gradients[0] * output_HPWBC).sum((1, 4), keepdim=True, dtype=precise).to(output_HPWBC.dtype)
+        to_y_HPWBC = torch.addcmul(gradients[0], output_HPWBC, along_HPWBC, value=-1) * inverse_HPWBC
+        return to_y_HPWBC.permute(0, 2, 3, 1, 4)
