@@ -20,13 +20,14 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.helpers.gate import Gate
 from tests.helpers.ray_cluster import ExternalCluster, external_cluster
 
 pytestmark = pytest.mark.slow
 
 COMMAND = str(Path(sys.executable).with_name("phasecollapse"))
 GOOD, FAILING, BAD = "8-16-32", "8_learning_rate-1e30", "2_learning_rate-1e-06"
-EPOCHS = 6
+EPOCHS, STEP_OF_THIRD_EPOCH = 6, 30
 
 
 @dataclass
@@ -41,22 +42,32 @@ class Searched:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[ExternalCluster]:
-    with external_cluster() as one:
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    """Holds the first trial, so that it does not complete before the search is interrupted."""
+    return Gate(tmp_path_factory.mktemp("gate") / "gate")
+
+
+@pytest.fixture(scope="module")
+def cluster(gate: Gate) -> Iterator[ExternalCluster]:
+    with external_cluster(variables=gate.variables()) as one:
         yield one
 
 
 @pytest.fixture(scope="module")
-def searched(cluster: ExternalCluster, textures: Path, tmp_path_factory: pytest.TempPathFactory) -> Searched:
+def searched(
+    cluster: ExternalCluster, gate: Gate, textures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Searched:
     storage = tmp_path_factory.mktemp("search")
     config = storage / "search.yaml"
     config.write_text(yaml.safe_dump(settings(textures, storage / "runs", cluster.address)))
     folder = storage / "runs" / "tiny"
 
+    gate.close(STEP_OF_THIRD_EPOCH)
     with start(config, cluster) as search:
         wait_for(lambda: epochs_seen(folder).get(GOOD), search)
         search.send_signal(signal.SIGINT)
         interrupted = seen_after(search, cluster, folder)
+    gate.open()
     with start(config, cluster) as search:
         completed = seen_after(search, cluster, folder)
     return Searched(folder, cluster, config, interrupted, completed)
@@ -69,7 +80,7 @@ def settings(data: Path, storage: Path, address: str) -> dict[str, Any]:
             "run": {"storage": str(storage)},
             "model": {"first_factorized_block": 3, "classifier": "pooled"},
             "optimizer": {"learning_rate": 0.1},
-            "training": {"epochs": EPOCHS, "batch_size": 16},
+            "training": {"epochs": EPOCHS, "batch_size": 16, "callbacks": ["gate"]},
             "cluster": {"workers": 2, "address": address},
         },
         "search": {
