@@ -11,7 +11,7 @@ help: ## list the targets
 setup: .venv/.installed ## make .venv and install everything; again at once
 	@:
 
-.venv/.installed: pyproject.toml setup.py $(wildcard data_prep/codec/*.c data_prep/codec/*.h) constraints.txt scripts/setup.sh
+.venv/.installed: pyproject.toml setup.py $(wildcard data_prep/codec/*.c data_prep/codec/*.h) $(wildcard requirements/*.txt) scripts/setup.sh
 	@PYTHON='$(PYTHON)' scripts/setup.sh
 
 demo: setup ## the whole path on generated textures, on the CPU: prepare, train, compare, search

@@ -6,7 +6,6 @@ cluster.
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
 import warnings
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import numpy as np
 from data_prep.common.errors import UserError
 from data_prep.common.files import explain_os_errors
 from data_prep.common.parallel import Executor
+from data_prep.common.versions import installed_versions
 from data_prep.format import beton
 from data_prep.format.manifest import FORMAT_VERSION, MANIFEST_FILE, SPLITS, Manifest, Source, Split, load_manifest
 from data_prep.prepare import shard_writer, workspace
@@ -186,7 +186,7 @@ def _describe(index: ImageIndex, spec: PrepareSpec, records: dict[ShardPlan, Sha
         min_side=min(sides),
         seed=spec.seed,
         source=Source(kind=spec.kind, location=spec.location, digest=index.digest(), options=spec.options()),
-        tools={package: importlib.metadata.version(package) for package in _TOOLS},
+        tools=installed_versions(_TOOLS),
     )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from data_prep.common.parallel import cores
+from data_prep.common.versions import installed_versions
 
 CPU_INFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
@@ -20,7 +20,7 @@ PACKAGES = ("phasecollapse", "torch", "ray", "mlflow", "ffcv", "numpy")
 
 def describe() -> dict[str, str]:
     """Versions and hardware of this process: ``{"version.torch": …, "hardware.cpu": …}``."""
-    versions = {f"version.{name}": metadata.version(name) for name in PACKAGES}
+    versions = {f"version.{name}": version for name, version in installed_versions(PACKAGES).items()}
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         **versions,

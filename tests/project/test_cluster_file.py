@@ -75,7 +75,9 @@ def test_idle_nodes_end(prepared: dict[str, Any]) -> None:
 
 
 def test_ray_is_the_tested_version_everywhere(prepared: dict[str, Any]) -> None:
-    (version,) = re.findall(r"^ray==([\d.]+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    (version,) = re.findall(
+        r"^ray==([\d.]+)$", (ROOT / "requirements" / "constraints-3.11.txt").read_text(encoding="utf-8"), re.MULTILINE
+    )
     commands = "\n".join(
         prepared["setup_commands"] + prepared["head_setup_commands"] + prepared["worker_setup_commands"]
     )
