@@ -112,7 +112,7 @@ def partial_path(path: Path) -> Path:
 
 
 def rename_durably(partial: Path, target: Path) -> None:
-    """Renames a complete file or folder so that after a power failure `target` is absent, the old one or the new one.
+    """Renames a complete file or folder. After a power failure, `target` is what it was before, or the new one.
 
     Args:
         partial: a file, or a folder that holds files only; flushed before it is renamed.

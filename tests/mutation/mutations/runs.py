@@ -130,4 +130,43 @@ MUTATIONS = (
         "if difference < -TOLERANCE",
         ("tests/pipeline/inference/test_export.py::test_a_file_that_computes_something_else_is_not_kept",),
     ),
+    # what a power failure leaves
+    Mutation(
+        "the files of a checkpoint are renamed before they are on disk",
+        "data_prep/common/files.py",
+        "        for file in sorted(partial.iterdir()):\n            _sync(file)\n",
+        "",
+        (
+            "tests/pipeline/runs/test_checkpoint_store.py::test_a_checkpoint_is_on_disk_before_it_has_its_name_and_before_older_ones_go",
+        ),
+    ),
+    Mutation(
+        "a file is renamed before it is on disk",
+        "data_prep/common/files.py",
+        "    else:\n        _sync(partial)\n",
+        "",
+        ("tests/pipeline/runs/test_history.py::test_records_of_epochs_are_on_disk_before_they_replace_older_ones",),
+    ),
+    # settings and packages
+    Mutation(
+        "the batch size may change when a run is resumed",
+        "pipeline/config/schema.py",
+        "    batch_size: Positive = 128\n",
+        "    batch_size: Annotated[Positive, MAY_CHANGE] = 128\n",
+        ("tests/pipeline/runs/test_run_folder.py::test_these_settings_and_no_others_may_change_when_a_run_is_resumed",),
+    ),
+    Mutation(
+        "a package of the user's is taken for ours",
+        "data_prep/common/distribution.py",
+        "place.samefile(ours)",
+        "place.name == ours.name",
+        ("tests/data_prep/common/test_distribution.py::test_the_command_names_what_hides_a_package",),
+    ),
+    Mutation(
+        "Ray's workers are not asked which packages they import",
+        "data_prep/common/parallel.py",
+        "    check_packages()\n",
+        "",
+        ("tests/data_prep/common/test_distribution.py::test_a_ray_worker_says_what_hides_a_package",),
+    ),
 )

@@ -1,0 +1,66 @@
+"""Claims about files and folders that are replaced as a whole, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from data_prep.common.files import partial_path, rename_durably, write_atomically
+from tests.helpers.disks import disk_log
+
+
+def test_a_file_is_replaced_by_text_or_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    write_atomically(file, "π")
+    assert file.read_text(encoding="utf-8") == "π"
+    write_atomically(file, b"\x00", flush=False)
+    assert file.read_bytes() == b"\x00"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_that_cannot_be_written_keeps_its_content(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text("before")
+    partial_path(file).mkdir()
+    with pytest.raises(OSError):
+        write_atomically(file, "after")
+    assert file.read_text() == "before"
+
+
+def test_a_folder_is_on_disk_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial = tmp_path / "partial"
+    partial.mkdir()
+    (partial / "a").touch()
+    (partial / "b").touch()
+    with disk_log(monkeypatch) as log:
+        rename_durably(partial, tmp_path / "whole")
+    assert log == [
+        ("flush", partial / "a"),
+        ("flush", partial / "b"),
+        ("flush", partial),
+        ("rename", tmp_path / "whole"),
+        ("flush", tmp_path),
+    ]
+
+
+@pytest.mark.parametrize(("number", "fails"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_file_systems_that_cannot_flush_a_folder_are_used_and_broken_disks_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, fails: bool
+) -> None:
+    fsync = os.fsync
+
+    def refuses_folders(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().is_dir():
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuses_folders)
+    if fails:
+        with pytest.raises(OSError):
+            write_atomically(tmp_path / "a", "content")
+    else:
+        write_atomically(tmp_path / "a", "content")
+    assert (tmp_path / "a").read_text() == "content"
