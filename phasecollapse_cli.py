@@ -33,7 +33,7 @@ def _hidden() -> str:
     found = importlib.util.find_spec("data_prep")
     places = [*(found.submodule_search_locations or []), found.origin] if found else []
     if not places or not places[0]:
-        return "Python does not find phasecollapse's package data_prep: install phasecollapse again"
+        return "phasecollapse's package data_prep is not on Python's path: install phasecollapse again"
     return (
         f"Python imports {places[0]} instead of phasecollapse's package data_prep: rename the former, or run the "
         f"command from a folder other than {Path(places[0]).parent} and keep that off PYTHONPATH"

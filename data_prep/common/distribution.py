@@ -26,7 +26,7 @@ def check_packages() -> None:
         UserError: one of them is not this distribution's; names its path.
     """
     for name in PACKAGES:
-        _check(name, importlib.util.find_spec(name), "Python")
+        _check(name, importlib.util.find_spec(name), "Python imports")
 
 
 def check_worker_packages() -> None:
@@ -42,7 +42,7 @@ def check_worker_packages() -> None:
         for name in PACKAGES:
             # Without it on the path, the finder of an editable installation has it.
             found = PathFinder.find_spec(name, [folder, *sys.path]) or importlib.util.find_spec(name)
-            _check(name, found, "a Ray worker")
+            _check(name, found, "Ray workers would import")
 
 
 def _check(name: str, found: ModuleSpec | None, who: str) -> None:
@@ -51,8 +51,8 @@ def _check(name: str, found: ModuleSpec | None, who: str) -> None:
     if any(place.exists() and place.samefile(ours) for place in places):
         return
     if not places:
-        raise UserError(f"{who} does not find phasecollapse's package {ours}: install phasecollapse again")
+        raise UserError(f"phasecollapse's package {ours} is not on Python's path: install phasecollapse again")
     raise UserError(
-        f"{who} imports {places[0]} instead of phasecollapse's package {ours}: rename the former, or run the command "
+        f"{who} {places[0]} instead of phasecollapse's package {ours}: rename the former, or run the command "
         f"from a folder other than {places[0].parent} and keep that off PYTHONPATH"
     )
