@@ -1,4 +1,4 @@
-"""The commands for data sets that are prepared: `merge`, `verify`, `stage` and `inspect`."""
+"""Commands for prepared data sets: `merge`, `verify`, `stage` and `inspect`."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from data_prep.maintain.verification_report import VerificationReport
 
 SHEET = "contact-sheet.png"
-"""In the data set's folder, by default."""
+"""Default name of the contact sheet, in the data set's folder."""
 SHOWN = 20
-"""Problems that `verify` prints; --json lists more."""
+"""Number of problems that `verify` prints; --json lists more."""
 
 Dataset = click.Path(path_type=Path)
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.command()
 @click.argument("dataset", type=Dataset)
 @click.argument("output", type=Dataset, required=False)
 def merge(dataset: Path, output: Path | None) -> None:
-    """Join the files of DATASET into one FFCV file a split, which any FFCV loader opens.
+    """Merge the files of DATASET into one FFCV file for each split, which any FFCV loader opens.
 
-    With OUTPUT the merged data set is a new folder. Without it DATASET itself is merged: each file is hashed and copied
-    first and removed last, so that an interrupted command loses nothing, and the same command continues. Samples, their
-    order and the data set's digest stay as they are.
+    With OUTPUT, the merged data set is a new folder. Without it, DATASET itself is merged: files are hashed and copied
+    first and removed last, so that the data set is usable after an interruption. Rerun the same command then: merged
+    splits are kept, the interrupted one starts over. Samples, their order and the data set's digest do not change.
 
     \b
     Examples:
@@ -51,13 +51,13 @@ def merge(dataset: Path, output: Path | None) -> None:
 
 @click.command()
 @click.argument("dataset", type=Dataset)
-@click.option("--hashes-only", is_flag=True, help="Compare files with their hashes, decode nothing.")
-@click.option("--threads", type=click.IntRange(min=1), help="Decoding threads  [default: one a processor]")
+@click.option("--hashes-only", is_flag=True, help="Compare files with their hashes, and decode nothing.")
+@click.option("--threads", type=click.IntRange(min=1), help="Number of decoding threads  [default: all CPUs]")
 @as_json
 def verify(dataset: Path, hashes_only: bool, threads: int | None, as_json: bool) -> None:
-    """Read DATASET again: do hashes, counts and labels agree with its manifest, and does every image decode?
+    """Check that hashes, counts and labels of DATASET agree with its manifest, and that every image decodes.
 
-    All that is wrong is listed; the exit status is then 2.
+    All problems are listed; the exit status is 2 if there are any.
 
     \b
     Examples:
@@ -86,7 +86,7 @@ def verify(dataset: Path, hashes_only: bool, threads: int | None, as_json: bool)
             )
     if report.problem_count:
         problems = "1 problem" if report.problem_count == 1 else f"{report.problem_count} problems"
-        raise UserError(f"{dataset} has {problems}: prepare it again, or copy it again from where it is whole")
+        raise UserError(f"{dataset} has {problems}: prepare it again, or copy it again from an intact copy")
     if not as_json:
         checked = "every file has its hash" if hashes_only else "every hash agrees and every image decodes"
         click.echo(f"{dataset} is whole, {checked}: {_describe(manifest)}")
@@ -95,13 +95,13 @@ def verify(dataset: Path, hashes_only: bool, threads: int | None, as_json: bool)
 @click.command()
 @click.argument("dataset")
 @click.argument("folder", type=Dataset)
-@click.option("--check", is_flag=True, help="Hash a copy that is already there, and mend it.")
+@click.option("--check", is_flag=True, help="Hash a copy that is already there, and repair it.")
 def stage(dataset: str, folder: Path, check: bool) -> None:
-    """Copy DATASET to this node's own disk, once: into FOLDER/NAME-DIGEST, which is printed.
+    """Copy DATASET once to a local disk of this node, into FOLDER/NAME-DIGEST, and print that path.
 
-    DATASET is a folder, of this machine or of a network file system, or an address such as s3://bucket/imagenet or
-    gs://bucket/imagenet. Hashes are checked while copying. An interrupted command is continued by the same one; of
-    several at once one copies, and the others wait for it.
+    DATASET is a folder, on a disk or a network file system, or an address such as s3://bucket/imagenet or
+    gs://bucket/imagenet. Hashes are checked while copying. After an interruption, rerun the same command to resume. Of
+    several commands that run at the same time, one copies and the others wait for it.
 
     \b
     Examples:
@@ -122,11 +122,13 @@ def stage(dataset: str, folder: Path, check: bool) -> None:
 @click.argument("dataset", type=Dataset)
 @click.option("--sheet", type=click.Path(path_type=Path, dir_okay=False), help=f"PNG file  [default: DATASET/{SHEET}]")
 @click.option("--no-sheet", is_flag=True, help="Draw no contact sheet.")
-@click.option("--split", type=click.Choice(["train", "validation"]), help="Draw this split alone.")
-@click.option("--class", "class_name", metavar="CLASS", help="Draw this class alone: an id, a name or an index.")
-@click.option("--columns", type=click.IntRange(1, 100), default=8, show_default=True, help="Of each split's grid.")
-@click.option("--rows", type=click.IntRange(1, 100), default=4, show_default=True, help="Of each split's grid.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Chooses the images drawn.")
+@click.option("--split", type=click.Choice(["train", "validation"]), help="Draw this split only.")
+@click.option("--class", "class_name", metavar="CLASS", help="Draw this class only: an id, a name or an index.")
+@click.option(
+    "--columns", type=click.IntRange(1, 100), default=8, show_default=True, help="Columns of each split's grid."
+)
+@click.option("--rows", type=click.IntRange(1, 100), default=4, show_default=True, help="Rows of each split's grid.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the choice of images.")
 @as_json
 def inspect(
     dataset: Path,
@@ -139,7 +141,7 @@ def inspect(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Show what DATASET holds, and draw a contact sheet: a grid of its images with their labels, to look at.
+    """Print statistics of DATASET, and draw a contact sheet: a grid of its images with their labels.
 
     \b
     Examples:
@@ -213,7 +215,7 @@ def _report(dataset: Path, report: VerificationReport, hashes_only: bool) -> dic
 class _Bar(NamedTuple):
     advance: Callable[[int], None]
     set_total: Callable[[int], None]
-    """Says how many there are, where nobody knew before."""
+    """Sets the total, where it is not known from the start."""
 
 
 @contextmanager
@@ -221,8 +223,8 @@ def _bar(total: int | None, unit: str) -> Iterator[_Bar]:
     """A progress bar on standard error, which only a terminal shows.
 
     Args:
-        total: how many there are; None where nobody knows.
-        unit: images, or bytes, which are shown with fitting multiples.
+        total: number of units; None if it is not known yet.
+        unit: images, or bytes, which are shown in kB, MB, …
     """
     from rich.console import Console
     from rich.progress import (

@@ -23,7 +23,7 @@ FOR_IMAGES = ("max_side", "class_names", "kind", "classes", "limit_per_class", "
 FOR_GENERATED = ("train_per_class", "validation_per_class")
 """Options of generated sources alone."""
 THREADS_A_SHARD = 4
-"""Threads of this process that work on the same shard."""
+"""Number of threads of this process that work on the same shard."""
 
 
 class KindChoice(click.ParamType):
@@ -49,36 +49,46 @@ class KindChoice(click.ParamType):
 @click.option(
     "--kind",
     type=KindChoice(),
-    help="What SOURCE is  [default: what it looks like]",
+    help="Kind of SOURCE  [default: recognized by its files]",
 )
 @click.option("--classes", metavar="A,B,…", help="Only these classes, by id or name  [default: all]")
-@click.option("--limit-per-class", type=click.IntRange(min=1), help="At most so many training images of each class.")
-@click.option("--validation-limit-per-class", type=click.IntRange(min=1), help="The same for validation.")
+@click.option("--limit-per-class", type=click.IntRange(min=1), help="Largest number of training images of each class.")
+@click.option(
+    "--validation-limit-per-class",
+    type=click.IntRange(min=1),
+    help="Largest number of validation images of each class.",
+)
 @click.option(
     "--encoding",
     type=click.Choice(["jpeg", "raw", "mixed"]),
     default="jpeg",
     show_default=True,
-    help="Store JPEG files, pixels (ten times the disk, a tenth of the time to load), or some of each.",
+    help="Store JPEG files, raw pixels (ten times the disk space, a tenth of the loading time), or a mix of both.",
 )
 @click.option(
     "--raw-share",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="mixed: share of pixels  [default: 0.5]",
+    help="Fraction of images stored as pixels, for mixed  [default: 0.5]",
 )
 @click.option(
     "--max-side", type=click.IntRange(8, 65535), help="Longest side stored, in pixels  [default: 512; raw: 256]"
 )
-@click.option("--quality", type=click.IntRange(1, 100), help="Of JPEGs that have to be encoded anew  [default: 95]")
-@click.option("--shard-samples", type=click.IntRange(min=1), help="Images in a file of the output  [default: 4096]")
+@click.option("--quality", type=click.IntRange(1, 100), help="JPEG quality of re-encoded images  [default: 95]")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Order of images; all of textures."
+    "--shard-samples", type=click.IntRange(min=1), help="Number of images in a file of the output  [default: 4096]"
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the order of images, and of generated textures.",
 )
 @click.option(
     "--class-names",
     metavar="FILE",
-    help="Text file with a line 'id name' for each class  [default: LOC_synset_mapping.txt or classes.txt in SOURCE; "
-    "ImageNet's classes are known]",
+    help="Text file with a line 'id name' for each class  [default: LOC_synset_mapping.txt or classes.txt in SOURCE, "
+    "and ImageNet's names for its ids]",
 )
 @click.option(
     "--allow-damaged",
@@ -91,25 +101,30 @@ class KindChoice(click.ParamType):
 @click.option(
     "--cluster",
     metavar="ADDRESS",
-    help="Write on all nodes of a Ray cluster that see SOURCE and OUTPUT: its address, auto, or local for one of its "
-    "own on this machine  [default: threads of this process]",
+    help="Write on a Ray cluster whose nodes all access SOURCE and OUTPUT: its address, auto, or local to start one on "
+    "this machine  [default: threads of this process]",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Threads, or Ray tasks  [default: all CPUs]")
-@click.option("--restart", is_flag=True, help="Discard what an interrupted command has left, instead of going on.")
-@click.option("--train-per-class", type=click.IntRange(min=1), help="Textures: training images  [default: 400]")
-@click.option("--validation-per-class", type=click.IntRange(min=1), help="Textures: validation images  [default: 100]")
+@click.option("--workers", type=click.IntRange(min=1), help="Number of threads, or of Ray tasks  [default: all CPUs]")
+@click.option("--restart", is_flag=True, help="Discard the work of an interrupted command instead of resuming it.")
+@click.option(
+    "--train-per-class", type=click.IntRange(min=1), help="Training images of each class of textures  [default: 400]"
+)
+@click.option(
+    "--validation-per-class",
+    type=click.IntRange(min=1),
+    help="Validation images of each class of textures  [default: 100]",
+)
 def prepare(paths: tuple[str, ...], cluster: str | None, workers: int | None, restart: bool, **options: Any) -> None:
-    """Turn images into a data set to train on: the new folder OUTPUT, with FFCV files and a manifest.json.
+    """Convert images to a data set for training: the new folder OUTPUT, with FFCV files and a manifest.json.
 
-    SOURCE is one of the following, on a disk or at an address like s3://bucket/images: folders {train,val}/CLASS/* of
-    image files of any kind (val may also be called valid, validation or test), or a tar archive of them; the ILSVRC2012
-    archives as downloaded; Parquet files or WebDataset shards named after their split; CIFAR-10 as torchvision keeps
-    it. Or it is the word textures: a generated data set of ten classes, made in seconds, which is also what you get
-    without a SOURCE.
+    SOURCE is on a disk or at an address such as s3://bucket/images: folders {train,val}/CLASS/* of image files in any
+    format (val may also be called valid, validation or test), or a tar archive of them; the ILSVRC2012 archives as
+    downloaded; Parquet files or WebDataset shards named after their split; CIFAR-10 in torchvision's layout. The word
+    textures, which is also the default, stands for a data set of ten classes that is generated in seconds.
 
-    JPEG files of at most --max-side pixels keep their bytes; everything else is turned upright, made RGB, shrunk and
-    encoded. Every image is decoded once to see that it can be. The same command again goes on where it was interrupted,
-    or finds its work done.
+    JPEG files of at most --max-side pixels keep their bytes; all other images are turned upright, converted to RGB,
+    shrunk and encoded. Every image is checked by decoding it. Disk space is estimated from a few images before the
+    first file is written. After an interruption, rerun the same command to resume: complete files are kept.
 
     \b
     Examples:
@@ -172,13 +187,13 @@ def _refuse(options: Mapping[str, object], message: str) -> None:
 
 @contextmanager
 def _workers(cluster: str | None, count: int | None) -> Iterator[tuple[Executor, int, _Progress]]:
-    """Who writes shards, with how many threads each, and the progress they report to."""
+    """The executor of shard tasks, the number of threads of each task, and the progress that they report to."""
     from data_prep.common.parallel import RayExecutor, ThreadExecutor, cores
 
     progress = _Progress()
     if cluster is None:
         threads = count or cores()
-        shards = max(2, threads // THREADS_A_SHARD)  # while one is being finished, another keeps the processors busy
+        shards = max(2, threads // THREADS_A_SHARD)  # while one is flushed to disk, another uses the CPUs
         yield ThreadExecutor(shards, progress.advance), min(threads, THREADS_A_SHARD), progress
         return
     from data_prep.common.ray_cluster import connect
@@ -188,7 +203,7 @@ def _workers(cluster: str | None, count: int | None) -> Iterator[tuple[Executor,
 
 
 class _Progress:
-    """A bar in a terminal, a line now and then in a log file."""
+    """Progress of writing, which is shown once the number of images is known."""
 
     def __init__(self) -> None:
         self.advance: Advance = lambda units: self._advance(units)
@@ -196,7 +211,7 @@ class _Progress:
 
     @contextmanager
     def shown(self, total: int) -> Iterator[None]:
-        """Shows progress towards so many images, while the body runs."""
+        """Shows progress towards `total` images while the body runs."""
         from data_prep.common.progress import images
 
         with images(total) as self._advance:
@@ -231,7 +246,7 @@ def _announce(estimate: Estimate) -> str:
 
     return (
         f"{estimate.images} images to write: about {estimate.bytes / 1e9:.2f} GB ({estimate.free_bytes / 1e9:.0f} GB "
-        f"are free) and {format_duration(estimate.seconds)}"
+        f"free) and {format_duration(estimate.seconds)}"
     )
 
 
@@ -246,6 +261,6 @@ def _summarize(prepared: PrepareResult, output: Path) -> str:
     left_out = sum(len(split.left_out) for split in manifest.splits.values())
     return (
         f"{output} {state}: {counts} images of {len(manifest.classes)} classes, sides of {sides} "
-        f"pixels, {megabytes:.1f} MB, {100 * untouched / samples:.0f} % of the images as they were"
+        f"pixels, {megabytes:.1f} MB, {100 * untouched / samples:.0f} % of the images unchanged"
         f"{f', {left_out} damaged ones left out' if left_out else ''}, digest {manifest.digest[:12]}"
     )

@@ -1,4 +1,4 @@
-"""An image file as it will be stored: a JPEG of bounded size that decodes without complaint, or its pixels."""
+"""Converts image files to their stored form: a JPEG of bounded size that decodes without warnings, or raw pixels."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes a picture upright, by its EXIF orientation."""
+"""Transposition that turns an image upright, by its EXIF orientation."""
 
 Result = TypeVar("Result")
 
 
 class StoredImage(NamedTuple):
-    """An image in the form that is stored."""
+    """An image in its stored form."""
 
     content: bytes
-    """A JPEG file, gray or in color; or (height × width × 3) uint8 pixels."""
+    """A JPEG file, in gray or color; or (height × width × 3) uint8 pixels."""
     mode: int
     """JPEG or RAW: which of the two."""
     height: int
     width: int
     untouched: bool
-    """The JPEG file is the one that came in."""
+    """The content is the JPEG file of the source, byte for byte."""
 
 
 def keep_unchanged(contents: Sequence[bytes], max_side: int) -> list[StoredImage | None]:
-    """Of several image files, those that plainly keep their bytes; None for each that has to be looked into.
+    """The stored form of image files that keep their bytes; None for each that :func:`to_jpeg` has to convert.
 
-    They are JPEGs in gray or color, without a camera's notes, whose sides are at most `max_side` and which decode
-    without complaint.
+    JPEG files keep their bytes if they are in gray or color, have no EXIF metadata and no side above `max_side`, and
+    decode without warnings.
     """
     headers = {row: header for row, content in enumerate(contents) if (header := _plain_header(content, max_side))}
     jobs = np.zeros(len(headers), decode.JOB)
@@ -65,11 +65,11 @@ def keep_unchanged(contents: Sequence[bytes], max_side: int) -> list[StoredImage
 
 
 def to_jpeg(content: bytes, max_side: int, quality: int = QUALITY) -> StoredImage:
-    """Brings an image file of any kind that Pillow reads into a JPEG.
+    """Converts an image file of any format that Pillow reads to a JPEG.
 
-    An upright JPEG in gray or color whose sides are at most `max_side`, and which decodes without complaint, keeps its
-    bytes. Everything else is turned upright, made RGB (transparency on white, 16 bits to 8), shrunk to `max_side`
-    (keeping its proportions) and encoded anew.
+    An upright JPEG in gray or color whose sides are at most `max_side`, and which decodes without warnings, keeps its
+    bytes. Every other image is turned upright, converted to RGB (transparency on white, 16 bits to 8), shrunk to
+    `max_side` (keeping its aspect ratio) and encoded.
 
     Raises:
         DecodeError: it is not an image, or is damaged.
@@ -86,7 +86,7 @@ def to_jpeg(content: bytes, max_side: int, quality: int = QUALITY) -> StoredImag
 
 
 def to_raw(content: bytes, max_side: int) -> StoredImage:
-    """Brings an image file of any kind that Pillow reads into pixels, upright, RGB, and shrunk to `max_side`.
+    """Converts an image file of any format that Pillow reads to pixels: upright, RGB, shrunk to `max_side`.
 
     Raises:
         DecodeError: it is not an image, or is damaged.
@@ -97,10 +97,10 @@ def to_raw(content: bytes, max_side: int) -> StoredImage:
 
 
 def check(jpeg: bytes) -> JpegHeader:
-    """Reads all of a JPEG, and returns its header.
+    """Reads a JPEG completely; returns its header.
 
     Raises:
-        DecodeError: libjpeg has something to say about it, or it is CMYK.
+        DecodeError: libjpeg reports a warning or an error, or the image is CMYK.
     """
     header = read_header(jpeg)
     jobs = np.zeros(1, decode.JOB)
@@ -118,7 +118,7 @@ def _open(content: bytes) -> Image.Image:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Turns whatever Pillow's readers raise when they stumble over a damaged file into a DecodeError."""
+    """Turns any exception of Pillow's readers, which a damaged file may cause, into a DecodeError."""
     try:
         yield
     except DecodeError:
@@ -130,7 +130,7 @@ def _explained() -> Iterator[None]:
 
 
 def _plain_header(content: bytes, max_side: int) -> JpegHeader | None:
-    """The header of a JPEG that may keep its bytes, as far as a header tells."""
+    """The header of a JPEG that may keep its bytes, judged by the header alone; else None."""
     try:
         header = read_header(content)
     except DecodeError:
@@ -147,9 +147,12 @@ def _is_upright(image: Image.Image) -> bool:
 
 
 def _keep(function: Callable[[bytes], Result], jpeg: bytes) -> Result | None:
-    """What our own decoder makes of a JPEG; none if the pixels are whole, but it complains.
+    """The result of `function`, which decodes a JPEG; None if it warns of anything but damage.
 
-    Pillow makes up the pixels that a damaged JPEG lacks, and says nothing: it must not get to see one.
+    Pillow fills in the missing pixels of a damaged JPEG without a warning, so it must not decode one.
+
+    Raises:
+        DecodeError: the JPEG is damaged.
     """
     try:
         return function(jpeg)
@@ -160,7 +163,7 @@ def _keep(function: Callable[[bytes], Result], jpeg: bytes) -> Result | None:
 
 
 def _shrunk(image: Image.Image, content: bytes, max_side: int) -> Image.Image:
-    """The picture, upright, RGB, with sides of at most `max_side`."""
+    """The image, upright, RGB, with sides of at most `max_side`."""
     if _is_plain_jpeg(image):
         pixels = _keep(lambda jpeg: _decode_shrunk(jpeg, max_side), content)
         if pixels is not None:
@@ -171,12 +174,12 @@ def _shrunk(image: Image.Image, content: bytes, max_side: int) -> Image.Image:
 
 
 def _decode_shrunk(jpeg: bytes, max_side: int) -> np.ndarray:
-    """The pixels of a JPEG, (height, width, 3) uint8, averaged over areas where they are too many.
+    """The pixels of a JPEG, (height, width, 3) uint8, shrunk by averaging areas if a side exceeds `max_side`.
 
-    A photograph of 30 megapixels is reduced while it is decoded, to at least twice its final size.
+    Large images are reduced while they are decoded, to at least twice their final size.
 
     Raises:
-        DecodeError: libjpeg has something to say about it.
+        DecodeError: libjpeg reports a warning or an error.
     """
     header = read_header(jpeg)
     height, width = header[:2]

@@ -1,8 +1,7 @@
-"""Stored images to pixels: the Python side of `_pixels.c`.
+"""Decodes stored images to pixels: the Python side of `_pixels.c`.
 
-A table of jobs (which bytes, which rectangle, mirrored or not) is decoded, cropped and resized in one call that gives
-up Python's global lock: plain threads decode in parallel. What libjpeg says of a file is never lost, and an image that
-has a problem is black: no pixel of another image can take its place.
+A table of jobs (bytes, rectangle, mirrored or not) is decoded, cropped and resized in one call that releases the GIL:
+threads decode in parallel. Every warning and error of libjpeg is reported; an image that has one is black.
 """
 
 from __future__ import annotations
@@ -45,18 +44,18 @@ if getattr(_pixels, "JOB_LAYOUT", _LAYOUT) != _LAYOUT or getattr(_pixels, "JOB_S
 
 
 class Severity(IntEnum):
-    """How bad what libjpeg says of a file is."""
+    """Severity of a warning or error of libjpeg."""
 
     WARNING = 1
-    """The file's description of itself is odd, but all pixels are there."""
+    """The header or metadata are unusual, but every pixel was decoded."""
     DAMAGE = 2
-    """Some pixels are not those of the picture: the data are damaged or cut off."""
+    """Some pixels are wrong or missing: the data are damaged or truncated."""
     FAILURE = 3
-    """There are no pixels."""
+    """Nothing was decoded."""
 
 
 class DecodeIssue(NamedTuple):
-    """What is wrong with one image of a table."""
+    """A problem with one image of a table of jobs."""
 
     row: int
     """Its row in the table."""
@@ -65,7 +64,7 @@ class DecodeIssue(NamedTuple):
 
 
 class DecodeError(Exception):
-    """These bytes are not a JPEG image that decodes without complaint; says why."""
+    """An image cannot be decoded, or only with warnings; the message says why."""
 
     def __init__(self, message: str, kind: Severity = Severity.FAILURE) -> None:
         super().__init__(message)
@@ -73,12 +72,12 @@ class DecodeError(Exception):
 
 
 def decode_batch(jobs: np.ndarray, out: np.ndarray, reduce: bool = True) -> list[DecodeIssue]:
-    """Decodes, crops and resizes images into `out`; those that have a problem are black there.
+    """Decodes, crops and resizes images into `out`; images with a problem are black there.
 
     Resizing averages areas where it shrinks, and interpolates linearly where it enlarges.
 
     Args:
-        jobs: (n,) of type JOB. The caller keeps the memory that it points to alive.
+        jobs: (n,) of type JOB. The caller keeps alive the memory that they point to.
         out: (n, height, width, 3) uint8, contiguous; red green blue.
         reduce: decode a JPEG at 1/2, 1/4 or 1/8 of its size where the crop stays at least as large as the output.
 
@@ -96,9 +95,9 @@ def decode_batch(jobs: np.ndarray, out: np.ndarray, reduce: bool = True) -> list
 
 
 def check(jobs: np.ndarray) -> list[DecodeIssue]:
-    """Finds the problems that :func:`decode_batch` would find in whole images, at several times its speed.
+    """Finds the problems that :func:`decode_batch` finds in whole images, several times faster.
 
-    Of a JPEG the codes are read from the first to the last, but no pixels are computed from them.
+    The entropy-coded data of a JPEG are read completely, but no pixels are computed from them.
 
     Args:
         jobs: as for :func:`decode_batch`.
@@ -114,7 +113,7 @@ def check(jobs: np.ndarray) -> list[DecodeIssue]:
 
 
 def whole(content: np.ndarray, mode: int, height: int, width: int) -> tuple[int, ...]:
-    """The job, of type JOB, of decoding all of an image whose bytes are `content`."""
+    """The job, of type JOB, that decodes all of an image with the bytes `content`."""
     return (content.ctypes.data, content.size, mode, height, width, 0, 0, height, width, 0)
 
 
@@ -122,8 +121,7 @@ def decode(jpeg: Bytes, height: int, width: int, out: np.ndarray) -> None:
     """Decodes a JPEG of `height` × `width` pixels into `out`, (height, width, 3) uint8, red green blue.
 
     Raises:
-        DecodeError: the bytes are damaged in a way that can be noticed, cut off, CMYK, or of another size. `out` is
-            black then.
+        DecodeError: libjpeg warns of damage or truncation, the image is CMYK, or has another size. `out` is black then.
         ValueError: `out` has another shape or type.
     """
     if len(jpeg) == 0:

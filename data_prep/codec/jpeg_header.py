@@ -16,14 +16,14 @@ _FILL = 0xFFFF
 
 
 class JpegHeader(NamedTuple):
-    """What a JPEG file says of itself."""
+    """Contents of a JPEG header."""
 
     height: int
     width: int
     components: int
     """1 is gray, 3 is color, 4 is CMYK (which is not decoded)."""
     exif: bool
-    """Whether a camera's notes precede the picture, which may say how it has to be turned."""
+    """Whether EXIF metadata precede the image; they may hold its orientation."""
 
 
 def read_header(jpeg: Bytes) -> JpegHeader:
@@ -51,4 +51,4 @@ def read_header(jpeg: Bytes) -> JpegHeader:
             return JpegHeader(height, width, components, exif)
         exif = exif or (kind == _APPLICATION_1 and view[position + 4 : position + 8] == b"Exif")
         position += 2 + length
-    raise DecodeError("its JPEG header is damaged or cut off")
+    raise DecodeError("its JPEG header is damaged or truncated")

@@ -1,4 +1,4 @@
-"""Random numbers that are functions of their names: no state, so no order in which they have to be drawn.
+"""Counter-based random numbers: functions of a seed and other integers, without state.
 
 `mix` is the finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014); `uniform` is that generator, started at a hash
 of the names.
@@ -15,7 +15,7 @@ _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 class Purpose(IntEnum):
-    """What random numbers are for: each purpose has its own."""
+    """What random numbers are used for; each purpose has a stream of its own, so numbers here never change."""
 
     ORDER = 0
     AUGMENTATION = 1
@@ -28,7 +28,7 @@ class Purpose(IntEnum):
 
 
 def mix(numbers: np.ndarray) -> np.ndarray:
-    """Scrambles uint64 numbers, of any shape, one to one."""
+    """A bijective hash of uint64 numbers of any shape."""
     mixed = numbers + _GOLDEN
     mixed = (mixed ^ (mixed >> np.uint64(30))) * _FIRST
     mixed = (mixed ^ (mixed >> np.uint64(27))) * _SECOND
@@ -36,7 +36,7 @@ def mix(numbers: np.ndarray) -> np.ndarray:
 
 
 def key(*names: int | np.ndarray) -> np.ndarray:
-    """A uint64 hash of names in this order; arrays broadcast."""
+    """(n,) uint64: a hash of integers in this order; arrays broadcast."""
     hashed = np.zeros(1, np.uint64)
     for name in names:
         part = np.uint64(name % 2**64) if isinstance(name, int) else np.asarray(name).astype(np.uint64)

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something the user can mend: one clear sentence that names the field or file, and the remedy.
+    """An error that the user can correct: one sentence that names the field or file, and the remedy.
 
     The ``phasecollapse`` command prints its text after ``error:``, without a traceback, and exits with status 2.
     """

@@ -1,4 +1,4 @@
-"""What commands that move whole data sets need of a disk: locks, room, files that appear whole, errors in sentences."""
+"""File operations of commands that write data sets: locks, space checks, atomic writes, hashes and error messages."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from filelock import FileLock, Timeout
 from data_prep.common.errors import UserError
 
 BLOCK = 2**23
-"""Bytes that are read, hashed and written at once."""
+"""Bytes in a block that is read, hashed and written."""
 SPARE = 2**24
-"""Bytes that must stay free beside what is about to be written, for the folder's own growth."""
+"""Bytes that must stay free beside the files to be written, for the growth of the folder itself."""
 
 
 def format_bytes(count: int) -> str:
@@ -32,27 +32,27 @@ def format_bytes(count: int) -> str:
 
 @contextmanager
 def explain_os_errors(path: Path, resumable: bool = True) -> Iterator[None]:
-    """Says what the operating system refused, of `path`, in a sentence.
+    """Turns an OSError of the body into a UserError that names the file, the reason and the remedy.
 
     Args:
-        path: what is being written.
-        continues: whether the same command takes up the work where it stopped.
+        path: file or folder that is being written.
+        resumable: whether the command resumes when it is rerun, or starts over.
 
     Raises:
-        UserError: an OSError was raised inside.
+        UserError: the body raised an OSError.
     """
     try:
         yield
     except OSError as error:
-        again = "the same command continues" if resumable else "run the same command again"
+        remedy = "rerun the same command" + (" to resume" if resumable else "")
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"no space is left on the disk of {path}: free some, then {again}") from None
+            raise UserError(f"no space is left on the disk of {path}: free disk space, then {remedy}") from None
         where, reason = error.filename or path, error.strerror or error
-        raise UserError(f"{where} cannot be read or written ({reason}): mend that, then {again}") from None
+        raise UserError(f"{where} cannot be read or written ({reason}): fix the cause, then {remedy}") from None
 
 
 def require_space(folder: Path, needed: int, remedy: str) -> None:
-    """Refuses to begin what cannot end.
+    """Checks that the disk of a folder has enough free space.
 
     Raises:
         UserError: the disk of `folder` has less than `needed` bytes free.
@@ -60,20 +60,20 @@ def require_space(folder: Path, needed: int, remedy: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed and free < needed + SPARE:
         wanted = format_bytes(needed + SPARE)
-        raise UserError(f"{folder} has {format_bytes(free)} free, and {wanted} are needed: free some, {remedy}")
+        raise UserError(f"{folder} has {format_bytes(free)} free, and {wanted} are needed: free disk space, {remedy}")
 
 
 @contextmanager
 def locked(path: Path, busy: str, wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Holds the lock file `path`; a process that dies lets go of it.
+    """Holds a lock file while the body runs; the system releases it when the process dies.
 
     Args:
-        path: of the lock file, which is there only while somebody holds it.
-        busy: what to say if somebody else does.
-        wait: called before waiting for them; without it nobody waits.
+        path: of the lock file, which exists only while it is held.
+        busy: error message if another process holds it.
+        wait: called before waiting for the other process; without it, `busy` is raised.
 
     Raises:
-        UserError: `busy`, where `wait` is not given.
+        UserError: another process holds the lock, and `wait` is not given.
     """
     lock = FileLock(path)
     try:
@@ -86,7 +86,7 @@ def locked(path: Path, busy: str, wait: Callable[[], None] | None = None) -> Ite
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: whoever waits notices, and makes a new one
+        path.unlink(missing_ok=True)  # while it is held: a process that waits for it notices, and creates a new file
         lock.release()
 
 

@@ -1,4 +1,4 @@
-"""Many calls of one function, at once: on this machine's threads, or as Ray tasks on all nodes of a cluster."""
+"""Parallel calls of one function: in threads of this process, or as Ray tasks on all nodes of a cluster."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ Advance = Callable[[int], None]
 Function = Callable[[Argument, Advance], Result]
 
 RETRIES = 3
-"""Times that a Ray task is started again whose process or node died."""
+"""Times that a Ray task is restarted after its process or node died."""
 POLL_SECONDS = 0.5
-"""How often a Ray task's progress is asked for."""
+"""Interval, in seconds, at which the progress of Ray tasks is polled."""
 
 
 def cores() -> int:
-    """How many CPUs this process may use; where the system does not tell, as macOS, how many there are."""
+    """Number of CPUs that this process may use; all CPUs where the system keeps no such set, as on macOS."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Executor(Protocol):
-    """Whoever does the calls. A call may be made twice (its process may have died), so it must be repeatable."""
+    """Calls functions in parallel. A call may run twice, if its process died, so functions must be idempotent."""
 
     count: int
-    """Calls that run at the same time."""
+    """Number of calls that run at the same time."""
 
     def map(self, function: Function[Argument, Result], arguments: Iterable[Argument]) -> Iterator[Result]:
-        """Calls `function(argument, advance)` for each argument and yields the results as they come, in any order.
+        """Calls `function(argument, advance)` for each argument; yields the results in the order of completion.
 
-        `advance(n)` reports n more units (images) as done. The first exception ends all calls and is raised here.
+        `advance(n)` reports n more units (images) as done. The first exception stops all calls and is raised here.
         """
 
 
 class ThreadExecutor:
-    """Threads of this process: for functions that spend their time outside of Python.
+    """Threads of this process, for functions that release the GIL most of the time.
 
     Args:
-        count: of threads.
-        on_progress: is told of units that are done, by any thread.
+        count: number of threads.
+        on_progress: called with numbers of units that are done, from any thread.
     """
 
     def __init__(self, count: int, on_progress: Advance = lambda units: None) -> None:
@@ -55,7 +55,7 @@ class ThreadExecutor:
         self._on_progress = on_progress
 
     def map(self, function: Function[Argument, Result], arguments: Iterable[Argument]) -> Iterator[Result]:
-        """Results of the calls, as they come; leaving early ends the calls that are under way at their next report."""
+        """Results in the order of completion; closing the iterator stops calls when they next report progress."""
         stopped = threading.Event()
 
         def advance(units: int) -> None:
@@ -80,11 +80,12 @@ class ThreadExecutor:
 class RayExecutor:
     """Tasks on the nodes of the Ray cluster that this process is connected to, one CPU each.
 
-    A task whose process or node dies is started again, RETRIES times.
+    A task whose process dies, or whose node leaves the cluster, is restarted up to RETRIES times. The process that
+    calls `map` must survive, and so must the node of the cluster's head.
 
     Args:
-        count: of tasks at the same time; by default the CPUs of the cluster.
-        on_progress: is told of units that are done.
+        count: number of tasks that run at the same time; by default the CPUs of the cluster.
+        on_progress: called with numbers of units that are done.
     """
 
     def __init__(self, count: int | None = None, on_progress: Advance = lambda units: None) -> None:
@@ -94,14 +95,15 @@ class RayExecutor:
         self._on_progress = on_progress
 
     def map(self, function: Function[Argument, Result], arguments: Iterable[Argument]) -> Iterator[Result]:
-        """Results of the calls, as they come.
+        """Results in the order of completion.
 
         Raises:
-            UserError: one that a call raised, or a call's process died again and again.
+            UserError: a call raised it, or a task died more than RETRIES times.
         """
         import ray
 
-        counter = ray.remote(num_cpus=0)(_Counter).remote()
+        restarted = {"max_restarts": -1, "max_task_retries": -1}  # the counter may be on a node that dies
+        counter = ray.remote(num_cpus=0, **restarted)(_Counter).remote()
         task = ray.remote(num_cpus=1, max_retries=RETRIES)(_call)
         remaining = iter(arguments)
         shared = ray.put(function)
@@ -121,11 +123,11 @@ class RayExecutor:
 
 
 class _Stopped(Exception):
-    """Ends a call whose result nobody waits for any more."""
+    """Stops a call whose result is not needed any more."""
 
 
 class _Counter:
-    """Units that tasks have done since they were last asked for; lives in a process of its own."""
+    """Ray actor that counts the units that tasks have finished since the last poll."""
 
     def __init__(self) -> None:
         self._units = 0
@@ -139,7 +141,7 @@ class _Counter:
 
 
 def _call(function: Function[Argument, Result], argument: Argument, counter: Any) -> Result:
-    """What a Ray task does; it reports progress twice a second at most."""
+    """Body of a Ray task; reports progress every POLL_SECONDS at most."""
     check_packages()
     units, reported = 0, time.monotonic()
 
@@ -163,5 +165,6 @@ def _result(ray: Any, reference: Any) -> Any:
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"a Ray task died {RETRIES + 1} times ({reason}): look at the cluster's memory and logs, then start again"
+            f"a Ray task died {RETRIES + 1} times ({reason}): check the cluster's memory and logs, then rerun the same "
+            "command to resume"
         ) from None

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar in a terminal, a line now and then in a log file."""
+"""Progress of long operations: a bar in a terminal, or a line every LINE_SECONDS in a log file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 LINE_SECONDS = 30.0
-"""How often a line is written where there is no terminal."""
+"""Interval between lines, in seconds, where standard error is no terminal."""
 
 
 def format_duration(seconds: float) -> str:
-    """A length of time, such as 3 min 05 s or 2 h 10 min."""
+    """A duration, such as 3 min 05 s or 2 h 10 min."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
@@ -30,7 +30,7 @@ class _ImagesPerSecond(ProgressColumn):
 
 @contextmanager
 def images(total: int) -> Iterator[Callable[[int], None]]:
-    """Shows on standard error how many of `total` images are done; gives the function that counts them."""
+    """Shows on standard error how many of `total` images are done; yields the function that adds to that number."""
     if not sys.stderr.isatty():
         yield _Lines(total).advance
         return

@@ -1,7 +1,7 @@
-"""Bytes of files on disks and in object storage, behind one way to name and to read them.
+"""Reads files on disks and in object storage through one interface.
 
 A location is a path, or an address such as s3://bucket/folder, gs://bucket/folder, or one of any scheme that fsspec
-knows. S3 endpoints and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …) as usual.
+supports. S3 endpoints and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ RETRY_DELAYS = (0.5, 2.0)
 PERMANENT_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 """Failures after which a request is not repeated."""
 OPEN_FILES = 64
-"""Files in object storage that are kept open: opening one is a request of its own."""
+"""Number of files in object storage that are kept open: opening one costs a request."""
 
 Result = TypeVar("Result")
 
 
 class _Unknown(Exception):
-    """An address that neither pyarrow nor fsspec can do anything with; says why."""
+    """Neither pyarrow nor fsspec can open an address; the message says why."""
 
 
 class FileEntry(NamedTuple):
@@ -42,12 +42,12 @@ class FileEntry(NamedTuple):
 
 
 def is_remote(location: str) -> bool:
-    """Whether this is an address, not a path."""
+    """Whether a location is an address, not a path."""
     return "://" in location
 
 
 def join(location: str, *names: str) -> str:
-    """The location of something below another."""
+    """The location of a file or folder below another location."""
     folder, mark, options = location.partition("?")
     return "/".join([folder.rstrip("/"), *names]) + mark + options
 
@@ -56,7 +56,7 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
     """The file system of a location, and the path in it.
 
     Raises:
-        UserError: nobody knows such addresses.
+        UserError: the scheme of the address is unknown, or the address is malformed.
     """
     if not is_remote(location):
         return fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
@@ -66,13 +66,13 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
     try:
         filesystem, root = _connect(f"{scheme}://{authority}/{mark}{options}")
     except _Unknown as error:
-        raise UserError(f"{redact(location)} is no address that can be read: {error}") from None
+        raise UserError(f"{redact(location)} is not an address that can be read: {error}") from None
     return filesystem, f"{root.rstrip('/')}/{path}" if path else root
 
 
 @functools.lru_cache(maxsize=OPEN_FILES)
 def _connect(address: str) -> tuple[fs.FileSystem, str]:
-    """The file system behind an address without a path (a bucket, a host), which is made once."""
+    """The file system of an address without a path (a bucket, a host); created once."""
     try:
         filesystem, root = fs.FileSystem.from_uri(address)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
@@ -81,7 +81,10 @@ def _connect(address: str) -> tuple[fs.FileSystem, str]:
 
 
 def redact(location: str) -> str:
-    """A location as it may be shown: an access key in it is left out."""
+    """A location without the user name and password before its host, for messages and manifests.
+
+    Only that part of an address is removed: credentials in its options (after ?) would be shown.
+    """
     return re.sub(r"(?<=://)[^/@]*@", "", location)
 
 
@@ -94,8 +97,8 @@ def read_range(location: str, offset: int, size: int) -> bytes:
     content = _read_local(location, offset, size) if not is_remote(location) else _read_remote(location, offset, size)
     if len(content) != size:
         raise UserError(
-            f"{redact(location)} ends at byte {offset + len(content)} of {offset + size}: it is cut off, or "
-            "changed since it was listed"
+            f"{redact(location)} ends at byte {offset + len(content)} of {offset + size}: it was truncated, "
+            "or changed since it was listed"
         )
     return content
 
@@ -118,20 +121,20 @@ def file_size(location: str) -> int:
     filesystem, path = resolve(location)
     info = with_retries(location, lambda: filesystem.get_file_info(path))
     if info.type != fs.FileType.File:
-        raise UserError(f"{redact(location)} does not exist, or is no file")
+        raise UserError(f"{redact(location)} does not exist, or is not a file")
     return int(info.size)
 
 
 def is_folder(location: str) -> bool:
-    """Whether a folder is there (in object storage: whether anything lies below it)."""
+    """Whether a folder exists (in object storage: whether there is an object below it)."""
     filesystem, path = resolve(location)
     return bool(with_retries(location, lambda: filesystem.get_file_info(path)).type == fs.FileType.Directory)
 
 
 def list_files(location: str) -> Iterator[FileEntry]:
-    """All files below a folder, but hidden ones: those of a folder by name, then those below it.
+    """All files below a folder, except hidden ones: first its own by name, then those of its subfolders.
 
-    Folders are read one at a time, so that memory holds the names of one.
+    Folders are read one at a time, so that memory holds the names of one folder.
 
     Raises:
         UserError: a folder cannot be read.
@@ -150,7 +153,7 @@ def list_files(location: str) -> Iterator[FileEntry]:
 
 
 def list_names(location: str) -> set[str]:
-    """Names of the files and folders right below a folder.
+    """Names of the files and folders directly in a folder.
 
     Raises:
         UserError: the folder cannot be read.
@@ -160,7 +163,7 @@ def list_names(location: str) -> set[str]:
 
 
 def open_file(location: str) -> pa.NativeFile:
-    """A file to read from, anywhere in it.
+    """Opens a file for random access.
 
     Raises:
         UserError: it cannot be opened.

@@ -10,8 +10,8 @@ data                  JPEG files or pixels; no sample lies across the border of 
 allocation table      of each sample: number, where its bytes begin, how many; it ends with the file
 ====================  ===========================================================================================
 
-FFCV's own writer waits for ever when one of its processes dies, and its reader believes unfinished files. This writer
-holds one sample in memory, and a file gets its name when it is complete and on the disk; this index checks that every
+FFCV's own writer hangs when one of its processes dies, and its reader accepts unfinished files. This writer holds one
+sample in memory and renames a file to its final name when it is complete and on the disk; this reader checks that every
 sample lies inside the file. FFCV's own Reader and Loader open these files.
 """
 
@@ -45,7 +45,7 @@ FIELD = np.dtype([("type", "u1"), ("name", "S16"), ("arguments", "V1024")])
 IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 METADATA = np.dtype([("image", IMAGE), ("label", "<i8")], align=True)
 ALLOCATION = np.dtype([("sample", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
-REMEDY = "prepare the data set again, or copy it again from where it is whole"
+REMEDY = "prepare the data set again, or copy it again from an intact copy"
 
 FIELDS = np.zeros(2, FIELD)
 FIELDS["type"] = [2, 1]  # RGBImageField, IntField
@@ -54,23 +54,24 @@ METADATA_START = HEADER.itemsize + FIELDS.nbytes
 
 
 class Sample(NamedTuple):
-    """What is stored of one image."""
+    """A stored image and its label."""
 
     content: bytes | np.ndarray
     """A JPEG file, or (height × width × 3) uint8 pixels, red green blue."""
     mode: int
-    """JPEG or RAW: which of the two."""
+    """JPEG or RAW."""
     height: int
+    """In pixels."""
     width: int
     label: int
 
 
 class WrittenShard(NamedTuple):
-    """What :func:`write_shard` wrote."""
+    """Sizes and hashes of a file that :func:`write_shard` wrote."""
 
     samples: int
     content_bytes: int
-    """Of the samples alone."""
+    """Bytes of the samples alone."""
     content_sha256: str
     """See :func:`content_digest`."""
     file_bytes: int
@@ -78,7 +79,7 @@ class WrittenShard(NamedTuple):
 
 
 class SampleInfo(NamedTuple):
-    """Where samples are, and what; one array element for each sample that was asked for."""
+    """Location, format and label of samples; arrays with one element for each."""
 
     label: np.ndarray
     """int64."""
@@ -94,14 +95,14 @@ class SampleInfo(NamedTuple):
 
 
 class Shard:
-    """An open file. Opening reads its header alone, whatever its size: samples are checked when they are located.
+    """Reader of one file. Opening it reads the header alone; samples are checked when they are located.
 
     Args:
         path: of the file.
 
     Raises:
-        UserError: the file is missing, unfinished, cut off, not of this format, or holds other fields than an image and
-            a label.
+        UserError: the file is missing, unfinished, truncated, not of this format, or has other fields than an image
+            and a label.
     """
 
     def __init__(self, path: Path) -> None:
@@ -117,17 +118,17 @@ class Shard:
         self.samples = int(header["samples"])
         self.page_size = int(header["page_size"])
         self.data_end = int(header["table"])
-        """Where the samples' bytes end and the allocation table begins."""
+        """Byte at which the samples end and the allocation table begins."""
         self.metadata = np.frombuffer(self.content, METADATA, self.samples, METADATA_START)
         """(samples,) of type METADATA."""
         self.table = np.frombuffer(self.content, ALLOCATION, self.samples, self.data_end)
         """(samples,) of type ALLOCATION, in any order."""
 
     def locate(self, samples: np.ndarray) -> SampleInfo:
-        """Finds samples, by their numbers (n,) in this file.
+        """Locates samples, by their numbers (n,) in this file.
 
         Raises:
-            UserError: one lies outside of the file, or is of an unknown kind: the file is damaged.
+            UserError: a sample lies outside of the file, or has an unknown mode: the file is damaged.
         """
         entries = self.metadata[samples]
         image = entries["image"]
@@ -145,17 +146,19 @@ class Shard:
         fits &= ~raw | (size == 3 * image["height"].astype(np.uint64) * image["width"])
         if not np.all(fits):
             sample = int(np.asarray(samples)[np.argmin(fits)])
-            raise UserError(f"shard {self.path} is damaged, sample {sample} is not where it should be: {REMEDY}")
+            raise UserError(
+                f"shard {self.path} is damaged, position, size or mode of sample {sample} are invalid: {REMEDY}"
+            )
         wide = [part.astype(np.int64) for part in (image["height"], image["width"], start, size)]
         return SampleInfo(entries["label"].astype(np.int64), image["mode"], *wide)
 
     def read(self, sample: int) -> Sample:
-        """A sample; its bytes are a view into the file, (size,) uint8, read-only."""
+        """One sample; its bytes are a read-only view into the file, (size,) uint8."""
         label, mode, height, width, start, size = (int(part[0]) for part in self.locate(np.array([sample])))
         return Sample(self.content[start : start + size], mode, height, width, label)
 
     def prefetch(self, first: int, end: int) -> None:
-        """Asks the system to read the samples first … end−1, which lie behind each other, from the disk soon."""
+        """Advises the system to read the consecutive samples first … end−1 ahead from the disk."""
         last = self.locate(np.array([first, end - 1]))
         begin, stop = int(last.start[0]), int(last.start[1] + last.size[1])
         if begin < stop and hasattr(mmap, "MADV_WILLNEED"):
@@ -168,15 +171,15 @@ class Shard:
 
 
 def write_shard(path: Path, samples: Iterable[Sample], capacity: int) -> WrittenShard:
-    """Writes samples to `path`, which appears only when it is complete and on the disk.
+    """Writes samples to a file, which gets its name when it is complete and on the disk.
 
     Args:
         path: of the new file; its folder exists.
         samples: at least one, at most `capacity`; one is held in memory at a time.
-        capacity: how many samples to leave room for at the beginning of the file.
+        capacity: number of samples for which space is reserved at the beginning of the file.
 
     Raises:
-        ValueError: there is no sample, more than `capacity`, or one that the format cannot hold.
+        ValueError: there is no sample, there are more than `capacity`, or the format cannot hold one.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -247,14 +250,14 @@ def write_head(file: BinaryIO, page_size: int, metadata: np.ndarray, table_start
 
 
 def head(page_size: int, samples: int, table_start: int) -> bytes:
-    """Header and fields of a file: what stands before its metadata."""
+    """Header and fields of a file, which precede its metadata."""
     return np.array((VERSION, len(FIELDS), page_size, samples, table_start), HEADER).tobytes() + FIELDS.tobytes()
 
 
 def _page_size(current: int, size: int) -> int:
     """The page size that fits a sample of `size` bytes as well.
 
-    It may grow while the file is written: whatever lies inside one page lies inside one of the pages of twice the size.
+    It may grow while the file is written: a sample inside one page is also inside one page of twice the size.
     """
     if not 0 < size <= LARGEST_PAGE:
         raise ValueError(f"a sample of {size} bytes; it must have 1 to {LARGEST_PAGE}")
@@ -264,7 +267,7 @@ def _page_size(current: int, size: int) -> int:
 
 
 def align(position: int, page_size: int) -> int:
-    """The first beginning of a page at or behind `position`."""
+    """The first multiple of the page size at or above `position`."""
     return -(-position // page_size) * page_size
 
 
@@ -279,7 +282,7 @@ def _describe(entry: np.void, sample: Sample, position: int) -> None:
 
 def _check_header(path: Path, content: np.ndarray) -> np.void:
     if len(content) < METADATA_START:
-        raise UserError(f"shard {path} is cut off after {len(content)} bytes: {REMEDY}")
+        raise UserError(f"shard {path} is truncated after {len(content)} bytes: {REMEDY}")
     header = np.frombuffer(content, HEADER, 1)[0]
     fields = np.frombuffer(content, FIELD, len(FIELDS), HEADER.itemsize)
     if header["version"] != VERSION:

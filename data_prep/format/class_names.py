@@ -1,4 +1,4 @@
-"""What classes are called: an index, an id and a human name, the same whatever source the images come from."""
+"""Classes of a data set: index, id and human-readable name, in the same form for every source."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data_prep.common.errors import UserError
 from data_prep.format.manifest import ImageClass
 
 IMAGENET = "imagenet"
-"""Names the table of ImageNet's thousand classes that comes with this package."""
+"""Word that stands for the table of ImageNet's 1,000 classes in this package."""
 
 
 def number(ids: Iterable[str], known: dict[str, str] | None = None) -> list[ImageClass]:
@@ -30,13 +30,13 @@ def imagenet() -> dict[str, str]:
 
 
 def from_labels(count: int, class_names: Path | str | None, given: Sequence[str] | None = None) -> list[ImageClass]:
-    """Classes of a source that knows them by number: what is called 0, 1, 2, …
+    """Classes of a source whose labels are numbers 0, 1, 2, …
 
     Args:
         count: the largest number and one more.
         class_names: file of lines `id name` in the order of the numbers, or the word imagenet.
-        given: names that come with the images, if they do: they are the ids, or, if they are those of ImageNet's
-            classes, in order, stand for them.
+        given: names stored with the images; they become the ids, except for those of ImageNet's classes in order,
+            which get ImageNet's ids.
 
     Raises:
         UserError: there are fewer names than numbers.
@@ -52,7 +52,7 @@ def from_labels(count: int, class_names: Path | str | None, given: Sequence[str]
 
 
 def _are_imagenets(names: Sequence[str]) -> bool:
-    """Whether names, or first synonyms, are those of ImageNet's thousand classes in order, but for a few spellings."""
+    """Whether names, or their first synonyms, are those of ImageNet's 1,000 classes in order, up to a few spellings."""
     table = list(imagenet().values())
     if len(names) != len(table):
         return False

@@ -1,4 +1,4 @@
-"""What a prepared data set is: manifest.json, beside the shards that it names."""
+"""Manifest of a prepared data set: the file manifest.json beside the shards that it names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 def _stays_inside(name: str) -> str:
-    """Files are removed, moved and copied by these names: none may lead out of the data set's folder."""
+    """Rejects names that lead out of the data set's folder: files are removed, moved and copied by them."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.name:
         raise ValueError(f"'{name}' is not a file inside the data set's folder")
@@ -46,7 +46,7 @@ class ImageClass(Record):
     id: str
     """The name of its folder, such as n01440764."""
     name: str
-    """What people call it, such as tench; the id where nobody said."""
+    """Human-readable name, such as tench; the id where the source gives no name."""
 
 
 class File(Record):
@@ -57,19 +57,19 @@ class File(Record):
     samples: Count
     bytes: Count
     sha256: str
-    """Of the file as it is on the disk."""
+    """Hash of the whole file, in hexadecimal."""
 
 
 class Part(Record):
-    """A run of consecutive samples that was written as one shard; merging leaves parts as they are."""
+    """Consecutive samples that were written as one shard; merging does not change parts."""
 
     samples: Count
     sha256: str
-    """Over the samples' content, see :func:`data_prep.format.beton.content_digest`: the same wherever they lie."""
+    """Hash of the samples' content, see :func:`data_prep.format.beton.content_digest`; independent of files."""
 
 
 class LeftOut(Record):
-    """An image of the source that could not be decoded, and was left out because the request allowed it."""
+    """An image of the source that cannot be decoded and was left out, as --allow-damaged permits."""
 
     image: str
     """Its name in the source."""
@@ -83,29 +83,29 @@ class Split(Record):
     samples_per_class: list[Count]
     """By class index."""
     bytes: Count
-    """Of the stored images alone."""
+    """Bytes of the stored images alone."""
     untouched: Count
-    """Images that kept the bytes of their JPEG file."""
+    """Number of images that kept the bytes of their JPEG file."""
     raw: Count
-    """Images that are stored as pixels; all others are JPEG."""
+    """Number of images stored as pixels; all others are JPEG."""
     files: list[File]
-    """In order: sample numbers of the split count through them."""
+    """In order: samples of the split are numbered through all files."""
     parts: list[Part]
-    """In order, too; as many samples as the files have."""
+    """In order; they have as many samples as the files."""
     left_out: list[LeftOut]
 
 
 class Source(Record):
-    """Where the images came from and how they were asked for: an equal request gives an equal data set."""
+    """Source of the images and settings of `prepare`: equal ones give equal data sets."""
 
     kind: str
-    """Which kind of source, such as folders, imagenet or textures."""
+    """Kind of source, such as folders, imagenet or textures."""
     location: str
-    """The folder, archive or address that was read, or 'generated'."""
+    """The folder, archive or address that was read, without user name and password; or 'generated'."""
     digest: str
-    """SHA-256 over what the source lists: classes, and name, class and size of each image."""
+    """SHA-256 of the classes, and of name, class and size of each image in the source."""
     options: dict[str, int | float | str]
-    """The other settings of the request."""
+    """The other settings of `prepare`."""
 
 
 class Manifest(Record):
@@ -116,22 +116,22 @@ class Manifest(Record):
     classes: list[ImageClass]
     splits: dict[SplitName, Split]
     encoding: Encoding
-    """What was asked for: jpeg, raw pixels, or a share of each."""
+    """Requested encoding: jpeg, raw pixels, or mixed."""
     max_side: Count
     """Largest height or width of a stored image, in pixels."""
     min_side: Count
     """Smallest height or width of a stored image, in pixels."""
     seed: Count
-    """Decides the order of the images in the shards (and the content of generated ones)."""
+    """Seed of the order of the images in the shards, and of generated images."""
     source: Source
     tools: dict[str, str]
-    """Versions of what wrote the data set."""
+    """Versions of the packages that wrote the data set."""
 
     @property
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of classes, images and their order.
 
-        Neither name, origin and tools nor the files count: merged and staged copies are the same data set.
+        It does not depend on name, source, tools and files: merged and staged copies have the same digest.
         """
         content = {
             "classes": [each.model_dump() for each in self.classes],
@@ -155,7 +155,7 @@ def parse_manifest(content: bytes, place: str) -> Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Reads the manifest of a prepared data set, and looks at no other file.
+    """Reads the manifest of a prepared data set, and no other file.
 
     Raises:
         UserError: the folder or its manifest is missing or damaged.

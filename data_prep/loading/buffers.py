@@ -9,9 +9,9 @@ import numpy as np
 
 
 class ReusedBuffers:
-    """Memory for batches that goes from one to the next when nothing refers to it any more.
+    """Allocates the pixels of batches; memory is reused when no array refers to it any more.
 
-    Fresh memory costs as much as resizing small images into it: the system hands it out page by page.
+    New memory costs as much time as resizing small images into it: the system maps it page by page.
     """
 
     def __init__(self) -> None:

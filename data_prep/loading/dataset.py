@@ -1,4 +1,4 @@
-"""The images of a split, wherever in its files they lie, by their numbers in the split."""
+"""The images of a split, by their numbers, across all files of the split."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from data_prep.format.manifest import Manifest, SplitName
 
 
 class ImageLocation(NamedTuple):
-    """Where an image lies."""
+    """The file of an image, and its number there."""
 
     path: Path
     sample: int
-    """Its number in that file."""
+    """Number of the image in that file."""
 
 
 @dataclass(frozen=True)
 class LocatedImages:
-    """Images that were looked up; arrays have one element for each."""
+    """Images that were located; arrays have one element for each."""
 
     entries: SampleInfo
     addresses: np.ndarray
-    """(n,) uint64: where in memory their bytes begin, as long as the :class:`ShardedImages` live."""
+    """(n,) uint64: addresses of their bytes in memory, valid while the :class:`ShardedImages` exist."""
 
 
 class ShardedImages:
-    """The images of one split of a prepared data set. Opening takes a moment whatever their number.
+    """The images of one split of a prepared data set; the time to open them does not depend on their number.
 
     Raises:
-        UserError: a file is missing, damaged, or holds another number of images than the manifest says.
+        UserError: a file is missing, damaged, or has another number of images than in the manifest.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: SplitName) -> None:
@@ -58,10 +58,10 @@ class ShardedImages:
         return ImageLocation(self._shards[number].path, index - int(self._starts[number]))
 
     def locate(self, indices: np.ndarray) -> LocatedImages:
-        """Looks images (n,) up.
+        """Locates images by their numbers (n,).
 
         Raises:
-            UserError: what a file says of one of them cannot be true.
+            UserError: the metadata of an image are damaged.
         """
         numbers = np.searchsorted(self._starts, indices, "right") - 1
         columns = [np.empty(len(indices), np.int64) for _ in SampleInfo._fields]
@@ -84,7 +84,7 @@ class ShardedImages:
         return LocatedImages(entries, addresses)
 
     def prefetch(self, first: int, end: int) -> None:
-        """Asks the system to read the images first … end−1 from the disk soon."""
+        """Advises the system to read the images first … end−1 ahead from the disk."""
         for number, shard in enumerate(self._shards):
             low, high = max(first - int(self._starts[number]), 0), min(end - int(self._starts[number]), shard.samples)
             if low < high:

@@ -1,7 +1,8 @@
-"""Batches of images out of a prepared data set: decoded by plain threads, ahead of whoever uses them.
+"""Data loader: batches of a prepared data set, decoded in threads ahead of their use.
 
-Order and augmentation are functions of (seed, epoch, sample) alone: the same stream of global batches whatever the
-number of threads, workers or nodes, and from any position in an epoch on. Nothing is compiled, forked or left behind.
+Order and augmentation are functions of (seed, epoch, sample) alone: the stream of global batches is the same for any
+number of threads, ranks and nodes, and when an epoch is resumed in its middle. The loader compiles nothing, starts no
+processes, and ends its threads with the epoch.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from data_prep.loading.shuffle import BlockShuffle, FullShuffle, Order, Sequenti
 from data_prep.loading.transforms import Augmentation, CenterCrop, Draws, augment_pixels, choose_crops
 
 BATCHES_AHEAD = 3
-"""Batches that are being decoded while one is in use."""
+"""Number of batches that are decoded ahead while one is in use."""
 CHUNK = 16
-"""Images that a thread decodes in one go: few enough that leaving an epoch early waits for milliseconds."""
+"""Number of images that a thread decodes in one call; leaving an epoch early waits for such a call."""
 
 Shuffle = Literal["none", "full", "blocks"]
 OnDamage = Literal["stop", "skip"]
@@ -36,51 +37,54 @@ OnDamage = Literal["stop", "skip"]
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's part of a global batch; b may differ by one between ranks (and be 0 with fewer images than ranks)."""
+    """One rank's part of a global batch; b may differ by one between ranks, and is 0 where ranks outnumber images."""
 
     images: np.ndarray
     """(b, size, size, 3) uint8, red green blue."""
     labels: np.ndarray
     """(b,) int64."""
     indices: np.ndarray
-    """(b,) int64: the images' numbers in their split, as stored."""
+    """(b,) int64: numbers of the images in their split."""
     size: int
-    """Images in the global batch, over all ranks, damaged ones included."""
+    """Number of images in the global batch, over all ranks, including damaged ones."""
     end: int
-    """Position in the epoch behind this global batch: where to start again after it."""
+    """Position in the epoch after this global batch, from which an epoch can be resumed."""
     skipped: int
-    """Damaged images that this rank left out of its part."""
+    """Number of damaged images that this rank left out of its part."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """How data larger than memory are shuffled, see :class:`data_prep.loading.shuffle.BlockShuffle`."""
+    """Sizes of the shuffle for data larger than memory, see :class:`data_prep.loading.shuffle.BlockShuffle`."""
 
     block: int = 64
-    """Images that lie behind each other and are read together."""
+    """Number of consecutive images that are read together."""
     window: int = 1024
-    """Images of a lane that are mixed with each other: as many as memory should hold, for each lane of a node."""
+    """Number of images of a lane that are shuffled together; a node holds a window for each of its lanes in memory."""
     lanes: int = 32
-    """Independent streams, dealt to the workers: best a multiple of their number."""
+    """Number of independent streams, divided among the workers; best a multiple of their number."""
 
 
 class Loader:
-    """The images of a split, epoch by epoch, as one of several ranks sees them.
+    """The batches of a split, epoch by epoch, of one of several ranks.
 
     Args:
         folder: of a prepared data set.
         split: train or validation.
-        batch_size: images in a global batch, over all ranks.
+        batch_size: number of images in a global batch, over all ranks.
         size: height and width of the images of a batch, in pixels.
         augmentations: what is done to each image, in order; by default its central square is cut out.
-        shuffle: none, all images (full), or blocks of them, for data larger than memory.
-        seed: of order and augmentation.
-        rank, world_size: this worker among all: it gets every `world_size`-th image of each global batch.
-        threads: that decode.
+        shuffle: none; full, over all images; or blocks, for data larger than memory.
+        blocks: sizes of the shuffle `blocks`.
+        seed: seed of order and augmentation.
+        rank, world_size: this rank among all; it loads every `world_size`-th image of each global batch.
+        threads: number of threads that decode.
         subset_indices: (m,) int64, ascending: the images of the split to load; by default all.
-        on_damage: an image that cannot be decoded ends the epoch, or is left out of its batch and counted.
+        on_damage: at an image that cannot be decoded, stop the epoch, or skip the image and count it.
         reduce: decode JPEGs at 1/2, 1/4 or 1/8 of their size where the crop stays at least as large as `size`.
-        allocate: makes room for a batch, such as in pinned memory, given its shape; by default memory is used again.
+        allocate: allocates the pixels of a batch of a given shape, such as in pinned memory; by default the memory of
+            earlier batches is reused.
+        manifest: of the data set; by default it is read from `folder`.
 
     Raises:
         UserError: the data set is missing or damaged.
@@ -120,11 +124,11 @@ class Loader:
         self._allocate = allocate or ReusedBuffers()
 
     def steps(self) -> int:
-        """Global batches in an epoch."""
+        """Number of global batches in an epoch."""
         return len(batch_bounds(self.samples, self._batch_size)) - 1
 
     def order(self, epoch: int) -> Order:
-        """The arrangement of the samples in an epoch."""
+        """The order of the samples in an epoch."""
         if self._shuffle == "full":
             return FullShuffle(self.samples, self._seed, epoch)
         if self._shuffle == "blocks":
@@ -133,14 +137,14 @@ class Loader:
         return Sequential()
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This rank's part of each global batch of an epoch. Its threads end with the iterator, finished or not.
+        """This rank's part of each global batch of an epoch; its threads end when the iterator is closed.
 
         Args:
-            start: position in the epoch to begin at, :attr:`Batch.end` of the last batch that was used; with any number
-                of ranks, the batches from there on are those that would have followed.
+            start: position in the epoch to begin at: :attr:`Batch.end` of the last batch that was used. The batches are
+                those that would have followed, for any number of ranks.
 
         Raises:
-            UserError: an image cannot be decoded; names its file, number and what is wrong.
+            UserError: an image cannot be decoded; names its file, its number and the reason.
         """
         pool = ThreadPoolExecutor(self._threads, "decode")
         in_flight: deque[_Pending] = deque()
@@ -157,7 +161,7 @@ class Loader:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _start(self, pool: ThreadPoolExecutor, epoch: int, first: int, end: int) -> _Pending:
-        """A batch whose pixels the pool is about to fill in."""
+        """A batch whose pixels the pool decodes."""
         own = first + (self._rank - first) % self._world_size
         positions = np.arange(own, end, self._world_size)
         indices = self.order(epoch).at(positions)
@@ -203,15 +207,15 @@ class Loader:
         path, sample = self._images.place(index)
         return (
             f"{path}: sample {sample} (image {index} of the {self._images.split} split) cannot be decoded: "
-            f"{issue.message}; 'phasecollapse verify' finds all damage, and data.on_damage=skip goes on without"
+            f"{issue.message}; 'phasecollapse verify' lists all damaged images, data.on_damage=skip leaves them out"
         )
 
 
 def batch_bounds(samples: int, batch_size: int, start: int = 0) -> list[int]:
-    """Where the batches of an epoch begin, from position `start` on, and, last, where it ends.
+    """Positions at which the batches of an epoch begin, from `start` on, and its end as the last one.
 
-    Batches are full but for the last one. If that would be smaller than half a batch, the last two share their images
-    evenly: statistics over a handful of images are worth little.
+    All batches are full except the last one. If that would be smaller than half a batch, the last two share their
+    images evenly: batch statistics of few images are noisy.
     """
     bounds = [*range(start, samples, batch_size), samples]
     if len(bounds) > 2 and 2 * (bounds[-1] - bounds[-2]) < batch_size:
@@ -221,7 +225,7 @@ def batch_bounds(samples: int, batch_size: int, start: int = 0) -> list[int]:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A batch, and the work that fills it in."""
+    """A batch, and the tasks that decode its pixels."""
 
     batch: Batch
     chunks: list[tuple[slice, Future[list[DecodeIssue]]]]

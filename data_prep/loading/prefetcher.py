@@ -9,7 +9,7 @@ from data_prep.loading.shuffle import BlockShuffle, Order
 
 
 class Prefetcher:
-    """Has the blocks of a window read from the disk while the one before is in use."""
+    """Has the system read the blocks of the next window while the current one is in use."""
 
     def __init__(
         self, images: ShardedImages, order: Order, subset_indices: np.ndarray | None, world_size: int, rank: int
@@ -19,7 +19,7 @@ class Prefetcher:
         self._asked: set[tuple[int, int]] = set()
 
     def at(self, position: int) -> None:
-        """Tells that the batch at this position begins."""
+        """Reads ahead for the batch that begins at a position."""
         if not isinstance(self._order, BlockShuffle):
             return
         for lane in range(self._order.lanes):
@@ -29,7 +29,7 @@ class Prefetcher:
                 self._ask(lane, number + 1)
 
     def _shares(self, lane: int) -> bool:
-        """Whether this rank ever takes a position of the lane."""
+        """Whether this rank loads images of the lane."""
         assert isinstance(self._order, BlockShuffle)
         return (lane - self._rank) % np.gcd(self._order.lanes, self._world_size) == 0
 

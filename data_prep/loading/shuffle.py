@@ -1,8 +1,8 @@
-"""In which order the samples of an epoch are seen: computed for any position, never stored.
+"""Orders of the samples of an epoch: computed for any position, never stored.
 
 A permutation of a hundred million samples is a function of a few numbers (a Feistel network, whose rounds add a hash of
-one coordinate of a grid to the other; Black and Rogaway, CT-RSA 2002). Memory is needed for none of it, an epoch starts
-at once, and starting in its middle is as cheap as at its beginning.
+one coordinate of a grid to the other; Black and Rogaway, CT-RSA 2002). It needs no memory and no time before the first
+sample, and an epoch can start in its middle at the same cost.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROUNDS = 6
 
 
 class Order(Protocol):
-    """An arrangement of the samples 0 … n−1."""
+    """A permutation of the samples 0 … n−1."""
 
     def at(self, positions: np.ndarray) -> np.ndarray:
         """(m,) int64: the samples at these positions (m,)."""
@@ -26,7 +26,7 @@ class Order(Protocol):
 
 @dataclass(frozen=True)
 class Sequential:
-    """Samples as they are stored."""
+    """The order in which samples are stored."""
 
     def at(self, positions: np.ndarray) -> np.ndarray:
         """The positions themselves."""
@@ -35,7 +35,7 @@ class Sequential:
 
 @dataclass(frozen=True)
 class FullShuffle:
-    """A random permutation of all samples, for data that fit into memory (or lie on a fast disk)."""
+    """A random permutation of all samples, for data that fit into memory or are on a fast disk."""
 
     samples: int
     seed: int
@@ -50,12 +50,12 @@ class FullShuffle:
 class BlockShuffle:
     """A shuffle that reads whole blocks of consecutive samples, for data larger than memory.
 
-    Blocks of `block` samples are shuffled and dealt to `lanes`; each lane shuffles `window` of its samples at a time.
-    Lanes take turns: position p belongs to lane p mod lanes. A worker that takes every W-th position reads from lanes
-    / W lanes alone if W divides their number; then no two workers read the same block (but for the few that two lanes
-    share). The order itself knows nothing of workers.
+    Blocks of `block` samples are shuffled and divided among `lanes`; each lane shuffles `window` of its samples at a
+    time. Position p belongs to lane p mod lanes. A worker that takes every W-th position reads from lanes / W lanes
+    alone if W divides their number; then no two workers read the same block, except for the few that two lanes share.
+    The order does not depend on the number of workers.
 
-    Blocks begin at another sample in each epoch, and go around the end.
+    Blocks begin at another sample in each epoch, and wrap around at the end.
     """
 
     samples: int
@@ -76,11 +76,11 @@ class BlockShuffle:
         return self._in_blocks(self._start(lane) + place)
 
     def window_at(self, position: int) -> tuple[int, int]:
-        """Lane of a position, and the number of its window there."""
+        """Lane of a position, and the number of its window in that lane."""
         return position % self.lanes, position // self.lanes // self.window
 
     def blocks(self, lane: int, number: int) -> list[tuple[int, int]]:
-        """The runs (first, end) of consecutive samples that a window of a lane draws from; none if there is no such."""
+        """The runs (first, end) of consecutive samples in a window of a lane; none if there is no such window."""
         length = int(self._length(np.array(lane)))
         first, end = number * self.window, min((number + 1) * self.window, length)
         if first >= end:
@@ -96,7 +96,7 @@ class BlockShuffle:
         return lane * (self.samples // self.lanes) + np.minimum(lane, self.samples % self.lanes)
 
     def _in_blocks(self, place: np.ndarray) -> np.ndarray:
-        """Samples when blocks, one after the other, are shuffled; what does not fill a block comes last."""
+        """Samples at positions of the sequence of shuffled blocks; the incomplete block is the last one."""
         whole = self.samples // self.block
         number = place // self.block
         shuffled = permute(
@@ -108,7 +108,7 @@ class BlockShuffle:
 
 
 def permute(positions: np.ndarray, size: int | np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """(m,) int64: where random permutations of 0 … size−1, one for each key, send `positions` (m,).
+    """(m,) int64: images of `positions` (m,) under random permutations of 0 … size−1, one for each key.
 
     Args:
         positions: each in 0 … size−1.
@@ -119,7 +119,7 @@ def permute(positions: np.ndarray, size: int | np.ndarray, keys: np.ndarray) -> 
     keys = np.broadcast_to(keys, np.shape(positions))
     result = np.asarray(positions).astype(np.uint64)
     outside = np.arange(len(result))
-    while len(outside):  # the grid has a few more places than there are samples: whoever lands there goes on
+    while len(outside):  # the grid has a few more places than samples: positions that land there are permuted again
         result[outside] = _permute_grid(result[outside], sizes[outside], keys[outside])
         outside = outside[result[outside] >= sizes[outside]]
     return result.astype(np.int64)

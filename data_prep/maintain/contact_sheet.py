@@ -1,4 +1,4 @@
-"""A contact sheet: a grid of labelled images of a prepared data set, to look at before training on it."""
+"""Contact sheet: an image with a grid of labelled images of a prepared data set."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Chosen(NamedTuple):
-    """A sample and where it was found."""
+    """A sample, and its number in the split."""
 
     number: int
-    """In the split."""
     sample: Sample
 
 
@@ -47,13 +46,13 @@ def draw(
 
     Args:
         folder: of the data set.
-        splits: which ones; those that it does not have are passed over.
-        class_name: id, name or index of a class: only its images.
-        columns, rows: of each split's grid, 1 to LARGEST.
-        seed: the same one chooses the same images.
+        splits: names of splits; those that the data set lacks are omitted.
+        class_name: id, name or index of a class, whose images alone are drawn.
+        columns, rows: size of each split's grid, 1 to LARGEST.
+        seed: seed of the choice of images.
 
     Raises:
-        UserError: it is no whole data set, or has no such split or class.
+        UserError: the data set is incomplete, or has no such split or class.
     """
     manifest = load_manifest(folder)
     chosen_class = _find_class(manifest, class_name) if class_name is not None else None
@@ -109,7 +108,7 @@ def _choose(folder: Path, split: Split, count: int, seed: tuple[int, ...], only:
 
 
 class _Page:
-    """The drawing."""
+    """The image that is drawn."""
 
     def __init__(self, width: int, height: int) -> None:
         self.image = Image.new("RGB", (width, height), PAPER)
@@ -121,8 +120,8 @@ class _Page:
         counts = " and ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
         classes = f"{len(manifest.classes):,} classes"
         self._text((MARGIN, MARGIN), manifest.name, self._large, INK)
-        told = f"{counts} images  ·  {classes}  ·  digest {manifest.digest[:12]}  ·  {remark}"
-        self._text((MARGIN, MARGIN + 44), told, self._plain, FAINT)
+        facts = f"{counts} images  ·  {classes}  ·  digest {manifest.digest[:12]}  ·  {remark}"
+        self._text((MARGIN, MARGIN + 44), facts, self._plain, FAINT)
 
     def heading(self, top: int, name: str, samples: int, shown: int, only: ImageClass | None) -> None:
         self._canvas.line((MARGIN, top + 14, self._right, top + 14), FRAME, 2)
@@ -133,7 +132,7 @@ class _Page:
         self._text((MARGIN + offset, top + 29), of, self._plain, FAINT)
 
     def picture(self, place: tuple[int, int], chosen: Chosen, classes: Sequence[ImageClass]) -> None:
-        """A sample in its frame, with its class, number, size and kind below."""
+        """Draws a sample in its frame, with its class, number, size and encoding below."""
         left, top = place
         sample = chosen.sample
         self._canvas.rounded_rectangle((left, top, left + CELL - 1, top + CELL - 1), 8, FRAME)
@@ -174,7 +173,7 @@ def _pixels(sample: Sample) -> Image.Image:
 
 
 def _fit(picture: Image.Image) -> Image.Image:
-    """As large as fits into a frame; small pictures keep their pixels visible."""
+    """An image scaled to fit into a frame; small images are enlarged by whole factors."""
     factor = CELL / max(picture.size)
     if factor >= 2:
         return picture.resize((picture.width * int(factor), picture.height * int(factor)), Image.Resampling.NEAREST)
@@ -183,14 +182,14 @@ def _fit(picture: Image.Image) -> Image.Image:
 
 
 def _round(size: tuple[int, int]) -> Image.Image:
-    """A mask with round corners, smooth because it is drawn larger."""
+    """A mask with rounded corners, antialiased by drawing it at four times the size."""
     mask = Image.new("L", (4 * size[0], 4 * size[1]))
     ImageDraw.Draw(mask).rounded_rectangle((0, 0, 4 * size[0] - 1, 4 * size[1] - 1), 32, 255)
     return mask.resize(size, Image.Resampling.BOX)
 
 
 def _color(label: int, classes: int) -> tuple[int, ...]:
-    """Equal classes have equal colors; neighbors have different ones."""
+    """Color of a class; classes with neighboring indices have clearly different ones."""
     turn = label / classes if classes <= 12 else label * 0.618034
     return tuple(round(255 * part) for part in colorsys.hls_to_rgb(turn % 1, 0.52, 0.62))
 
@@ -206,7 +205,7 @@ def _wrap(text: str, font: Font, width: int) -> list[str]:
 
 
 def _font(size: int, bold: bool = False) -> Font:
-    """DejaVu Sans, which matplotlib brings and which knows most alphabets; else Pillow's own."""
+    """DejaVu Sans, which comes with matplotlib and covers most alphabets; else Pillow's default font."""
     spec = importlib.util.find_spec("matplotlib")  # finds the folder and imports nothing
     for folder in (spec and spec.submodule_search_locations) or ():
         path = Path(folder, "mpl-data", "fonts", "ttf", f"DejaVuSans{'-Bold' * bold}.ttf")

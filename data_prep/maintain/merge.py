@@ -1,13 +1,13 @@
-"""Shards to one FFCV file a split, with the same samples in the same order: stock FFCV reads one file at a time.
+"""Merges the shards of each split into one FFCV file, for loaders that read one file: same samples, same order.
 
-Samples are moved, not written anew. A merged file begins with the metadata of all shards; then follow the shards' data,
-byte for byte, each moved by a multiple of its page size, so that no sample comes to lie across the border of two pages;
-then the allocation tables. It is written from its first byte to its last, hashed on the way, and so is every shard that
-is read: a damaged one is found before it is merged.
+Samples are copied, not encoded again. A merged file begins with the metadata of all shards; then follow the data of
+each shard, byte for byte, moved by a multiple of its page size, so that no sample crosses the border of two pages; then
+the allocation tables. It is written sequentially and hashed on the way, and so is every shard that is read: a damaged
+shard is found before the merged file is used.
 
-In place, a split after the other: the merged file is written under a temporary name and renamed, the names of the
-shards are noted, the manifest is replaced, the shards are removed. A command that is killed leaves, at any moment, a
-data set that loads; the next one removes what it left.
+In place, one split after the other is merged: the merged file is written under a temporary name and renamed, the names
+of its shards are noted, the manifest is replaced, the shards are removed. Whenever the command is killed, the data set
+loads; the next command removes leftovers, and starts the interrupted split from its beginning.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from data_prep.format.beton import METADATA, Shard
 from data_prep.format.manifest import MANIFEST_FILE, File, Manifest, Split, SplitName, load_manifest, read_manifest
 
 MERGED_NOTE = ".merged.json"
-"""In a data set's folder: the names of shards that can be removed once the manifest does not name them any more."""
+"""File in a data set's folder with the names of merged shards, to be removed when the manifest omits them."""
 MERGE_LOCK = ".merge.lock"
 _ROWS = 2**18  # of metadata or table that are held in memory at once
 
@@ -39,12 +39,12 @@ Advance = Callable[[int], None]
 
 
 class MergeResult(NamedTuple):
-    """What :func:`merge` leaves behind."""
+    """The result of :func:`merge`."""
 
     folder: Path
     manifest: Manifest
     already_there: bool
-    """There was nothing to do."""
+    """The data set was merged before."""
 
 
 def merge(folder: Path, output: Path | None = None, advance: Advance = lambda count: None) -> MergeResult:
@@ -53,11 +53,11 @@ def merge(folder: Path, output: Path | None = None, advance: Advance = lambda co
     Args:
         folder: of the data set.
         output: a new folder for the merged data set; without it the data set in `folder` becomes the merged one.
-        advance: called with numbers of bytes that were read: :func:`bytes_to_read` of them, all in all.
+        advance: called with numbers of bytes that were read, :func:`bytes_to_read` in total.
 
     Raises:
-        UserError: there is no whole data set, a shard is damaged, another command is merging it, `output` holds
-            something else, or the disk is too small or refuses.
+        UserError: the data set is missing or incomplete, a shard is damaged, another command is merging it, `output`
+            is another data set, or the disk is full or fails.
     """
     read_manifest(folder)
     if output is None or output.resolve() == folder.resolve():
@@ -72,7 +72,7 @@ def merge(folder: Path, output: Path | None = None, advance: Advance = lambda co
 
 
 def bytes_to_read(folder: Path) -> int:
-    """How many bytes :func:`merge` would read to merge a data set in place."""
+    """Number of bytes that :func:`merge` reads to merge a data set in place."""
     return sum(file.bytes for name, split in _unmerged(read_manifest(folder)) for file in split.files)
 
 
@@ -95,7 +95,9 @@ def _merge_to(folder: Path, output: Path, advance: Advance) -> MergeResult:
     if output.exists():
         existing = load_manifest(output) if (output / MANIFEST_FILE).exists() else None
         if existing is None or existing.digest != manifest.digest or _unmerged(existing):
-            raise UserError(f"{output} already exists and is something else: choose another OUTPUT, or delete it first")
+            raise UserError(
+                f"{output} already exists and is not this data set: choose another OUTPUT, or delete it first"
+            )
         return MergeResult(output, existing, already_there=True)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a command that was killed
@@ -120,12 +122,12 @@ def _unmerged(manifest: Manifest) -> list[tuple[SplitName, Split]]:
 
 
 def _bytes_needed(split: Split) -> int:
-    """Bytes that the merged file of a split needs, at most."""
+    """Upper bound of the bytes of a split's merged file."""
     return sum(file.bytes for file in split.files)
 
 
 def _free_name(name: SplitName, split: Split) -> str:
-    """A name for the merged file that none of the shards has."""
+    """A name for the merged file that is not the name of a shard."""
     taken = {file.file for file in split.files}
     return next(
         free for free in (f"{name}{'-merged' * times}.beton" for times in range(len(taken) + 1)) if free not in taken
@@ -137,7 +139,7 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _remove_leftovers(folder: Path, manifest: Manifest) -> None:
-    """Removes the shards that were merged, as far as the manifest does not name them."""
+    """Removes the merged shards that the manifest does not name."""
     note = folder / MERGED_NOTE
     if not note.exists():
         return
@@ -149,17 +151,18 @@ def _remove_leftovers(folder: Path, manifest: Manifest) -> None:
 
 
 class _MovedShard(NamedTuple):
-    """A shard, and where it comes to lie."""
+    """A shard and its position in the merged file; positions are in bytes."""
 
     path: Path
     file: File
     begin: int
-    """Where its data begin: the beginning of a page."""
+    """First byte of its data in the shard, a multiple of the page size."""
     end: int
+    """End of its data in the shard."""
     start: int
-    """Where they begin in the merged file."""
+    """First byte of its data in the merged file."""
     first_sample: int
-    """The number that its first sample has in the merged file."""
+    """Number of its first sample in the merged file."""
 
 
 def _merge_split(folder: Path, split: Split, target: Path, advance: Advance) -> Split:
@@ -193,9 +196,9 @@ def _merge_split(folder: Path, split: Split, target: Path, advance: Advance) -> 
 
 
 def _plan(folder: Path, split: Split) -> tuple[list[_MovedShard], int]:
-    """Where each shard comes to lie, and the page size, which is the largest of theirs.
+    """The position of each shard, and the page size, the largest of all shards.
 
-    Pages are powers of two: what lies inside one page lies inside one of the pages of twice the size.
+    Page sizes are powers of two: a sample inside one page is also inside one page of twice the size.
     """
     pieces: list[_MovedShard] = []
     largest = beton.SMALLEST_PAGE
@@ -238,7 +241,7 @@ def _renumbered(rows: np.ndarray, piece: _MovedShard) -> bytes:
 
 
 class _Output:
-    """A file that is written from its beginning to its end, and its hash."""
+    """A file that is written sequentially, and its hash."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -250,7 +253,7 @@ class _Output:
         self.append(content)
 
     def append(self, content: bytes | memoryview) -> None:
-        """Writes what somebody else adds to the hash."""
+        """Writes bytes that the caller adds to the hash."""
         self.file.write(content)
         self.position += len(content)
 
@@ -261,7 +264,7 @@ class _Output:
 
 
 def _copy(piece: _MovedShard, output: _Output, hashers: ThreadPoolExecutor, advance: Advance) -> None:
-    """Reads all of a shard, for its hash, and copies its data."""
+    """Copies the data of a shard, and checks the hash of all of it."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(BLOCK))
     with piece.path.open("rb", buffering=0) as file:
@@ -281,7 +284,7 @@ def _copy(piece: _MovedShard, output: _Output, hashers: ThreadPoolExecutor, adva
 
 
 def _blocks(borders: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """First and last byte (exclusive) of blocks of bounded size, none across a border."""
+    """First byte and end of blocks of at most BLOCK bytes, none across a border."""
     for begin, end in itertools.pairwise(borders):
         for first in range(begin, end, BLOCK):
             yield first, min(first + BLOCK, end)

@@ -1,7 +1,7 @@
-"""Reads the files of a split from end to end and notes what is not as the manifest says.
+"""Reads the files of a split completely and reports every difference from the manifest.
 
-A file is read once, some images at a time: their bytes are read and hashed, then they are checked and decoded by
-several threads while the next ones are read. Memory holds these few images, whatever the size of the file.
+A file is read once, in windows of images: their bytes are read and hashed, then checked and decoded by several threads
+while the next window is read. Memory holds a few windows, for files of any size.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from data_prep.format.manifest import MANIFEST_FILE, File, Split, SplitName
 from data_prep.maintain.verification_report import VerificationReport
 
 _WINDOW = 64  # images that are located, and then decoded by one thread
-_AHEAD = 2  # windows in the making, beside one for each thread
+_AHEAD = 2  # windows that are read ahead, beyond one for each thread
 
 Advance = Callable[[int], None]
 
@@ -36,8 +36,8 @@ class SplitCheck:
     Args:
         folder: of the data set.
         name: of the split.
-        report: gets the problems.
-        threads: how many decode.
+        report: receives the problems.
+        threads: number of threads that decode.
     """
 
     def __init__(self, folder: Path, name: SplitName, report: VerificationReport, threads: int) -> None:
@@ -47,7 +47,7 @@ class SplitCheck:
         self.report = report
         self.threads = threads
         self.complete = True
-        """Every sample was found: what was counted are the split's counts."""
+        """Every sample was found, so that counts are those of the whole split."""
         self.max_side = 0
         """In pixels, of the images seen so far."""
         self.min_side = beton.MAX_SIDE
@@ -56,7 +56,7 @@ class SplitCheck:
         self._parts = _Parts(self.split, report)
 
     def run(self, pool: ThreadPoolExecutor, advance: Advance) -> None:
-        """Reads all files; `pool` decodes."""
+        """Checks all files; `pool` decodes."""
         for file in self.split.files:
             self._check_file(file, pool, advance)
         if not self.complete:
@@ -96,7 +96,7 @@ class SplitCheck:
             advance(file.samples - seen)
 
     def _read(self, file: File, hashed_file: _HashedFile, pool: ThreadPoolExecutor) -> Iterator[int]:
-        """Checks the samples of a file; yields how many were dealt with."""
+        """Checks the samples of a file; yields numbers of samples that were checked."""
         shard = _open(hashed_file.path)
         if shard.samples != file.samples:
             raise _UnreadableError(f"it holds {shard.samples} samples instead of {file.samples}")
@@ -122,7 +122,7 @@ class SplitCheck:
             self.report.add(file.file, None, "its allocation table does not name every sample once")
 
     def _locate(self, file: File, shard: Shard, numbers: np.ndarray) -> tuple[np.ndarray, SampleInfo]:
-        """Where samples are; those that are nowhere are noted and left out."""
+        """Locates samples; those that cannot be located are reported and omitted."""
         try:
             return numbers, shard.locate(numbers)
         except UserError:
@@ -132,12 +132,12 @@ class SplitCheck:
                     shard.locate(np.array([number]))
                     found.append(number)
                 except UserError:
-                    self.report.add(file.file, int(number), "it is not where it should be, or of an unknown kind")
+                    self.report.add(file.file, int(number), "its position, size or mode is invalid")
             self.complete = False
             return np.array(found, np.int64), shard.locate(np.array(found, np.int64))
 
     def _check_index(self, file: File, shard: Shard, numbers: np.ndarray, entry: SampleInfo) -> None:
-        """What the metadata say of some samples, and counts them."""
+        """Checks the metadata of samples, and counts them."""
         classes, manifest = len(self._per_class), self.report.manifest
         known = (entry.label >= 0) & (entry.label < classes)
         for number, label in zip(numbers[~known], entry.label[~known], strict=True):
@@ -169,11 +169,11 @@ class SplitCheck:
 
 
 class _UnreadableError(Exception):
-    """A file cannot be looked into; says why."""
+    """A file cannot be read; the message says why."""
 
 
 class _HashedFile:
-    """A file that is read from its beginning to its end, and hashed."""
+    """A file that is read sequentially and hashed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -183,10 +183,10 @@ class _HashedFile:
         self._buffer = memoryview(bytearray(BLOCK))
 
     def advance(self, end: int | None = None) -> None:
-        """Reads up to byte `end` at least, or to the end of the file.
+        """Reads to byte `end` at least, or to the end of the file.
 
         Raises:
-            OSError: the disk cannot; a memory map would end the process.
+            OSError: the disk fails, which would kill the process when it reads from a memory map.
         """
         while (end is None or self._position < end) and (count := self._file.readinto(self._buffer)):
             self._digest.update(self._buffer[:count])
@@ -205,13 +205,13 @@ class _HashedFile:
 
 
 class _Parts:
-    """Compares the parts of a split with the hashes of their samples, which come in order."""
+    """Compares the hash of each part of a split with its samples, which are added in order."""
 
     def __init__(self, split: Split, report: VerificationReport) -> None:
         self._report = report
         self._parts = iter(split.parts)
         self.taken = 0
-        """Samples of the split that were dealt with."""
+        """Number of samples of the split that were added or skipped."""
         self._begin()
 
     def _begin(self) -> None:
@@ -222,7 +222,7 @@ class _Parts:
         self._place = ("", 0)
 
     def take(self, file: File, shard: Shard, first: int, last: int, numbers: np.ndarray, entry: SampleInfo) -> None:
-        """The samples `first` to `last` of a file, of which `numbers` were found."""
+        """Adds the samples first … last−1 of a file, of which `numbers` were located."""
         found = {int(number): i for i, number in enumerate(numbers)}
         for number in range(first, last):
             if self._part is not None and self._left == self._part.samples:
@@ -238,7 +238,7 @@ class _Parts:
             self._count_down()
 
     def skip_to(self, number: int) -> None:
-        """The samples before `number`, in the split, cannot be read: nothing can be said of their parts."""
+        """Skips the samples of the split before `number`, which cannot be read; their parts are not compared."""
         while self.taken < number:
             self._whole = False
             self._count_down()

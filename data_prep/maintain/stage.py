@@ -1,8 +1,8 @@
-"""A prepared data set onto a node's own disk, once, from a folder, a network file system or object storage.
+"""Stages a prepared data set on a node's local disk, from a folder, a network file system or object storage.
 
-The data set gets the name FOLDER/NAME-DIGEST (twelve digits of its digest) when it is complete and every hash agrees;
-until then it grows in a hidden folder beside. One process of a node copies, all others wait for it. A process that is
-killed leaves what it has: files that are complete are kept, the others continue where they end.
+The data set gets its name FOLDER/NAME-DIGEST (twelve digits of its digest) when it is complete and every hash agrees;
+until then it is in a hidden folder beside it. One process of a node copies, all others wait for it. After a process is
+killed, the next one keeps complete files, and resumes the others where they end.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from data_prep.format.manifest import MANIFEST_FILE, File, Manifest, load_manife
 from data_prep.maintain.remote_reader import RemoteDataset
 
 FILES = 4
-"""Files that are copied at the same time, each by several requests: see :mod:`data_prep.maintain.remote_reader`."""
+"""Number of files copied at the same time, each by several requests: see :mod:`data_prep.maintain.remote_reader`."""
 
 Advance = Callable[[int], None]
 
@@ -44,23 +44,23 @@ def stage(
     on_copy: Callable[[int], None] = lambda total: None,
     on_wait: Callable[[Path], None] = lambda target: None,
 ) -> Path:
-    """Brings a data set to this node's disk, or finds it there; any number of processes may ask for it at once.
+    """Copies a data set to this node's disk unless it is there; any number of processes may call it concurrently.
 
     Args:
         location: of the prepared data set: a folder, or an address such as s3://bucket/imagenet.
         folder: on this node's disk, for staged data sets.
-        check: hashes a data set that is already there, and copies anew what changed.
-        advance: called with numbers of bytes that are in place, from several threads; a number is negative where a file
-            has to be copied once more.
-        copying: called with the data set's bytes, before they are copied.
-        waiting: called with the result's path, if another process is copying, before waiting for it.
+        check: hash a data set that is already there, and replace files that changed.
+        advance: called with numbers of bytes that are in place, from several threads; negative for a damaged file that
+            is copied again.
+        on_copy: called with the number of bytes of the data set, before they are copied.
+        on_wait: called with the path of the result before waiting for another process that copies it.
 
     Returns:
         The folder of the staged data set.
 
     Raises:
-        UserError: there is no data set, one of its files is missing or not what its manifest says, it cannot be
-            reached, or the disk is too small or refuses. What was copied stays, and the next call continues.
+        UserError: the data set is missing, incomplete, damaged or unreachable, or the disk is full or fails. Copied
+            bytes are kept, and the next call resumes.
     """
     remote = RemoteDataset(location)
     content = remote.read(MANIFEST_FILE)
@@ -78,15 +78,15 @@ def stage(
 
 
 def folder_name(manifest: Manifest) -> str:
-    """The name of a staged data set: its own, and the beginning of its digest."""
+    """The name of a staged data set: the name in its manifest, and the beginning of its digest."""
     name = re.sub(r"[^\w.-]+", "-", manifest.name).strip(".-") or "dataset"
     return f"{name}-{manifest.digest[:12]}"
 
 
 def _is_whole(target: Path, manifest: Manifest, check: bool = False) -> bool:
-    """Whether the data set is in place: every file has its size and, if `check`, its hash.
+    """Whether the data set is complete: every file has its size and, if `check`, its hash.
 
-    Files whose hash differs are removed. Its files need not be those of the source: a merged copy is the same data set.
+    Files whose hash differs are removed. The files may differ from those of the source: a merged copy counts, too.
     """
     if not target.exists():
         return False
@@ -107,11 +107,11 @@ def _files(manifest: Manifest) -> list[File]:
 
 
 class _StoppedError(Exception):
-    """Another file failed, or the user interrupts."""
+    """Another file failed, or the user interrupted the command."""
 
 
 class _Staging:
-    """One data set on its way; its process holds the lock."""
+    """Copies one data set; its process holds the lock."""
 
     def __init__(
         self, remote: RemoteDataset, manifest: Manifest, content: bytes, target: Path, advance: Advance
@@ -125,7 +125,7 @@ class _Staging:
         self.stop = threading.Event()
 
     def run(self) -> None:
-        if self.target.exists():  # but not whole: it is mended where nobody takes it for finished
+        if self.target.exists():  # incomplete or damaged: it is repaired under the hidden name
             shutil.rmtree(self.partial, ignore_errors=True)
             self.target.rename(self.partial)
         self.partial.mkdir(exist_ok=True)
@@ -147,19 +147,19 @@ class _Staging:
         sync_folder(self.target.parent)
 
     def _growing(self, file: File) -> Path:
-        """Where a file is while it is incomplete."""
+        """Path of a file while it is incomplete."""
         path = self.partial / file.file
         return path.with_name(f".{path.name}.partial")
 
     def _present(self, file: File) -> int:
-        """Bytes of a file that are in place, or may turn out to be."""
+        """Number of bytes of a file that are present, before their hash is checked."""
         for path in (self.partial / file.file, self._growing(file)):
             if path.exists():
                 return min(path.stat().st_size, file.bytes)
         return 0
 
     def _remove_leftovers(self) -> None:
-        """Removes what is no part of the data set: it was staged from shards before it was merged, or was damaged."""
+        """Removes files that do not belong to the data set, as after a merge of the source, or have a wrong size."""
         complete = {self.partial / file.file: file.bytes for file in self.files}
         growing = {self._growing(file) for file in self.files}
         for path in [path for path in self.partial.rglob("*") if path.is_file()]:
@@ -167,14 +167,14 @@ class _Staging:
                 path.unlink()
 
     def _fetch(self, file: File) -> None:
-        """Copies a file, which gets its name when its hash agrees."""
+        """Copies a file, and renames it to its name when its hash agrees."""
         final, growing = self.partial / file.file, self._growing(file)
         if final.exists():
             self.advance(file.bytes)
             return
         final.parent.mkdir(parents=True, exist_ok=True)
         started_at, found = self._append(file, growing)
-        if found != file.sha256 and started_at > 0:  # a power cut may have damaged what was there
+        if found != file.sha256 and started_at > 0:  # a power failure may have damaged the bytes that were there
             growing.unlink()
             self.advance(-file.bytes)
             _, found = self._append(file, growing)
@@ -182,13 +182,13 @@ class _Staging:
             growing.unlink()
             raise UserError(
                 f"{self.remote.address(file.file)} is not what its manifest describes, its SHA-256 is another one: "
-                "prepare the data set again, or copy it again from where it is whole"
+                "prepare the data set again, or copy it again from an intact copy"
             )
         growing.replace(final)
         sync_folder(final.parent)
 
     def _append(self, file: File, growing: Path) -> tuple[int, str]:
-        """Completes a file; returns where it had ended before, and the hash of all of it."""
+        """Completes a file; returns its size before, in bytes, and the hash of all of it."""
         digest = hashlib.sha256()
         with growing.open("a+b", buffering=0) as output:
             start = min(output.seek(0, os.SEEK_END), file.bytes)
@@ -198,7 +198,7 @@ class _Staging:
                 self._take(digest, block)
             for block in self.remote.blocks(file.file, start, file.bytes):
                 remaining = memoryview(block)
-                while remaining:  # a disk that is nearly full may take a part
+                while remaining:  # a disk that is nearly full may write a part
                     remaining = remaining[output.write(remaining) :]
                 self._take(digest, block)
             os.fsync(output.fileno())

@@ -1,4 +1,4 @@
-"""What a prepared data set holds, in numbers: for people, as tables, and for programs."""
+"""Summary of a prepared data set, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NAMED = 5
-"""Classes, and images that were left out, that are named."""
+"""Number of classes, and of images that were left out, that are named."""
 STEPS = 12
-"""Of a histogram, at most."""
+"""Largest number of bins of a histogram."""
 _BARS = "▁▂▃▄▅▆▇█"
-_ROWS = 2**20  # of metadata that are looked at at once
+_ROWS = 2**20  # rows of metadata that are read at a time
 
 
 class Sides(Record):
-    """A distribution of lengths, in pixels: its quartiles, and how many images lie in equal steps between the ends."""
+    """Distribution of lengths, in pixels: quartiles, and a histogram with equal bins from smallest to largest."""
 
     smallest: int
     lower_quartile: int
@@ -37,7 +37,7 @@ class Sides(Record):
 
 
 class ClassCount(Record):
-    """A class and how many images it has."""
+    """A class and its number of images."""
 
     id: str
     name: str
@@ -49,25 +49,25 @@ class SplitSummary(Record):
 
     samples: int
     untouched: int
-    """Images that kept the bytes of their JPEG file."""
+    """Number of images that kept the bytes of their JPEG file."""
     encoded: int
-    """Images that were encoded anew as JPEG."""
+    """Number of images that were re-encoded as JPEG."""
     raw: int
-    """Images stored as pixels."""
+    """Number of images stored as pixels."""
     left_out: list[LeftOut]
     files: int
     parts: int
     file_bytes: int
-    """On the disk."""
+    """Size of all files."""
     bytes_per_image: float
     shorter_sides: Sides
     longer_sides: Sides
     samples_per_class: tuple[int, float, int]
-    """Smallest, median and largest number."""
+    """Smallest, median and largest number of images of a class."""
     most: list[ClassCount]
-    """The most frequent classes, NAMED at most."""
+    """The most frequent classes, at most NAMED."""
     least: list[ClassCount]
-    """The least frequent classes, the rarest first; none of them is among the most frequent."""
+    """The least frequent classes, rarest first, without those in `most`."""
 
 
 class Summary(Record):
@@ -86,10 +86,10 @@ class Summary(Record):
 
 
 def summarize(folder: Path) -> Summary:
-    """Looks at the manifest, and at the metadata of every file.
+    """Summarizes a data set from its manifest and the metadata of every file.
 
     Raises:
-        UserError: it is no prepared data set, or one of its files is missing or not of FFCV's format.
+        UserError: the folder is not a prepared data set, or one of its files is missing or not in FFCV's format.
     """
     manifest = load_manifest(folder)
     return Summary(
@@ -140,7 +140,7 @@ def _name_classes(manifest: Manifest, split: Split, labels: list[int]) -> list[C
 
 
 def _distribution(counts: np.ndarray) -> Sides:
-    """Of lengths whose numbers of images are (lengths,) `counts`."""
+    """The distribution of lengths; `counts` (lengths,) holds the number of images of each length."""
     present = np.flatnonzero(counts)
     if len(present) == 0:
         return Sides(smallest=0, lower_quartile=0, median=0, upper_quartile=0, largest=0, histogram=[])
@@ -157,7 +157,7 @@ def _distribution(counts: np.ndarray) -> Sides:
 
 
 def render(summary: Summary) -> RenderableType:
-    """The summary as a person likes to read it."""
+    """The summary for a terminal."""
     from rich.console import Group
     from rich.text import Text
 
@@ -165,7 +165,7 @@ def render(summary: Summary) -> RenderableType:
     parts: list[RenderableType] = [title, "", _facts(summary), "", _splits(summary)]
     for name, split in summary.splits.items():
         if split.left_out:
-            parts += ["", Text(f"left out of {name}, because they do not decode:", "yellow")]
+            parts += ["", Text(f"left out of {name} because they cannot be decoded:", "yellow")]
             parts += [Text(f"  {each.image}: {each.reason}") for each in split.left_out[:NAMED]]
             if len(split.left_out) > NAMED:
                 parts.append(Text(f"  … and {len(split.left_out) - NAMED} more, in {MANIFEST_FILE}", "dim"))
@@ -191,7 +191,7 @@ def _facts(summary: Summary) -> Table:
 
 
 def _splits(summary: Summary) -> Table:
-    """A column a split."""
+    """A table with a column for each split."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -212,7 +212,7 @@ def _column(split: SplitSummary) -> dict[str, str]:
     return {
         "images": f"{split.samples:,}",
         "  untouched JPEG": _share(split.untouched, split.samples),
-        "  encoded anew": _share(split.encoded, split.samples),
+        "  re-encoded JPEG": _share(split.encoded, split.samples),
         "  raw pixels": _share(split.raw, split.samples),
         "  left out": f"{len(split.left_out):,}",
         "on the disk": format_bytes(split.file_bytes),

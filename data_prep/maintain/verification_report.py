@@ -1,4 +1,4 @@
-"""What is wrong with a prepared data set, as a list that is bounded."""
+"""Report of a verification: the problems that were found, up to LISTED of them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from data_prep.format.manifest import Manifest
 
 LISTED = 1000
-"""Problems that are kept; all are counted."""
+"""Largest number of problems that are kept; all are counted."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is not as the manifest says."""
+    """One difference between a data set and its manifest."""
 
     file: str
     """Its name in the data set's folder."""
     sample: int | None
-    """Its number in that file; None where the file as a whole is meant."""
+    """Number of the sample in that file; None if the problem concerns the whole file."""
     reason: str
 
     def __str__(self) -> str:
@@ -28,32 +28,32 @@ class Problem:
 
 @dataclass
 class VerificationReport:
-    """What was found; threads may add to it."""
+    """The result of a verification; thread-safe."""
 
     manifest: Manifest
     problems: list[Problem] = field(default_factory=list)
-    """The first LISTED of them."""
+    """The first LISTED problems."""
     problem_count: int = 0
     files: int = 0
-    """How many were read to their end."""
+    """Number of files that were read completely."""
     images: int = 0
-    """How many were decoded or, where they are stored as pixels, found to have the right size."""
+    """Number of images that were decoded or, if stored as pixels, have the right size."""
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
 
     def add(self, file: str, sample: int | None, reason: str) -> None:
-        """Notes a problem."""
+        """Adds a problem."""
         with self._lock:
             self.problem_count += 1
             if len(self.problems) < LISTED:
                 self.problems.append(Problem(file, sample, reason))
 
     def count(self, images: int) -> None:
-        """Counts images that are as they should be."""
+        """Counts images without a problem."""
         with self._lock:
             self.images += images
 
     def sort(self) -> None:
-        """Puts the problems into the order of files and samples."""
+        """Sorts the problems by file and sample."""
         self.problems.sort(key=lambda problem: (problem.file, -1 if problem.sample is None else problem.sample))

@@ -1,6 +1,6 @@
-"""Re-reads all of a prepared data set: hashes, counts and labels agree with the manifest, and every image decodes.
+"""Verifies a prepared data set: hashes, counts and labels agree with the manifest, and every image decodes.
 
-All that is wrong is listed, not only the first; :mod:`data_prep.maintain.split_check` does the reading.
+All problems are reported, not only the first; :mod:`data_prep.maintain.split_check` reads the files.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def verify(
 
     Args:
         folder: of the data set.
-        hashes_only: compares the files with their hashes and looks at nothing inside.
-        threads: how many decode; by default as many as there are processors.
-        advance: called, from one thread at a time, with numbers of images; with `hashes_only` with numbers of bytes.
+        hashes_only: compare the files with their hashes, and decode nothing.
+        threads: number of threads that decode; by default one for each CPU.
+        advance: called, from one thread at a time, with numbers of images or, with `hashes_only`, of bytes.
 
     Raises:
-        UserError: there is no manifest, or it cannot be understood.
+        UserError: the manifest is missing or damaged.
     """
     report = VerificationReport(read_manifest(folder))
     _check_manifest(report)
@@ -50,7 +50,7 @@ def verify(
 
 
 def _check_manifest(report: VerificationReport) -> None:
-    """That the manifest agrees with itself."""
+    """Checks that the manifest is consistent."""
     manifest = report.manifest
     if [each.index for each in manifest.classes] != list(range(len(manifest.classes))):
         report.add(MANIFEST_FILE, None, "its classes are not numbered 0, 1, 2, …")
@@ -74,7 +74,7 @@ def _find_unnamed_files(folder: Path, report: VerificationReport) -> None:
     for path in sorted(set(folder.rglob("*.beton")) - named):
         report.add(str(path.relative_to(folder)), None, "the manifest does not name it: remove it")
     for path in sorted({*folder.rglob(".*.partial"), *folder.glob(MERGED_NOTE)}):
-        report.add(str(path.relative_to(folder)), None, "a command was interrupted: run it again, or remove this file")
+        report.add(str(path.relative_to(folder)), None, "a command was interrupted: rerun it, or remove this file")
 
 
 def _hash(folder: Path, file: File, report: VerificationReport) -> None:
@@ -92,11 +92,11 @@ def _hash(folder: Path, file: File, report: VerificationReport) -> None:
 
 
 def _check_sides(checks: list[SplitCheck], report: VerificationReport) -> None:
-    """That the manifest's smallest and largest side are those of the images, where all of them were seen."""
+    """Checks the manifest's smallest and largest side, if all images were read."""
     if not checks or not all(check.complete for check in checks):
         return
     manifest: Manifest = report.manifest
     smallest, largest = min(check.min_side for check in checks), max(check.max_side for check in checks)
     if (smallest, largest) != (manifest.min_side, manifest.max_side):
-        told = f"{manifest.min_side} to {manifest.max_side}"
-        report.add(MANIFEST_FILE, None, f"sides are {smallest} to {largest} pixels, not {told}")
+        stated = f"{manifest.min_side} to {manifest.max_side}"
+        report.add(MANIFEST_FILE, None, f"sides are {smallest} to {largest} pixels, not {stated}")

@@ -1,7 +1,7 @@
-"""Writes a prepared data set: a source's images, in a shuffled order, as FFCV shards, and the manifest.
+"""Writes a prepared data set: the images of a source, in a shuffled order, as FFCV shards, and the manifest.
 
-Disk and time are estimated first; shards are tasks (:mod:`data_prep.prepare.shard_writer`) for threads or a Ray
-cluster.
+Disk space and time are estimated first, from a few images; then threads or Ray tasks write shards
+(:mod:`data_prep.prepare.shard_writer`).
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from data_prep.sources.image_index import ImageIndex
 from data_prep.sources.registry import ImageSource
 
 PROBES = 32
-"""Images from which disk and time are estimated."""
+"""Number of images from which disk space and time are estimated."""
 PER_SAMPLE = beton.METADATA.itemsize + beton.ALLOCATION.itemsize
 _TOOLS = ("phasecollapse", "ffcv", "numpy", "pillow", "pyarrow")
 
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """What :func:`prepare` leaves behind."""
+    """The result of :func:`prepare`."""
 
     manifest: Manifest
     already_there: bool
-    """An earlier command had finished the same request."""
+    """An earlier command finished the same request."""
 
 
 class Estimate(NamedTuple):
-    """What writing will take, from a few images."""
+    """Estimate of the disk space and time that writing takes."""
 
     images: int
-    """That have to be written."""
+    """Number of images to be written."""
     bytes: int
     seconds: float
     free_bytes: int
@@ -65,17 +65,19 @@ def prepare(
 ) -> PrepareResult:
     """Writes the images of `source` to the new folder `output`.
 
-    Interrupted, the same call goes on with the shards that are not there yet.
+    After an interruption, the same call resumes: it keeps complete shards and the index of the source.
 
     Args:
-        workers: write shards; their progress counts images.
-        threads: that each of them decodes and encodes with.
-        restart: discard what an interrupted call has left.
-        announce: is told of the estimate before the first shard is written.
+        output: the new folder, or an empty one.
+        spec: settings of the data set; made from `source`.
+        executor: writes shards; its progress counts images.
+        threads: number of threads that decode and encode the images of a shard.
+        restart: discard the work of an interrupted call.
+        on_estimate: called with the estimate, after the source is indexed and before the first shard is written.
 
     Raises:
-        UserError: the output exists and is something else, another command is writing it, an image cannot be decoded,
-            or the disk is too small or refuses. Finished shards are kept then.
+        UserError: the output exists and is not this data set, another command is writing it, an image cannot be
+            decoded, or the disk is full or fails. Complete shards are kept.
     """
     if output.exists() and not _is_empty_folder(output):
         with explain_os_errors(output):
@@ -94,13 +96,13 @@ def _is_empty_folder(path: Path) -> bool:
 
 
 def _check_existing(source: ImageSource, output: Path, spec: PrepareSpec, executor: Executor) -> Manifest:
-    """The data set that is already in `output`, if it is what was asked for."""
+    """The manifest of the data set in `output`, if it has the same source and settings."""
     if not (output / MANIFEST_FILE).exists():
         raise UserError(f"{output} already exists and is not a prepared data set: choose another output")
     try:
         existing = load_manifest(output)
     except UserError as error:
-        raise UserError(f"{output} already exists, but is not whole: delete it first ({error})") from None
+        raise UserError(f"{output} already exists, but is incomplete: delete it first ({error})") from None
     same = existing.source.options == spec.options() and existing.source.kind == spec.kind
     if same and existing.seed == spec.seed:
         scratch = output.with_name(f".{output.name}.listing")
@@ -126,7 +128,7 @@ def _write(
     threads: int,
     on_estimate: Callable[[Estimate], None],
 ) -> Manifest:
-    """All shards that are missing, then the manifest's content."""
+    """Writes the missing shards; returns the manifest without its name."""
     plan = _plan(index, spec)
     records = {shard: folder.record(shard.split, shard.number) for shard in plan}
     missing = [shard for shard in plan if records[shard] is None]
@@ -136,7 +138,7 @@ def _write(
         if estimate.bytes > estimate.free_bytes:
             raise UserError(
                 f"the data set needs about {estimate.bytes / 1e9:.1f} GB, but {folder.path.parent} has "
-                f"{estimate.free_bytes / 1e9:.1f} GB free: make room, or lower --max-side or --quality"
+                f"{estimate.free_bytes / 1e9:.1f} GB free: free disk space, or lower --max-side or --quality"
             )
     task = WriteShard(folder.path, spec, threads)
     left_out = [image for record in records.values() if record for image in record.left_out]
@@ -159,7 +161,7 @@ def _plan(index: ImageIndex, spec: PrepareSpec) -> list[ShardPlan]:
 
 
 def _estimate(folder: Path, index: ImageIndex, spec: PrepareSpec, missing: list[ShardPlan], parallel: int) -> Estimate:
-    """From images spread over what is missing; damaged ones are for later."""
+    """The estimate for missing shards, from images of all of them; damaged images are ignored."""
     count = sum(shard.end - shard.first for shard in missing)
     probed = [shard_writer.probe(index, spec, shard, PROBES * (shard.end - shard.first) // count) for shard in missing]
     sizes = [size for found in probed for size in found.sizes]
@@ -174,7 +176,7 @@ def _describe(index: ImageIndex, spec: PrepareSpec, records: dict[ShardPlan, Sha
     }
     empty = [name for name, split in splits.items() if split.samples == 0]
     if empty:
-        raise UserError(f"the {empty[0]} split has no image that can be decoded: look at the source")
+        raise UserError(f"the {empty[0]} split has no image that can be decoded: check the source")
     sides = [side for record in records.values() for side in record.sides if side]
     return Manifest(
         format_version=FORMAT_VERSION,

@@ -1,4 +1,4 @@
-"""A part of a source: some of its classes, and so many images of each."""
+"""A subset of a source: some of its classes, and a limited number of images of each."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from data_prep.sources.registry import ImageSource
 
 
 class Selection:
-    """Some classes of a source, by id or name, numbered anew in their order; and a random choice of their images.
+    """Some classes of a source, renumbered in their order, and a random choice of their images.
 
     Args:
-        source: the whole.
-        classes: ids or names; all of them without.
-        per_class: at most so many training images of each class; all of them without.
-        validation_per_class: the same for validation.
-        seed: of the choice.
+        source: the complete source.
+        classes: ids or names; by default all classes.
+        per_class: largest number of training images of each class; by default all.
+        validation_per_class: largest number of validation images of each class; by default all.
+        seed: seed of the choice.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Selection:
         """The chosen images.
 
         Raises:
-            UserError: there is no such class, or nothing is left of a split.
+            UserError: there is no such class, or a split has no images of the classes.
         """
         whole = self._source.list(scratch, executor)
         chosen = [_find(whole.classes, name) for name in self._classes] or whole.classes

@@ -1,7 +1,6 @@
-"""Writing one shard: a task for a thread of this process or for a Ray task on any node.
+"""Writes one shard, in a thread of this process or in a Ray task on any node.
 
-What a shard holds depends on nothing but the listing and the request: whoever writes it, and whenever, its bytes are
-the same.
+The bytes of a shard depend on the index of the source and on the settings alone, not on where and when it is written.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 CHUNK = 8
-"""Images that a thread converts in one go."""
+"""Number of images that a thread converts in one call."""
 AHEAD = 2
-"""Chunks for each thread that are read before they are written."""
+"""Number of chunks, for each thread, that are converted ahead of writing."""
 
 
 class ShardPlan(NamedTuple):
@@ -52,10 +51,10 @@ class ShardPlan(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """What a few images of a shard took."""
+    """Measurements of a few images of a shard."""
 
     sizes: list[int]
-    """Bytes of each, as stored."""
+    """Bytes of each image, as stored."""
     seconds: float
 
 
@@ -68,11 +67,11 @@ class _SourceImage(NamedTuple):
     offset: int
     size: int
     raw: bool
-    """Whether it is to be stored as pixels."""
+    """Whether it is stored as pixels."""
 
 
 def probe(index: ImageIndex, spec: PrepareSpec, shard: ShardPlan, count: int) -> Probe:
-    """Reads at least one image of a shard as if to write it."""
+    """Converts `count` images of a shard, at least one, without writing them."""
     sizes: list[int] = []
     started = time.perf_counter()
     for chunk in _chunks(_images(index, spec, shard._replace(end=min(shard.first + max(1, count), shard.end)))):
@@ -82,20 +81,20 @@ def probe(index: ImageIndex, spec: PrepareSpec, shard: ShardPlan, count: int) ->
 
 @dataclass(frozen=True)
 class WriteShard:
-    """The task. It is repeatable: a shard that is there already is replaced by its equal."""
+    """The task that writes a shard. It is idempotent: a shard that exists is replaced by the same bytes."""
 
     folder: Path
-    """The work folder, which every node sees."""
+    """The work folder, which every node can access."""
     spec: PrepareSpec
     threads: int
-    """That read, decode and encode."""
+    """Number of threads that read, decode and encode."""
 
     def __call__(self, shard: ShardPlan, advance: Advance) -> tuple[ShardPlan, ShardRecord]:
         """Writes the shard, and then its record.
 
         Raises:
-            UserError: more images cannot be decoded than the request allows.
-            OSError: the disk refuses.
+            UserError: more images cannot be decoded than `spec` allows.
+            OSError: the disk fails.
         """
         index = workspace.load_index(self.folder)
         path = self.folder / f"{shard.split}-{shard.number:05d}.beton"
@@ -128,7 +127,7 @@ class WriteShard:
 
 
 class _Tally:
-    """What went into a shard, and what did not."""
+    """Counts of the images that were stored in a shard or left out."""
 
     def __init__(self, classes: int) -> None:
         self.per_class = np.zeros(classes, np.int64)
@@ -139,7 +138,7 @@ class _Tally:
     def count(
         self, found: Iterable[tuple[_SourceImage, StoredImage | LeftOut]], advance: Advance, allowed: int
     ) -> Iterator[Sample]:
-        """Passes on what can be stored."""
+        """Counts images, and yields those that can be stored."""
         for image, stored in found:
             advance(1)
             if isinstance(stored, LeftOut):
@@ -158,10 +157,10 @@ def _too_many(left_out: list[LeftOut], allowed: int) -> UserError:
     named = "; ".join(f"{each.image} cannot be decoded ({each.reason})" for each in left_out[:3])
     if not allowed:
         return UserError(
-            f"{named}: leave such images out with --allow-damaged, or mend or remove it and start anew with --restart"
+            f"{named}: leave such images out with --allow-damaged, or repair or remove it and rerun with --restart"
         )
     return UserError(
-        f"more than the allowed {allowed} images are damaged, among them {named}: mend or remove them, or raise "
+        f"more than the allowed {allowed} images are damaged, among them {named}: repair or remove them, or raise "
         "--allow-damaged"
     )
 
@@ -188,7 +187,7 @@ def _images(index: ImageIndex, spec: PrepareSpec, shard: ShardPlan) -> Iterator[
 
 
 def _convert(images: list[_SourceImage], spec: PrepareSpec) -> list[tuple[_SourceImage, StoredImage | LeftOut]]:
-    """Reads images and brings them into their stored form. Runs in threads."""
+    """Reads images and converts them to their stored form. Runs in threads."""
     contents = [storage.read_range(image.file, image.offset, image.size) for image in images]
     jpegs = [b"" if image.raw else content for image, content in zip(images, contents, strict=True)]
     kept = keep_unchanged(jpegs, spec.max_side)

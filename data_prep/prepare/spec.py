@@ -1,4 +1,4 @@
-"""What `prepare` is asked for: equal requests give equal data sets, bit for bit."""
+"""Settings of `prepare`: equal settings and sources give equal data sets, bit for bit."""
 
 from __future__ import annotations
 
@@ -11,50 +11,50 @@ from data_prep.format.manifest import Count, Encoding, Record
 from data_prep.sources.registry import ImageSource
 
 MAX_SIDE: dict[Encoding, int] = {"jpeg": 512, "raw": 256, "mixed": 512}
-"""Largest stored side by default, in pixels: most ImageNet photographs (500 pixels) keep their bytes as JPEG."""
+"""Default of the largest stored side, in pixels: most ImageNet images (500 pixels) keep their JPEG bytes."""
 SHARD_SAMPLES = 4096
-"""Images in a shard by default: photographs of 500 pixels make shards of about 450 MB."""
+"""Default number of images in a shard: JPEG images of 500 pixels make shards of about 450 MB."""
 
 
 class PrepareSpec(Record):
-    """A source, and how its images are to be stored."""
+    """A source, and how its images are stored."""
 
     kind: str
-    """Of the source."""
+    """Kind of the source."""
     location: str
-    """Of the source."""
+    """Location of the source, without user name and password."""
     source_options: dict[str, int | float | str] = Field(default_factory=dict)
-    """What the source itself was asked for, classes and limits included."""
+    """Options of the source, including classes and limits."""
     encoding: Encoding = "jpeg"
     raw_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of the images that are stored as pixels, if `encoding` is mixed."""
+    """Fraction of the images that are stored as pixels, if `encoding` is mixed."""
     max_side: Annotated[int, Field(ge=8, le=65535)]
     """Longest side stored, in pixels."""
     quality: Annotated[int, Field(ge=1, le=100)] = QUALITY
-    """Of JPEGs that are encoded anew."""
+    """JPEG quality of images that are re-encoded."""
     shard_samples: Annotated[int, Field(ge=1)] = SHARD_SAMPLES
-    """Images in a shard."""
+    """Number of images in a shard."""
     seed: Count = 0
-    """Of the order of the images."""
+    """Seed of the order of the images."""
     allow_damaged: Count = 0
-    """Images that may be left out because they cannot be decoded; may change when an interrupted request goes on."""
+    """Number of images that may be left out because they cannot be decoded; may change on resume."""
 
     @classmethod
     def of(cls, source: ImageSource, **options: Any) -> PrepareSpec:
-        """A request for the images of a source."""
+        """The settings for the images of a source."""
         max_side = options.pop("max_side", None) or MAX_SIDE[options.get("encoding", "jpeg")]
         return cls(
             kind=source.kind, location=source.location, source_options=source.options, max_side=max_side, **options
         )
 
     def options(self) -> dict[str, int | float | str]:
-        """What the manifest keeps of it, beside kind, location and seed."""
+        """The settings that the manifest stores, beside kind, location and seed."""
         own = self.model_dump(include={"encoding", "max_side", "quality", "shard_samples"})
         share = {"raw_share": self.raw_share} if self.encoding == "mixed" else {}
         return {**own, **share, **self.source_options}
 
     def difference(self, other: PrepareSpec) -> str:
-        """Where another request differs, in words; empty if it does not."""
+        """How other settings differ, as a phrase; empty if they are equal."""
         ours = {"kind": self.kind, "location": self.location, "seed": self.seed, **self.options()}
         theirs = {"kind": other.kind, "location": other.location, "seed": other.seed, **other.options()}
         names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]

@@ -1,14 +1,14 @@
-"""The folder in which a data set is being written: what it holds survives an interruption, and belongs to one request.
+"""The hidden folder in which a data set is written; it survives an interruption, for a command with equal settings.
 
-It lies beside the output, hidden, and gets the output's name when everything is complete and on the disk: an output
-that exists is whole.
+It is beside the output, and gets the output's name when it is complete and on the disk: an output that exists is
+complete.
 
 ==================  ==================================================================================================
-.lock               held by the command that is at work
-request.json        what was asked for: another request is refused
-listing/            the source's images (Arrow), listed once
-scratch/            what a source had to unpack
-SPLIT-NUMBER.beton  finished shards, each with a record SPLIT-NUMBER.json of what it holds
+.lock               held by the running command
+request.json        the settings; a command with others is refused
+listing/            the index of the source (Arrow)
+scratch/            files that the source unpacked
+SPLIT-NUMBER.beton  complete shards, each with its record SPLIT-NUMBER.json
 ==================  ==================================================================================================
 """
 
@@ -45,7 +45,7 @@ _CLASSES = "classes.json"
 
 
 class ShardRecord(Record):
-    """What a finished shard holds, and what was left out of it."""
+    """Contents of a complete shard, and the images that were left out."""
 
     file: File | None
     """None if all its images were left out."""
@@ -61,19 +61,19 @@ class ShardRecord(Record):
 
 @dataclass(frozen=True)
 class PrepareWorkspace:
-    """The folder of one request, while its lock is held."""
+    """The work folder of one output, while its lock is held."""
 
     path: Path
 
     @property
     def scratch(self) -> Path:
-        """A folder for what the source unpacks."""
+        """The folder for files that the source unpacks."""
         folder = self.path / SCRATCH
         folder.mkdir(exist_ok=True)
         return folder
 
     def index(self, make: Callable[[], ImageIndex]) -> ImageIndex:
-        """The source's listing: the one that is here, or a new one, which is kept."""
+        """The index of the source: the stored one, or the result of `make`, which is stored."""
         folder = self.path / INDEX_FOLDER
         if not folder.is_dir():
             partial = self.path / f"{INDEX_FOLDER}.partial"
@@ -84,7 +84,7 @@ class PrepareWorkspace:
         return load_index(self.path)
 
     def record(self, split: SplitName, number: int) -> ShardRecord | None:
-        """What a finished shard holds; None if it has to be written."""
+        """The record of a complete shard; None if the shard has to be written."""
         try:
             record = ShardRecord.model_validate_json(record_path(self.path, split, number).read_bytes())
         except (OSError, ValidationError):
@@ -98,7 +98,7 @@ class PrepareWorkspace:
         return record if whole else None
 
     def finish(self, manifest: Manifest, output: Path) -> None:
-        """Adds the manifest, removes what only work needed, and gives the folder the output's name."""
+        """Adds the manifest, removes temporary files, and renames the folder to the output."""
         write_atomically(self.path / MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
         for name in (INDEX_FOLDER, SCRATCH):
             shutil.rmtree(self.path / name, ignore_errors=True)
@@ -116,10 +116,10 @@ class PrepareWorkspace:
 
 @contextmanager
 def claim(output: Path, spec: PrepareSpec, restart: bool) -> Iterator[PrepareWorkspace]:
-    """The work folder of an output, for one command at a time. It stays if the body fails before it is finished.
+    """The work folder of an output, for one command at a time; kept with its shards if the body fails.
 
     Raises:
-        UserError: another command is at work, or the folder holds the beginnings of another request.
+        UserError: another command is writing the output, or the folder belongs to other settings.
     """
     folder = output.with_name(f".{output.name}.partial")
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,11 +131,11 @@ def claim(output: Path, spec: PrepareSpec, restart: bool) -> Iterator[PrepareWor
             yield PrepareWorkspace(folder)
         finally:
             if folder.is_dir() and not any(folder.glob("*-*.json")):
-                shutil.rmtree(folder, ignore_errors=True)  # nothing in it is worth going on with
+                shutil.rmtree(folder, ignore_errors=True)  # it has no complete shard
 
 
 def load_index(folder: Path) -> ImageIndex:
-    """The listing in a work folder, mapped into memory."""
+    """The index in a work folder, mapped into memory."""
     stored = folder / INDEX_FOLDER
     classes = [ImageClass.model_validate(each) for each in json.loads((stored / _CLASSES).read_text(encoding="utf-8"))]
     splits: dict[SplitName, pa.Table] = {}
@@ -147,7 +147,7 @@ def load_index(folder: Path) -> ImageIndex:
 
 
 def record_path(folder: Path, split: SplitName, number: int) -> Path:
-    """Where the record of a shard is."""
+    """Path of the record of a shard."""
     return folder / f"{split}-{number:05d}.json"
 
 
@@ -171,8 +171,8 @@ def _check_spec(folder: Path, output: Path, spec: PrepareSpec) -> None:
     difference = spec.difference(existing)
     if difference:
         raise UserError(
-            f"{output} was begun and not finished by another request ({difference}): ask for the same again to go on, "
-            "or discard it with --restart"
+            f"{output} was interrupted with other settings ({difference}): rerun with the same ones to resume, or "
+            "discard it with --restart"
         )
 
 

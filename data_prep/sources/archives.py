@@ -1,4 +1,4 @@
-"""Class folders inside a tar archive, which is read in place; a compressed one is unpacked to a plain one first."""
+"""Class folders inside a tar archive, which is read in place; a compressed archive is decompressed first."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from data_prep.sources.folders import FOLDERS, arrange
 from data_prep.sources.image_index import ImageIndex, IndexedImage
 
 BLOCK = 2**20
-"""Bytes that are read at a time."""
+"""Bytes in a block that is read."""
 
 
 class ArchivedFolders:
@@ -44,7 +44,7 @@ class ArchivedFolders:
         """The images of both splits.
 
         Raises:
-            UserError: the archive is missing, damaged, or holds no such folders.
+            UserError: the archive is missing or damaged, or has no such folders.
         """
         plain = self._archive.partition("?")[0].endswith(".tar")
         archive = self._archive if plain else str(self._decompress(scratch))
@@ -69,10 +69,10 @@ def scan(archive: str, start: int = 0, end: int | None = None) -> Iterator[Index
     """The files in a plain tar archive, as ranges of its bytes, in its order.
 
     Args:
-        start, end: where the archive lies, if it is itself inside a file.
+        start, end: range of the archive, if it is itself inside a file.
 
     Raises:
-        UserError: the archive cannot be read, is cut off or damaged.
+        UserError: the archive cannot be read, is truncated or damaged.
     """
     name, after = "its beginning", start
     try:
@@ -94,11 +94,11 @@ def scan(archive: str, start: int = 0, end: int | None = None) -> Iterator[Index
     except OSError as error:
         raise UserError(f"{storage.redact(archive)} cannot be read: {storage.first_line(error)}") from None
     if not closed:  # a block of zeros ends an archive
-        raise UserError(f"{storage.redact(archive)} is cut off at {name}: download it again")
+        raise UserError(f"{storage.redact(archive)} is truncated at {name}: download it again")
 
 
 def _buffered(archive: str) -> BinaryIO:
-    """A file to read headers from, which lie apart: on a disk little is read ahead, from object storage much."""
+    """A file to read headers from; little is read ahead on a disk, and a block from object storage."""
     if storage.is_remote(archive):
         return cast(BinaryIO, io.BufferedReader(storage.open_file(archive), BLOCK))
     try:
@@ -108,7 +108,7 @@ def _buffered(archive: str) -> BinaryIO:
 
 
 def _below_root(found: Iterator[IndexedImage]) -> Iterator[IndexedImage]:
-    """Paths from the folder of a split on; files elsewhere, and hidden ones, are left out."""
+    """Images with paths relative to the parent of a split's folder, without files elsewhere and hidden ones."""
     splits = {name for names in FOLDERS.values() for name in names}
     for image in found:
         parts = image.name.split("/")
@@ -120,7 +120,7 @@ def _below_root(found: Iterator[IndexedImage]) -> Iterator[IndexedImage]:
 
 
 def _decompressor(archive: str) -> Callable[[Any], Any]:
-    """Opens a compressed stream, by the name of its file."""
+    """The decompressor of an archive, chosen by its name."""
     if archive.endswith(("xz", "txz")):
         return lzma.LZMAFile
     if archive.endswith(("bz2", "tbz2")):

@@ -38,9 +38,9 @@ def open_source(location: str) -> Cifar10:
 
 
 class Cifar10:
-    """A folder that holds cifar-10-batches-py; its images are unpacked to PNG files, which lose nothing.
+    """A folder that holds cifar-10-batches-py; its images are unpacked to PNG files, which are lossless.
 
-    Pickled files can run any code where they are loaded: of these nothing is made but arrays.
+    Unpickling can run any code: here it can create arrays only.
     """
 
     kind = "cifar10"
@@ -55,7 +55,7 @@ class Cifar10:
         """Unpacks the images of both splits.
 
         Raises:
-            UserError: a file is missing, damaged, or holds something else.
+            UserError: a file is missing, damaged, or has other contents.
         """
         names = [_text(name) for name in self._load("batches.meta")["label_names"]]
         images = {split: self._unpack(files, scratch / f"{split}.images") for split, files in BATCHES.items()}
@@ -88,11 +88,11 @@ class Cifar10:
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
         except Exception as error:  # a damaged pickle raises anything
-            raise UserError(f"{path} is damaged or no file of CIFAR-10's ({error}): download it again") from None
+            raise UserError(f"{path} is damaged, or not a file of CIFAR-10 ({error}): download it again") from None
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Makes arrays, numbers, texts, lists and dictionaries, and refuses all else."""
+    """Creates arrays, numbers, strings, lists and dictionaries, and refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         """A class or function that the file names."""

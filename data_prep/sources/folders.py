@@ -1,4 +1,4 @@
-"""Class folders, {train,val}/CLASS/images, as ImageNet and many others come: on a disk or in object storage."""
+"""Class folders, {train,val}/CLASS/images, the layout of ImageNet and many others: on a disk or in object storage."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FOLDERS: dict[SplitName, tuple[str, ...]] = {
     "train": ("train",),
     "validation": ("val", "valid", "validation", "test"),
 }
-"""What the folder of a split may be called; the first that exists is read."""
+"""Names that the folder of a split may have; the first that exists is read."""
 _SPLIT_FOLDERS = {name for names in FOLDERS.values() for name in names}
 NAME_FILES = ("LOC_synset_mapping.txt", "classes.txt")
-"""Files beside the splits that may say what people call the classes."""
+"""Files beside the splits that may hold human-readable names of the classes."""
 
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
@@ -39,13 +39,13 @@ def open_source(location: str, class_names: Path | str | None = None) -> ImageSo
 class ClassFolders:
     """A folder `{train,val}/<class id>/<image files>`.
 
-    Every file in a class folder counts as an image, whatever its name, except hidden ones (.DS_Store); what is not an
-    image is found when it is read. Classes are numbered in the alphabetical order of their ids.
+    Every file in a class folder counts as an image, with any name, except hidden files (.DS_Store); a file that is no
+    image is reported when it is read. Classes are numbered in the alphabetical order of their ids.
 
     Args:
-        root: path or address of what holds a folder `train` and one called val, valid, validation or test.
+        root: path or address of the folder that holds a folder `train` and one called val, valid, validation or test.
         names: a text file with a line `id name` for each class; by default a LOC_synset_mapping.txt or classes.txt in
-            `root`, for the classes that it knows, and ImageNet's names for its ids.
+            `root`, for the classes that it lists, and ImageNet's names for its ids.
     """
 
     kind = "folders"
@@ -82,7 +82,7 @@ def arrange(
     names: Path | str | None,
     known: dict[str, str] | None = None,
 ) -> ImageIndex:
-    """Images whose paths are SPLIT/CLASS/FILE, as a listing; other files are left alone.
+    """The index of images whose paths are SPLIT/CLASS/FILE; other files are ignored.
 
     Raises:
         UserError: a split has no images, splits have different classes, images lie too deep, or `names` lacks a class.
@@ -130,7 +130,7 @@ def _class_ids(location: str, splits: dict[SplitName, ImageIndexBuilder]) -> lis
 
 
 def _walk(root: Path) -> Iterable[IndexedImage]:
-    """The files of a local folder; an empty class folder is an error, which a list of files could not tell."""
+    """The files of a local folder; raises a UserError at an empty class folder."""
     for names in FOLDERS.values():
         split = next((name for name in names if (root / name).is_dir()), None)
         for folder in sorted(_visible(root / split), key=_name) if split else ():

@@ -1,7 +1,7 @@
-"""What a source of images lists: every image as a range of bytes in a file, with its class.
+"""Index of the images of a source: each image is a range of bytes in a file, with its class.
 
-Whatever images come in (folders, archives, tables), they are listed the same way, so that writing shards knows one way
-to read: :func:`data_prep.common.storage.read_range`. A source whose images are no such ranges (compressed archives,
+Every source (folders, archives, tables) lists its images in this form, so that shards are written from one kind of
+read: :func:`data_prep.common.storage.read_range`. A source whose images are not such ranges (compressed archives,
 Parquet, generated images) unpacks them into a scratch folder first.
 """
 
@@ -31,13 +31,13 @@ IMAGES = pa.schema(
     ]
 )
 BATCH_ROWS = 2**14
-"""Images of a listing that are in memory at a time."""
+"""Number of images of an index that are in memory at a time."""
 CACHE_KILOBYTES = 2**14
-"""Memory of a spool, which keeps the rest on the disk."""
+"""Memory of an index builder, in kB; it keeps the rest on the disk."""
 
 
 class IndexedImage(NamedTuple):
-    """An image file, by its path relative to the root; it is a range of bytes of `file`."""
+    """An image file: its path relative to the root, and the range of bytes of `file` that holds it."""
 
     name: str
     file: str
@@ -46,11 +46,11 @@ class IndexedImage(NamedTuple):
 
 
 class ImageIndexBuilder:
-    """The images of a split as they are found, put in order on the disk: a hundred million need no more memory.
+    """Sorts the images of a split on the disk, as they are found; memory does not grow with their number.
 
     Args:
-        folder: for files, which stay until whoever made the folder removes it.
-        split: its name.
+        folder: for files, which the caller removes.
+        split: name of the split.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -69,10 +69,10 @@ class ImageIndexBuilder:
         self._count = 0
 
     def add(self, identity: str, image: IndexedImage) -> None:
-        """Appends an image of a class.
+        """Adds an image of a class.
 
         Raises:
-            UserError: its name is no text.
+            UserError: its name is not valid UTF-8.
             OSError: the disk is full.
         """
         self.classes.add(identity)
@@ -81,7 +81,7 @@ class ImageIndexBuilder:
             self._flush()
 
     def table(self, ids: Sequence[str]) -> pa.Table:
-        """All images by class and name, as a listing has them, mapped into memory; the last call.
+        """The table of all images by class and name, mapped into memory; no image can be added afterwards.
 
         Args:
             ids: of the classes, in the order of their numbers.
@@ -117,7 +117,7 @@ class ImageIndexBuilder:
 
 
 def write_table(batches: Iterable[pa.RecordBatch], path: Path) -> None:
-    """Keeps images in a file that can be mapped; one of that name may be mapped already, and stays as it is."""
+    """Writes images to a file that can be mapped; an earlier file of that name stays valid where it is mapped."""
     partial = path.with_suffix(".partial")
     with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, IMAGES) as writer:
         for batch in batches:
@@ -126,12 +126,12 @@ def write_table(batches: Iterable[pa.RecordBatch], path: Path) -> None:
 
 
 def map_table(path: Path) -> pa.Table:
-    """Images from a file, of which only what is looked at gets into memory."""
+    """The images in a file, mapped into memory: only the rows that are read use it."""
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
 def pick(table: pa.Table, rows: np.ndarray) -> pa.Table:
-    """Rows of a table, in the given order; only they get into memory (Table.take would put all of it there)."""
+    """Rows of a table in the given order, without loading the others into memory as Table.take does."""
     order = np.argsort(rows, kind="stable")
     ascending = rows[order]
     batches = table.to_batches()
@@ -153,10 +153,10 @@ class ImageIndex:
 
     classes: list[ImageClass]
     splits: dict[SplitName, pa.Table]
-    """Tables of the schema IMAGES, in an order that depends on nothing but the source's content."""
+    """Tables of the schema IMAGES, in an order that depends on the content of the source alone."""
 
     def samples(self) -> int:
-        """Images in all splits."""
+        """Number of images in all splits."""
         return sum(table.num_rows for table in self.splits.values())
 
     def labels(self, split: SplitName) -> np.ndarray:
@@ -164,7 +164,7 @@ class ImageIndex:
         return self.splits[split]["label"].to_numpy()
 
     def digest(self) -> str:
-        """SHA-256 over the classes, and label, name and size of each image: not over where the source lies."""
+        """SHA-256 of the classes, and of label, name and size of each image; independent of the source's location."""
         digest = hashlib.sha256(repr([(each.id, each.name) for each in self.classes]).encode())
         for split in SPLITS:
             table = self.splits[split]

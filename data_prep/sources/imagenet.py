@@ -1,7 +1,7 @@
-"""The ILSVRC2012 archives as they are downloaded: a tar of a tar for each class, a flat tar, and the development kit.
+"""The ILSVRC2012 archives as downloaded: a tar with a tar for each class, a flat tar, and the development kit.
 
-The kit numbers classes in an order of its own: `meta.mat` says which WordNet id each number is, and a text file which
-number each validation image has. Here, as everywhere, classes are numbered in the alphabetical order of their ids.
+The kit numbers classes in an order of its own: `meta.mat` maps numbers to WordNet ids, and a text file lists the number
+of each validation image. Here, as in all sources of class folders, classes are numbered alphabetically by their ids.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def open_source(location: str, class_names: Path | str | None = None) -> ImageNe
 
 
 class _ClassArchive(NamedTuple):
-    """The archive of a class, inside the one of all."""
+    """The archive of a class, inside the archive of all."""
 
     identity: str
     archive: str
@@ -50,7 +50,7 @@ class _ClassArchive(NamedTuple):
 
 
 class ImageNetArchives:
-    """A folder, or an address, with the three archives; images are read in place, nothing is unpacked.
+    """A folder or address with the three archives; images are read in place, without unpacking.
 
     Args:
         folder: holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz.
@@ -69,7 +69,7 @@ class ImageNetArchives:
         """The images of both splits, named as in class folders: train/ID/NAME and val/ID/NAME.
 
         Raises:
-            UserError: an archive is missing, cut off or damaged, or they do not belong together.
+            UserError: an archive is missing, truncated or damaged, or they do not belong together.
         """
         ids, truth = _read_devkit(storage.join(self._folder, DEVKIT))
         train, validation = ImageIndexBuilder(scratch, "train"), ImageIndexBuilder(scratch, "validation")
@@ -81,7 +81,7 @@ class ImageNetArchives:
         for identity, images in executor.map(_scan_class, archives):
             if identity not in set(ids.values()):
                 raise UserError(
-                    f"{self.location}/{TRAIN} has a class {identity} that the development kit does not know"
+                    f"{self.location}/{TRAIN} has a class {identity} that the development kit does not list"
                 )
             for image in images:
                 train.add(identity, image._replace(name=f"train/{identity}/{image.name}"))
@@ -105,7 +105,7 @@ class ImageNetArchives:
         match = _VALIDATION_NAME.search(image.name)
         if match is None or not 1 <= int(match[1]) <= len(truth):
             raise UserError(
-                f"{self.location}/{VALIDATION} holds {image.name}, whose class the development kit does not say"
+                f"{self.location}/{VALIDATION} has {image.name}, whose class the development kit does not list"
             )
         return ids[truth[int(match[1]) - 1]]
 
@@ -145,7 +145,7 @@ def _member(kit: tarfile.TarFile, wanted: str) -> bytes:
 
 
 def _read_synsets(content: bytes) -> dict[int, str]:
-    """The rows of meta.mat without children: the thousand classes among all of WordNet's that it lists."""
+    """The rows of meta.mat without children: the 1,000 classes, without WordNet's other synsets."""
     from scipy.io import loadmat
 
     rows: Iterable = loadmat(io.BytesIO(content), squeeze_me=True)["synsets"]

@@ -1,4 +1,4 @@
-"""Sources whose files are named after their split, and whose images know their class by its number."""
+"""Sources whose files are named after their split, and whose labels are numbers."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class LabelledImage(NamedTuple):
 
 
 def files_of_splits(location: str, suffix: str) -> dict[SplitName, list[str]]:
-    """The files below a location that end in `suffix`, by split, each as its own location.
+    """The locations of the files below a location that end in `suffix`, by split.
 
     Raises:
-        UserError: a split has none.
+        UserError: a split has no files.
     """
     names = [entry.name for entry in storage.list_files(location) if entry.name.endswith(suffix)]
     found: dict[SplitName, list[str]] = {
@@ -56,7 +56,7 @@ def to_index(
     class_names: Path | str | None,
     given: list[str] | None = None,
 ) -> ImageIndex:
-    """Labelled images as a listing.
+    """The index of labelled images.
 
     Raises:
         UserError: a label is negative, or has no class.

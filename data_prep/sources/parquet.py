@@ -1,7 +1,7 @@
 """Parquet files with a column of images and one of labels, as Hugging Face distributes ImageNet.
 
-Columns are compressed and read by groups of rows, in which a shuffled order would read each a hundred times: the images
-are unpacked first, a file at a time, into files of their bytes.
+Columns are compressed and read by groups of rows; a shuffled order would read each group a hundred times. Therefore the
+images are unpacked first, one Parquet file at a time, into a file with their bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from data_prep.sources.registry import FolderNames
 
 LABELS = ("label", "labels", "fine_label", "cls")
 ROWS = 64
-"""Images that are in memory at a time."""
+"""Number of images that are in memory at a time."""
 
 
 def recognizes(folder: FolderNames) -> bool:
@@ -38,7 +38,7 @@ def open_source(location: str, class_names: Path | str | None = None) -> Parquet
 
 
 class _Task(NamedTuple):
-    """A file to unpack, and where to."""
+    """A Parquet file, and the file into which its images are unpacked."""
 
     source: str
     target: Path
@@ -65,7 +65,7 @@ class ParquetTables:
         """Unpacks the images of both splits.
 
         Raises:
-            UserError: a file is damaged or has no such columns.
+            UserError: a file is damaged, or has no columns of images and labels.
         """
         files = files_of_splits(self._folder, ".parquet")
         tasks = {
@@ -81,7 +81,7 @@ class ParquetTables:
 
 
 def _unpack(task: _Task, advance: Advance) -> Path:
-    """Writes the images of a file one behind the other, and an index that is there only when they are."""
+    """Writes the images of a file to another one, and then their index, which shows that the images are complete."""
     if not _index(task.target).exists():
         table = _open(task.source)
         image, label = _columns(task.source, table.schema_arrow)
@@ -123,7 +123,7 @@ def _open(location: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(storage.open_file(location))
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{storage.redact(location)} is no Parquet file: {storage.first_line(error)}") from None
+        raise UserError(f"{storage.redact(location)} is not a Parquet file: {storage.first_line(error)}") from None
 
 
 def _columns(location: str, schema: pa.Schema) -> tuple[str, str]:
@@ -155,7 +155,7 @@ def _contents(column: pa.Array) -> list[bytes | None]:
 
 
 def _class_names(schema: pa.Schema) -> list[str] | None:
-    """The names that Hugging Face keeps beside the schema, if it does."""
+    """The class names that Hugging Face stores with the schema, if there are any."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         return next(features[name]["names"] for name in LABELS if name in features)

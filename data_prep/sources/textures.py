@@ -1,4 +1,4 @@
-"""Textures: a generated data set whose classes differ in oriented structure and in nothing else.
+"""Textures: a generated data set whose classes differ in oriented structure alone.
 
 An image is a stationary random field: white noise given the power spectrum
 
@@ -7,10 +7,10 @@ An image is a stationary random field: white noise given the power spectrum
 an oriented part of angle θ, and isotropic clutter in the same band of frequencies and fine grain that hide it. The ten
 classes are ten angles θ, 18° apart; frequency and angle vary a little from image to image. Phases are noise, and every
 field is as likely as its negative: the average image of every class is flat gray, so that no linear function of the
-pixels separates the classes. The energy in a direction does, and that is what removing phase leaves.
+pixels separates the classes. The energy in a direction does, which is what a phase collapse keeps.
 
-Nothing else tells classes apart. Each image has the same mean in every channel and the same contrast; its color, a
-random direction of RGB, does not depend on the class; every file has the same size, filled up with a JPEG comment.
+Nothing else distinguishes classes. Each image has the same mean in every channel and the same contrast; its color, a
+random direction of RGB, does not depend on the class; every file has the same size, padded with a JPEG comment.
 A mirrored image belongs to another class, so training must not flip.
 """
 
@@ -50,7 +50,7 @@ MIDDLE = 127.5
 """Mean of every channel of every texture, before rounding."""
 QUALITY = 90
 FILE_BYTES = 6144
-"""Size of every JPEG file; before they are filled up they have 3,000 to 4,700 bytes."""
+"""Size of every JPEG file, in bytes; before padding they have 3,000 to 4,700 bytes."""
 
 _VERTICAL = np.fft.fftfreq(SIDE)[:, None]
 _HORIZONTAL = np.fft.rfftfreq(SIDE)[None, :]
@@ -66,7 +66,7 @@ def open_source(location: str, seed: int = 0, **per_class: int) -> Textures:
 
 
 class Textures:
-    """The generated data set as a source of images: each one is a function of its number."""
+    """The generated data set as a source of images: each image is a function of seed and number."""
 
     kind = "textures"
     location = "generated"
@@ -82,7 +82,7 @@ class Textures:
         self.classes = [ImageClass(index=i, id=f"{a:03d}", name=f"{a} degrees") for i, a in enumerate(angles)]
 
     def list(self, scratch: Path, executor: Executor) -> ImageIndex:
-        """Makes all images, into one file a split."""
+        """Generates all images, into one file for each split."""
         tables = {split: self._unpack(scratch / f"{split}.images", split) for split in SPLITS}
         return ImageIndex(self.classes, tables)
 
@@ -102,7 +102,7 @@ class Textures:
         return pa.table(arrays, schema=IMAGES)
 
     def read(self, split: SplitName, index: int) -> bytes:
-        """The JPEG file of an image: the same bytes for the same seed, whatever else is read."""
+        """The JPEG file of an image: its bytes depend on the seed and on its number alone."""
         label, number = divmod(index, self._per_class[split])
         random = np.random.default_rng((self._seed, SPLITS.index(split), label, number))
         return to_jpeg(to_rgb(make_field(label, random), random))
@@ -129,7 +129,7 @@ def to_rgb(field: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def to_jpeg(pixels: np.ndarray) -> bytes:
-    """A JPEG file of FILE_BYTES bytes: the rest of them are a comment."""
+    """A JPEG file of FILE_BYTES bytes, padded with a comment."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=QUALITY, subsampling=0)  # color in full detail
     jpeg = buffer.getvalue()

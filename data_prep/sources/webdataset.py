@@ -64,7 +64,7 @@ def _read_shard(archive: str, advance: Advance) -> list[LabelledImage]:
 
 
 def _pair(archive: str, members: Iterator[IndexedImage]) -> Iterator[LabelledImage]:
-    """Images with their labels; members of a key lie behind each other."""
+    """Images with their labels; the members of a key are consecutive."""
     key: str | None = None
     parts: dict[str, IndexedImage] = {}
     for member in members:
@@ -89,6 +89,6 @@ def _label(archive: str, key: str | None, parts: dict[str, IndexedImage]) -> Ite
     try:
         label = int(text) if suffix == "cls" else int(json.loads(text)["label"])
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{place} has a label that is no number: {text[:40]!r}") from None
+        raise UserError(f"{place} has a label that is not a number: {text[:40]!r}") from None
     shard = archive.partition("?")[0].rsplit("/", 1)[-1]
     yield LabelledImage(label, image._replace(name=f"{shard}/{image.name}"))

@@ -53,7 +53,7 @@ def test_verify_lists_problems_and_ends_with_a_sentence_and_a_remedy(folder: Pat
         "train-00000.beton: it is missing",
         "train-00000.old.beton: the manifest does not name it: remove it",
     ]
-    assert str(error) == f"{folder} has 10 problems: prepare it again, or copy it again from where it is whole"
+    assert str(error) == f"{folder} has 10 problems: prepare it again, or copy it again from an intact copy"
     printed, error = run("verify", folder, "--json")
     report = json.loads(printed)
     assert error is not None and not report["whole"]

@@ -326,7 +326,7 @@ def test_headers_are_read_without_decoding() -> None:
     assert read_header(jpeg(noise(30, 40).convert("L"), exif=b"Exif\0\0II*\0")) == (30, 40, 1, True)
     with pytest.raises(DecodeError, match="does not begin like a JPEG"):
         read_header(b"\x89PNG")
-    with pytest.raises(DecodeError, match="damaged or cut off"):
+    with pytest.raises(DecodeError, match="damaged or truncated"):
         read_header(jpeg(noise(30, 40)).tobytes()[:100])
 
 

@@ -105,7 +105,7 @@ def test_foreign_unfinished_and_cut_files_are_refused(tmp_path: Path) -> None:
 
     cases = {
         "cannot be read": b"",
-        "cut off after 4 bytes": b"nope",
+        "truncated after 4 bytes": b"nope",
         "not an FFCV file of version 2": b"x" * len(content),
         "unfinished": changed(table=0),
         "do not hold its 3 samples": content[:-1],
@@ -133,7 +133,7 @@ def test_samples_that_lie_outside_or_are_of_unknown_kind_are_refused_when_they_a
         path.write_bytes(damaged)
         shard = beton.Shard(path)
         assert shard.locate(np.array([1, 2])).label.tolist() == [1, 2]
-        with pytest.raises(UserError, match=r"a\.beton is damaged, sample 0 is not where it should be"):
+        with pytest.raises(UserError, match=r"a\.beton is damaged, position, size or mode of sample 0 are invalid"):
             shard.locate(np.array([1, 0]))
 
 

@@ -60,7 +60,7 @@ def test_merging_to_an_output_leaves_the_data_set_alone(tmp_path: Path) -> None:
     assert load_manifest(output).digest == before.digest
     assert merge(folder, output).already_there
     save(output, before.model_copy(update={"classes": before.classes[::-1], "splits": {}}))
-    with pytest.raises(UserError, match="already exists and is something else: choose another"):
+    with pytest.raises(UserError, match="already exists and is not this data set: choose another"):
         merge(folder, output)
 
 
@@ -228,10 +228,10 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path) -> None:
     write_dataset(tmp_path / "three", {"train": (3, 3, 3)})
     write_dataset(tmp_path / "one", {"train": (3,)})
     with small_disk(tmp_path / "disk", 20) as disk:
-        with pytest.raises(UserError, match=r"has .* free, and .* are needed: free some, or choose another disk"):
+        with pytest.raises(UserError, match=r"has .* free, and .* are needed: free disk space, or choose another disk"):
             merge(tmp_path / "three", disk / "merged")
         assert names(disk) == set()
-        with pytest.raises(UserError, match=r"no space is left on the disk of .*merged: free some, then run the same"):
+        with pytest.raises(UserError, match=r"no space is left on the disk of .*merged: free disk space, then rerun"):
             merge(tmp_path / "one", disk / "merged", advance=lambda count: fill(disk) and None)
         assert names(disk) == {"filler"}
         (disk / "filler").unlink()

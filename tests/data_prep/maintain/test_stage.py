@@ -232,7 +232,7 @@ def test_threads_of_one_process_stage_once_too(folder: Path, tmp_path: Path) -> 
 def test_a_full_disk_is_told_before_and_while_copying_and_the_next_call_continues(folder: Path, tmp_path: Path) -> None:
     with small_disk(tmp_path / "small", 20) as disk:
         with pytest.raises(
-            UserError, match=r"small has .* free, and 2.* are needed: free some, or stage to another disk"
+            UserError, match=r"small has .* free, and 2.* are needed: free disk space, or stage to another disk"
         ):
             stage(str(folder), disk)
         assert not any(disk.glob("noise-*"))
@@ -244,7 +244,11 @@ def test_a_full_disk_is_told_before_and_while_copying_and_the_next_call_continue
                 fillers.append(disk / "filler")
                 fill(disk)
 
-        with pytest.raises(UserError, match=r"no space is left on the disk of .*noise-\w+: free some, then the same"):
+        with pytest.raises(
+            UserError,
+            match=r"no space is left on the disk of .*noise-\w+: free disk space, "
+            r"then rerun the same command to resume",
+        ):
             stage(str(folder), disk, advance=fill_up)
         assert not any(disk.glob("noise-*"))
         fillers[0].unlink()
@@ -308,7 +312,7 @@ def test_object_storage_that_is_damaged_missing_or_away_is_told_without_its_key(
 
 
 def test_addresses_and_names_that_cannot_be_are_told(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="pigeon://x/y is no address that can be read: "):
+    with pytest.raises(UserError, match="pigeon://x/y is not an address that can be read: "):
         stage("pigeon://me:secret@x/y", tmp_path / "disk")
     with pytest.raises(UserError, match=r"set/no/manifest\.json is missing"):
         stage(str(folder / "no"), tmp_path / "disk")

@@ -105,8 +105,8 @@ def test_a_bit_flipped_in_metadata_table_or_padding_is_found(folder: Path) -> No
     whole = (folder / SHARD).read_bytes()
     pointer, table = METADATA_START + METADATA.itemsize + 8, Shard(folder / SHARD).data_end
     cases = {
-        "sample 1: it is not where it should be, or of an unknown kind": pointer,
-        "sample 2: it is not where it should be, or of an unknown kind": table + 2 * 24 + 8,
+        "sample 1: its position, size or mode is invalid": pointer,
+        "sample 2: its position, size or mode is invalid": table + 2 * 24 + 8,
         "its allocation table does not name every sample once": table,
         "sample 0: it does not decode: it has": METADATA_START + 2,  # its width
         "its SHA-256 is not the manifest's": 2**20,  # between metadata and data
@@ -228,7 +228,7 @@ def test_strangers_and_leftovers_are_told_and_other_files_are_not(folder: Path) 
     (folder / ".train.beton.partial").write_bytes(b"x")
     (folder / "README.txt").write_text("mine")
     assert found(folder, hashes_only=True) == [
-        ".train.beton.partial: a command was interrupted: run it again, or remove this file",
+        ".train.beton.partial: a command was interrupted: rerun it, or remove this file",
         "more.beton: the manifest does not name it: remove it",
     ]
 

@@ -158,11 +158,14 @@ def test_a_full_disk_is_told_and_the_work_goes_on_when_there_is_room(tmp_path: P
             with fillers[0].open("r+b") as file:
                 file.truncate(fillers[0].stat().st_size - 6_000_000)
 
-        with pytest.raises(UserError, match=r"no space is left on the disk of .*out: free some, then the same command"):
+        with pytest.raises(
+            UserError,
+            match=r"no space is left on the disk of .*out: free disk space, then rerun the same command to resume",
+        ):
             prepare(source, output, spec, ThreadExecutor(1), on_estimate=use_up)
         kept = list((disk / ".out.partial").glob("train-*.beton"))
         assert kept and not output.exists()
-        with pytest.raises(UserError, match=r"needs about 0\.0 GB, but .* has 0\.0 GB free: make room"):
+        with pytest.raises(UserError, match=r"needs about 0\.0 GB, but .* has 0\.0 GB free: free disk space"):
             fill_again = disk / "more"
             with fill_again.open("wb", buffering=0) as file:
                 try:

@@ -255,7 +255,7 @@ def test_the_same_request_again_changes_nothing_and_another_is_refused(photos: P
         run(photos, output)
     assert {path: path.stat().st_mtime_ns for path in output.iterdir()} == before
     (output / "train-00000.beton").unlink()
-    with pytest.raises(UserError, match="out already exists, but is not whole: delete it first"):
+    with pytest.raises(UserError, match="out already exists, but is incomplete: delete it first"):
         run(photos, output)
 
 
@@ -313,9 +313,7 @@ def test_what_was_begun_by_another_request_is_not_mixed_in(tmp_path: Path) -> No
     subprocess.run(program, stderr=subprocess.DEVNULL)
     source = Textures(0, 50, 1)
     other = PrepareSpec.of(source, shard_samples=20)
-    with pytest.raises(
-        UserError, match=r"begun and not finished by another request \(shard_samples 10 instead of 20\)"
-    ):
+    with pytest.raises(UserError, match=r"was interrupted with other settings \(shard_samples 10 instead of 20\)"):
         prepare(source, tmp_path / "out", other, ThreadExecutor(1))
     prepare(source, tmp_path / "out", other, ThreadExecutor(1), restart=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -132,7 +132,7 @@ def test_object_storage_that_lacks_the_images_is_named_without_its_key(tmp_path:
     with pytest.raises(UserError, match=r"source folder s3://images/nowhere.* does not exist") as error:
         listed(server.location("nowhere"), tmp_path / "a")
     assert "secret" not in str(error.value)
-    with pytest.raises(UserError, match="no address that can be read"):
+    with pytest.raises(UserError, match="not an address that can be read"):
         listed("nonsense://bucket/photos", tmp_path / "a")
 
 
@@ -166,7 +166,7 @@ def test_a_file_that_changed_since_it_was_listed_is_named(photos: Path, tmp_path
     index = listed(photos, tmp_path / "a")
     changed = photos / "train" / "n01440764" / "n01440764_1.JPEG"
     changed.write_bytes(changed.read_bytes()[:-10])
-    with pytest.raises(UserError, match=r"n01440764_1\.JPEG ends at byte \d+ of \d+: it is cut off, or changed"):
+    with pytest.raises(UserError, match=r"n01440764_1\.JPEG ends at byte \d+ of \d+: it was truncated, or changed"):
         content(index)
     changed.unlink()
     with pytest.raises(UserError, match=r"n01440764_1\.JPEG cannot be read: No such file"):
@@ -324,7 +324,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -
 
     root = cifar(tmp_path / "root")
     (root / "cifar-10-batches-py" / "data_batch_2").write_bytes(pickle.dumps({b"data": Exploit()}))
-    with pytest.raises(UserError, match="data_batch_2 is damaged or no file of CIFAR-10's"):
+    with pytest.raises(UserError, match="data_batch_2 is damaged, or not a file of CIFAR-10"):
         listed(root, tmp_path / "scratch")
     assert not (tmp_path / "executed").exists()
 
@@ -344,7 +344,7 @@ def test_what_is_wrong_with_these_sources_is_named(photos_by_class: Content, tmp
     with pytest.raises(UserError, match=r"train-0009\.tar: a\.jpg has no label"):
         listed(shards, tmp_path / "a")
     (shards / "imagenet1k-train-0009.tar").write_bytes(tar_of({"a.jpg": b"x", "a.cls": b"cat"}))
-    with pytest.raises(UserError, match=r"a\.jpg has a label that is no number: b'cat'"):
+    with pytest.raises(UserError, match=r"a\.jpg has a label that is not a number: b'cat'"):
         listed(shards, tmp_path / "a")
     tables = parquet_files(tmp_path / "tables", photos_by_class, order, ["one", "two"])
     with pytest.raises(UserError, match="has label 2, which no class has"):
@@ -353,7 +353,7 @@ def test_what_is_wrong_with_these_sources_is_named(photos_by_class: Content, tmp
     with pytest.raises(UserError, match=r"has no column of images .*: its columns are text, label"):
         listed(tables, tmp_path / "c")
     (tables / "data" / "train-00000-of-00002.parquet").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"train-00000-of-00002\.parquet is no Parquet file"):
+    with pytest.raises(UserError, match=r"train-00000-of-00002\.parquet is not a Parquet file"):
         listed(tables, tmp_path / "d")
 
 
