@@ -18,10 +18,8 @@ from ray.util.state import list_actors, list_jobs
 from ray.util.state.exception import RayStateApiException
 
 from data_prep.common.errors import UserError
+from data_prep.common.ray_internals import COORDINATOR
 from pipeline.launch import ray_train
-
-COORDINATOR = "AutoscalingCoordinator"
-"""Name and namespace of the process through which Ray Train tells the autoscaler what it needs; it outlives jobs."""
 
 
 def check_state_service() -> None:

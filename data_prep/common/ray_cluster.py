@@ -18,19 +18,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from data_prep.common import ray_internals
 from data_prep.common.distribution import check_worker_packages
 from data_prep.common.errors import UserError
 
 LOOPBACK = "127.0.0.1"
-QUIET = {
-    "REPORTER_UPDATE_INTERVAL_MS": "60000",  # what each process uses, for the dashboard
-    "RAY_enable_metrics_collection": "0",
-    "RAY_task_events_report_interval_ms": "0",  # off
-    "RAY_num_workers_soft_limit": "0",  # processes that wait for tasks
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away
-}
-"""Ray's background work that a cluster of one machine can do without: it would take CPU time from training."""
 
 _TOKEN = secrets.token_hex(32)
 
@@ -72,7 +64,7 @@ def connect(
     port = _free_port()
     environment = dict(variables or {})
     if not address:
-        environment |= {**QUIET, "RAY_GCS_SERVER_PORT": str(port)}
+        environment |= {**ray_internals.QUIET, "RAY_GCS_SERVER_PORT": str(port)}
         if "RAY_AUTH_MODE" not in os.environ:  # else the user has decided
             environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
     with _environment(environment):
@@ -94,25 +86,12 @@ def connect(
 def _init(what: str, **options: Any) -> None:
     import ray
 
-    with warnings.catch_warnings(), _signals_as_they_are(), _without_log_monitor():
+    with warnings.catch_warnings(), _signals_as_they_are(), ray_internals.without_log_monitor():
         warnings.simplefilter("ignore")
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
         except Exception as error:  # Ray raises whatever its parts raise
             raise UserError(f"{what}: {_first_line(error)}") from None
-
-
-@contextmanager
-def _without_log_monitor() -> Iterator[None]:
-    """Ray looks ten times a second for what workers print and hands it to nobody here; no setting turns that off."""
-    from ray._private.node import Node
-
-    start = Node.start_log_monitor
-    Node.start_log_monitor = lambda self: None
-    try:
-        yield
-    finally:
-        Node.start_log_monitor = start
 
 
 @contextmanager
@@ -143,21 +122,13 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Sets environment variables that are not set, and takes them back."""
     added = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(added)
-    _reread_authentication()
+    ray_internals.reread_authentication()
     try:
         yield
     finally:
         for name in added:
             os.environ.pop(name, None)
-        _reread_authentication()
-
-
-def _reread_authentication() -> None:
-    """Ray reads from the environment how to authenticate when it is imported, which may have been before."""
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+        ray_internals.reread_authentication()
 
 
 def _first_line(error: Exception) -> str:

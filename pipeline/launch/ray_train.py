@@ -1,4 +1,4 @@
-"""A run on Ray Train: its workers, their failures, its end."""
+"""Runs on Ray Train: starts the workers, replaces those that fail, and ends them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ray.train import (
     UserCallback,
     WorkerGroupError,
 )
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.torch import TorchConfig
 from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
+from data_prep.common import ray_internals
 from data_prep.common.errors import UserError
 from data_prep.common.ray_cluster import Connection
 from pipeline.config.schema import ClusterSettings
@@ -39,50 +39,44 @@ from pipeline.training.trainer import run_on_ray
 
 ERROR_LOG = "error.log"
 ATTEMPTS = "ray"
-"""Folder of what Ray Train itself writes down, inside the run's; nobody needs it afterwards."""
-ABORT_SECONDS = 30
-UNUSED = ("DatasetsCallback",)
-"""What Ray Train does beside a training and ours has no use for: each is a process that starts with the workers, and
-wakes up a hundred times a second. This one hands out Ray's own data sets."""
-OURS_TO_FREE = ("PlacementGroupCleanerCallback",)
-"""The same, for what we do ourselves in a job of our own: it frees what a controller that died had reserved."""
+"""Folder of Ray Train's own records, inside the run's; it is removed afterwards."""
 
 
-def fit(job: WorkerSpec, callbacks: Sequence[UserCallback], connection: Connection) -> None:
+def fit(spec: WorkerSpec, callbacks: Sequence[UserCallback], connection: Connection) -> None:
     """Trains a run on the Ray cluster that this process is connected to, from its newest checkpoint to its end.
 
     Raises:
-        UserError: a worker met an error that the user can mend, or workers failed more often than
+        UserError: a worker met an error that the user can fix, or workers failed more often than
             `cluster.max_failures` allows.
-        KeyboardInterrupt: the user interrupted; the workers have saved, if there was time, and ended.
+        KeyboardInterrupt: the user interrupted. The workers have ended, and saved within `checkpoint.grace_seconds`.
     """
-    settings, folder = job.settings, job.folder
+    settings, folder = spec.settings, spec.folder
     stop = folder.path / paths.STOP
     stop.unlink(missing_ok=True)
     failures = settings.cluster.max_failures
     while True:
-        trainer = _trainer(job, callbacks, connection)
+        trainer, abort = _trainer(spec, callbacks, connection)
         try:
             trainer.fit()
             return
         except KeyboardInterrupt:
             with suppress(KeyboardInterrupt):  # a second one does not wait
                 _wait_until_saved(folder.path, settings.checkpoint.grace_seconds)
-            trainer.abort()
+            abort()
             raise
         except TrainingFailedError as error:
-            raise _explain(error, folder.path) from None
-        except ActorDiedError as error:  # of the controller; workers that die are its business
+            raise explain(error, folder.path) from None
+        except ActorDiedError as error:  # of the controller, which itself replaces workers that die
             if failures == 0:
                 raise UserError(
                     f"the controller of the training died ({_sentence(str(error))}), and cluster.max_failures allows "
-                    "no further restart: give the same command again"
+                    "no further restart: rerun the same command to resume"
                 ) from None
             failures -= 1
             if connection.own_job:
                 free_reservations()
             ProgressWriter(folder.path).event(
-                "the controller of the training died: the run goes on from its newest checkpoint"
+                "the controller of the training died: resuming from the latest checkpoint"
             )
         except RayError as error:
             raise UserError(f"the Ray cluster failed: {_sentence(str(error))}") from None
@@ -92,7 +86,7 @@ def fit(job: WorkerSpec, callbacks: Sequence[UserCallback], connection: Connecti
 
 
 def free_reservations() -> list[str]:
-    """Takes back all placement groups of this process's Ray job, whoever made them; returns their hexadecimal ids."""
+    """Removes all placement groups of this process's Ray job; returns their hexadecimal ids."""
     job: str = ray.get_runtime_context().get_job_id()
     table = placement_group_table()
     groups = [group for group, content in table.items() if group.endswith(job) and content["state"] != "REMOVED"]
@@ -101,12 +95,16 @@ def free_reservations() -> list[str]:
     return groups
 
 
-def _trainer(job: WorkerSpec, callbacks: Sequence[UserCallback], connection: Connection) -> _Trainer:
-    cluster, folder = job.settings.cluster, job.folder
-    return _Trainer(
-        connection,
+def _trainer(
+    spec: WorkerSpec, callbacks: Sequence[UserCallback], connection: Connection
+) -> tuple[Any, Callable[[], None]]:
+    """The trainer of Ray Train, and a function that aborts its run."""
+    cluster, folder = spec.settings.cluster, spec.folder
+    cleanup = ray_internals.CLEANUP_CALLBACKS if connection.own_job else ()
+    return ray_internals.build_torch_trainer(
         run_on_ray,
-        train_loop_config={"spec": job},
+        left_out={*ray_internals.UNUSED_CALLBACKS, *cleanup},
+        train_loop_config={"spec": spec},
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(cluster.min_workers, cluster.workers) if cluster.min_workers else cluster.workers,
@@ -120,52 +118,13 @@ def _trainer(job: WorkerSpec, callbacks: Sequence[UserCallback], connection: Con
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             worker_runtime_env={"env_vars": {**malloc.ENVIRONMENT, **_interface(cluster)}},
             logging_config=LoggingConfig(log_level="WARNING"),
-            callbacks=[_Restarts(folder.path), *callbacks],
+            callbacks=[FailureReporter(folder.path), *callbacks],
         ),
     )
 
 
-class _Trainer(TorchTrainer):
-    """Leaves Ctrl-C to Python: what Ray's own handler raises, SystemExit, hides that the user asked for it. And leaves
-    out some of what Ray Train adds to a training."""
-
-    def __init__(self, connection: Connection, function: Callable[[dict[str, Any]], None], **options: Any) -> None:
-        super().__init__(function, **options)
-        self._connection = connection
-        self._controller: Any = None
-
-    def _create_default_callbacks(self) -> list[Any]:
-        left_out = UNUSED + (OURS_TO_FREE if self._connection.own_job else ())
-        there = super()._create_default_callbacks()
-        return [each for each in there if type(each).__name__ not in left_out]
-
-    def _initialize_and_run_controller(self, **options: Any) -> Any:
-        if self._connection.own_cluster and not self.scaling_config.elasticity_enabled:
-            options["scaling_policy"] = _AsManyAsAsked(self.scaling_config)
-        return super()._initialize_and_run_controller(**options)
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        self._controller = controller
-
-    def abort(self) -> None:
-        """Ends controller and workers."""
-        if self._controller is not None:
-            with suppress(RayError):  # the controller says that it died
-                ray.get(self._controller.abort.remote(), timeout=ABORT_SECONDS)
-
-
-class _AsManyAsAsked(FixedScalingPolicy):
-    """Asks no autoscaler for nodes, which would take an actor of its own: a cluster of this program's has none."""
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        """Does not register what the workers need."""
-
-    def _maybe_send_resource_request(self) -> None:
-        """Does not ask again, either."""
-
-
 def _wait_until_saved(run: Path, seconds: float) -> None:
-    """Asks the workers to save and end, and waits until they have, if they are at work at all."""
+    """Asks the workers to save and stop, and waits until they have, if they have started to train."""
     if not (run / PROGRESS_FILE).exists():
         return
     stop = run / paths.STOP
@@ -177,14 +136,14 @@ def _wait_until_saved(run: Path, seconds: float) -> None:
 
 
 def room(cluster: ClusterSettings) -> int:
-    """How many workers the cluster's nodes would hold if they were free; a worker does not spread over nodes."""
+    """Number of workers that fit on the cluster's nodes if these are idle; a worker runs on one node."""
     needed = _resources(cluster)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(int(min(node.get(name, 0) // amount for name, amount in needed.items())) for node in nodes)
 
 
 def check_capacity(cluster: ClusterSettings) -> None:
-    """Compares the workers that are asked for with the cluster's nodes: Ray would wait for them without a word.
+    """Compares the requested workers with the cluster's nodes: Ray would wait for them without a message.
 
     Raises:
         UserError: they do not fit.
@@ -197,7 +156,7 @@ def check_capacity(cluster: ClusterSettings) -> None:
             while room(cluster) < enough and time.monotonic() < deadline:
                 time.sleep(1)
         finally:
-            request_resources(bundles=[])  # what has come is kept busy by the run itself
+            request_resources(bundles=[])  # the run keeps the new nodes busy
     fitting = room(cluster)
     if fitting < enough:
         there = ray.cluster_resources()
@@ -209,37 +168,37 @@ def check_capacity(cluster: ClusterSettings) -> None:
         )
 
 
-class _Restarts(UserCallback):
-    """Tells the user of workers that failed, and ends the run at an error that restarting them cannot mend, which Ray
-    would try `max_failures` times. Runs in Ray's controller process."""
+class FailureReporter(UserCallback):
+    """Reports failed workers to the user, and ends the run at errors that a restart cannot fix, for which Ray would
+    restart the workers `max_failures` times. Runs in Ray's controller process."""
 
     def __init__(self, run: Path) -> None:
-        self._notes = ProgressWriter(run)
+        self._progress = ProgressWriter(run)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for error in worker_exceptions.values():
             if isinstance(error, UserError):
                 raise error
         for rank, error in worker_exceptions.items():
-            self._notes.event(
-                f"worker {rank} failed ({type(error).__name__}: {_sentence(str(error))}): the run goes on from its "
-                "newest checkpoint, if cluster.max_failures allows"
+            self._progress.event(
+                f"worker {rank} failed ({type(error).__name__}: {_sentence(str(error))}): resuming from the "
+                "latest checkpoint, if cluster.max_failures allows"
             )
 
 
 def _resources(cluster: ClusterSettings) -> dict[str, float]:
-    """What each worker reserves."""
+    """Resources that each worker reserves."""
     return {"CPU": cluster.threads, "GPU": 1} if cluster.gpu else {"CPU": cluster.threads}
 
 
 def _interface(cluster: ClusterSettings) -> dict[str, str]:
-    """Variables by which NCCL and gloo choose their network interface."""
+    """Environment variables that select the network interface of NCCL and gloo."""
     name = cluster.network_interface
     return {"NCCL_SOCKET_IFNAME": name, "GLOO_SOCKET_IFNAME": name} if name else {}
 
 
-def _explain(error: TrainingFailedError, folder: Path) -> UserError:
-    """One sentence for the user; the whole story goes to a file in the run's folder."""
+def explain(error: TrainingFailedError, folder: Path) -> UserError:
+    """The error in one sentence; details go to a file in the run's folder."""
     if isinstance(error, ControllerError) and isinstance(error.controller_failure, UserError):
         return error.controller_failure
     log = folder / ERROR_LOG
@@ -247,13 +206,13 @@ def _explain(error: TrainingFailedError, folder: Path) -> UserError:
         log.write_text(str(error), encoding="utf-8")
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         rank, failure = next(iter(error.worker_failures.items()))
-        what = f"worker {rank} failed ({type(failure).__name__}: {_sentence(str(failure))})"
+        cause = f"worker {rank} failed ({type(failure).__name__}: {_sentence(str(failure))})"
     else:
-        what = f"training failed ({_sentence(str(error))})"
-    return UserError(f"{what}, and cluster.max_failures allows no further restart: details in {log}")
+        cause = f"training failed ({_sentence(str(error))})"
+    return UserError(f"{cause}, and cluster.max_failures allows no further restart: details in {log}")
 
 
 def _sentence(text: str) -> str:
-    """The first sentence of the last line: there Python's and Ray's errors say what happened."""
+    """The first sentence of the last line of an error, where Python and Ray state the cause."""
     line = text.strip().splitlines()[-1] if text.strip() else "no message"
     return line.strip().split(". ")[0].rstrip(".")[:200]

@@ -165,7 +165,7 @@ def test_two_workers_one_of_which_and_whose_driver_are_killed_come_to_the_same_b
     assert (status, complaint) == (0, "")
     assert_same_bits(alone, hurt)
     assert [record["epoch"] for record in records(hurt)] == list(range(1, EPOCHS + 1))
-    assert re.search(r"worker \d failed \(.*\): the run goes on from its newest checkpoint", events(hurt))
+    assert re.search(r"worker \d failed \(.*\): resuming from the latest checkpoint", events(hurt))
     client = MlflowClient(mlflow_run.default_store(file.parent / "runs").uri)
     (tracked,) = client.search_runs(["1"], "attributes.run_name = 'hurt-2'")
     assert tracked.info.status == "FINISHED"
@@ -200,4 +200,4 @@ def test_four_workers_one_of_which_and_whose_controller_are_killed_come_to_the_s
     status, _, complaint = command.end()
     assert (status, complaint) == (0, "")
     assert_same_bits(alone, hurt)
-    assert "the controller of the training died: the run goes on from its newest checkpoint" in events(hurt)
+    assert "the controller of the training died: resuming from the latest checkpoint" in events(hurt)

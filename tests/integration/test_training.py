@@ -224,7 +224,7 @@ def test_a_second_start_is_refused_and_ctrl_c_ends_run_and_cluster(
     family = command.family()
     titles = " ".join(map(title, family))
     assert "ray::TrainController" in titles
-    for idle in ("log_monitor", "DatasetManager", "PlacementGroupCleaner", "AutoscalingCoordinator"):
+    for idle in ("log_monitor", "DatasetManager", "PlacementGroupCleaner"):
         assert idle not in titles, "it would take CPU time from training"
     second = on_ray("run.name=interrupted", "training.epochs=500").end()
     assert second[:2] == (2, "")

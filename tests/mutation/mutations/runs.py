@@ -96,16 +96,9 @@ MUTATIONS = (
     ),
     Mutation(
         "idle actors of Ray Train run beside a training",
-        "pipeline/launch/ray_train.py",
-        "type(each).__name__ not in left_out",
-        "True",
-        ("tests/integration/test_training.py::test_a_second_start_is_refused_and_ctrl_c_ends_run_and_cluster",),
-    ),
-    Mutation(
-        "a cluster without an autoscaler is asked for nodes, through an actor of its own",
-        "pipeline/launch/ray_train.py",
-        "if self._connection.own_cluster and",
-        "if False and",
+        "data_prep/common/ray_internals.py",
+        "if type(callback).__name__ not in left_out",
+        "if True",
         ("tests/integration/test_training.py::test_a_second_start_is_refused_and_ctrl_c_ends_run_and_cluster",),
     ),
     Mutation(

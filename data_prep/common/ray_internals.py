@@ -1,0 +1,95 @@
+"""Everything of Ray that is used and is not part of its public interface: the only module that may touch such parts.
+
+Read in Ray 2.60. Each function says why it is needed; `tests/data_prep/common/test_ray_internals.py` fails where a new
+version of Ray differs from what is assumed here, and pyproject.toml allows no version that has not been tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+RAY_VERSION = "2.60"
+"""Version that this module was read in."""
+QUIET = {
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",  # resource usage of each process, for the dashboard
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",  # off
+    "RAY_num_workers_soft_limit": "0",  # idle processes that wait for tasks
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a local machine is not taken away
+}
+"""Environment variables, mostly undocumented, that turn off background work of a cluster of one machine."""
+UNUSED_CALLBACKS = ("DatasetsCallback",)
+"""Callbacks of Ray Train that hand out Ray's own data sets, which are not used here."""
+CLEANUP_CALLBACKS = ("PlacementGroupCleanerCallback",)
+"""Callbacks that free the placement groups of a controller that died, which this program does in a job of its own."""
+COORDINATOR = "AutoscalingCoordinator"
+"""Name and namespace of the actor through which Ray Train requests resources of the autoscaler; it outlives jobs."""
+ABORT_SECONDS = 30
+
+
+@contextmanager
+def without_log_monitor() -> Iterator[None]:
+    """Starts a cluster without the process that looks ten times a second for output of workers.
+
+    Its output would be printed by the driver, which turns that off (`log_to_driver`); no setting stops the process.
+    Together with the dashboard it took about half of the 14 % of a core that a run's other processes used.
+    """
+    from ray._private.node import Node
+
+    start = Node.start_log_monitor
+    Node.start_log_monitor = lambda self: None
+    try:
+        yield
+    finally:
+        Node.start_log_monitor = start
+
+
+def reread_authentication() -> None:
+    """Makes Ray read RAY_AUTH_MODE and RAY_AUTH_TOKEN from the environment now.
+
+    Ray reads them when it is imported, which may have been before they were set. Needed for security: without it, a
+    cluster that this program starts would ask for no token.
+    """
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def build_torch_trainer(
+    function: Callable[[dict[str, Any]], None], *, left_out: Collection[str], **options: Any
+) -> tuple[Any, Callable[[], None]]:
+    """A TorchTrainer without some callbacks and without Ray's handler of Ctrl-C, and a function that aborts its run.
+
+    Ray's handler raises SystemExit, which hides that the user interrupted. Each callback in `left_out` starts an actor,
+    which wakes up a hundred times a second and takes 0.85 to 1.1 % of a core; together they take about two.
+
+    Args:
+        left_out: class names of the callbacks.
+        options: of TorchTrainer.
+    """
+    import ray
+    from ray.exceptions import RayError
+    from ray.train.torch import TorchTrainer
+
+    class Trainer(TorchTrainer):
+        controller: Any = None
+
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [callback for callback in callbacks if type(callback).__name__ not in left_out]
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            self.controller = controller
+
+    trainer = Trainer(function, **options)
+
+    def abort() -> None:
+        if trainer.controller is not None:
+            with suppress(RayError):  # the controller reports that it died
+                ray.get(trainer.controller.abort.remote(), timeout=ABORT_SECONDS)
+
+    return trainer, abort
