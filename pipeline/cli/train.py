@@ -54,8 +54,8 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool, profile: bool
     """
     from pipeline.config import settings_io as settings_tree
 
-    settings = settings_tree.load(config, overrides)
     with quick_imports():
+        settings = settings_tree.load(config, overrides)  # imports the packages that register what it names
         from pipeline.launch import launcher
         from pipeline.runtime import system_info
 
@@ -100,12 +100,12 @@ def describe(config: Path, overrides: tuple[str, ...], classes: int | None, as_j
       phasecollapse describe configs/imagenette_64.yaml
       phasecollapse describe configs/imagenette_64.yaml data.image_size=224 --classes 1000
     """
-    from pipeline.config import settings_io as settings_tree
-
-    settings = settings_tree.load(config, overrides)
     from rich.console import Console
 
+    from pipeline.config import settings_io as settings_tree
+
     with quick_imports():
+        settings = settings_tree.load(config, overrides)  # imports the packages that register what it names
         from pipeline.analysis.model_summary import describe as described
         from pipeline.analysis.model_summary import show
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from pipeline.config.registered import Registered
 from pipeline.config.section import Positive, Section
 
 
@@ -25,7 +26,7 @@ class ScatteringSettings(Section):
     alternate between the first half of an octave (no subsampling) and the second (subsampling)."""
     octaves: tuple[Literal["full", "first_half", "second_half"], ...] | None = None
     """Octave of each block, in any order; by default `first_factorized_block` decides."""
-    nonlinearity: Literal["collapse", "threshold", "sigmoid", "tanh", "unit_modulus", "power", "identity"] = "collapse"
+    nonlinearity: Annotated[str, Registered("pipeline.models.nonlinearities:NONLINEARITIES")] = "collapse"
     """ρ, applied to the band-pass coefficients; collapse is the modulus |z|."""
     operator_gain: float | None = None
     """Gain a of ρ (sigmoid, power): its initial value, or its value if it is not learned; by default 1."""
@@ -75,7 +76,7 @@ class ResNetSettings(Section):
     """First layer: 7×7 with stride 2 and max pooling (imagenet), or 3×3 for images of 32 or 64 pixels (cifar)."""
     width_multiplier: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Factor for the channels of all layers, rounded to whole channels."""
-    nonlinearity: Literal["relu", "absolute", "threshold", "tanh", "sigmoid", "rational"] = "relu"
+    nonlinearity: Annotated[str, Registered("pipeline.models.resnet:NONLINEARITIES")] = "relu"
     """Non-linearity. absolute is |x|, a phase collapse; threshold is two-sided with a learned threshold; sigmoid is
     sign(x)·σ(|x|); rational is x/(1+|x|)."""
     affine: bool = True

@@ -159,7 +159,7 @@ def _step(settings: Settings, classes: int, images: int, device: torch.device) -
     size = settings.data.image_size
     network = models.build(settings.model, classes, size, settings.training.seed).to(device)
     if settings.training.activation_checkpointing:
-        network.recompute_blocks()
+        network.enable_activation_checkpointing()
     optimizer = optimizers.build_optimizer(network, settings.optimizer)
     compute = Compute(device, settings.training.precision)
     pixels = torch.randint(0, 256, (images, size, size, 3), dtype=torch.uint8, device=device)

@@ -1,4 +1,7 @@
-"""Settings → a network that maps pixels to logits: a scattering network, or a residual network for comparison."""
+"""Settings → a network that maps pixels to logits: a scattering network, or a residual network for comparison.
+
+Suffixes of tensors name their axes: B images of a batch, H W rows and columns of pixels, C colours.
+"""
 
 from __future__ import annotations
 
@@ -26,47 +29,47 @@ class ImageNetwork(nn.Module):
     def __init__(self, network: ScatteringNetwork | ResNet) -> None:
         super().__init__()
         self.network = network
-        # On the CPU even where the network is on no device: to multiply there, torch imports for two seconds.
+        # On the CPU even for a network without a device (meta): to multiply there, torch imports for two seconds.
         self.register_buffer("mean", 255 * torch.tensor(PIXEL_MEAN, device="cpu"))
         self.register_buffer("deviation", 255 * torch.tensor(PIXEL_DEVIATION, device="cpu"))
         self._frozen: list[nn.Module] = []
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        images = (pixels.to(self.mean.dtype) - self.mean) / self.deviation
-        return self.network(images.permute(0, 3, 1, 2)).float()
+    def forward(self, pixels_BHWC: Tensor) -> Tensor:
+        images_BHWC = (pixels_BHWC.to(self.mean.dtype) - self.mean) / self.deviation
+        return self.network(images_BHWC.permute(0, 3, 1, 2)).float()
 
     def freeze(self, parts: Iterable[nn.Module]) -> None:
-        """Leaves these parts as they are from now on: no gradients, and running statistics that do not move."""
+        """Freezes these parts of the network: they get no gradients, and their running statistics are not updated."""
         self._frozen += parts  # a list of modules is not registered: each part stays where it is in the network
         for part in self._frozen:
             part.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> ImageNetwork:
-        """Training or evaluation mode; what is frozen evaluates in either."""
+        """Sets training or evaluation mode; frozen parts stay in evaluation mode."""
         super().train(mode)
         for part in self._frozen:
             part.eval()
         return self
 
-    def recompute_blocks(self) -> None:
-        """Makes each block keep only its input for the backward pass, and run again in it: less memory, more time."""
-        self.network.recompute = True
+    def enable_activation_checkpointing(self) -> None:
+        """Makes each block keep only its input, and be recomputed in the backward pass: less memory, more time."""
+        self.network.checkpoint_blocks = True
 
     def no_decay_names(self) -> set[str]:
-        """Parameters that weight decay leaves alone: those of the classifier's normalization, biases, and ρ's."""
+        """Names of the parameters without weight decay: those of normalizations and of ρ, and biases."""
         return {name for name, value in self.named_parameters() if value.ndim == 1 or ".operator_" in name}
 
     def multiply_adds(self) -> int:
-        """Real multiplications with an addition, for the forward pass of one image."""
+        """Real multiply-adds of the forward pass of one image."""
         return self.network.multiply_adds()
 
 
 def build(model: ModelSettings, classes: int, image_size: int, seed: int = 0) -> ImageNetwork:
-    """The network of `model` for square images, with initial weights that `seed` decides.
+    """The network of `model` for square images of `image_size` pixels a side; `seed` determines its initial weights.
 
     Raises:
-        UserError: the settings do not fit together, or the input of a block would be smaller than 3 pixels.
+        UserError: the settings are inconsistent, or the input of a block would be smaller than 3 pixels.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -115,7 +118,7 @@ def _resnet(model: ResNetSettings, classes: int, size: tuple[int, int]) -> ResNe
 
 
 def parameters(network: nn.Module) -> int:
-    """Learned numbers; a complex one, stored as two real ones, counts as two."""
+    """Number of learned parameters; a complex one, stored as two real ones, counts as two."""
     return sum(value.numel() for value in network.parameters())
 
 

@@ -1,34 +1,54 @@
-"""ρ: the non-linearities of a block, each a pure function of complex coefficients z = (real, imaginary).
+"""ρ: the non-linearities of a scattering block, by name. To add one, write its function and register it.
 
-    z   (S, 2, T, K, M, N, B, C)   real and imaginary parts of K filters, as `WaveletTransform` lays them out
-    a   (K, 1, 1, 1, C)            gain, one real number for each channel, where the operator has one
-    b   (K, 1, 1, 1, C)            bias, likewise
+Each is a pure function of complex coefficients z = (real, imaginary), whose axes are
 
-Phase collapse returns a real signal (S, 1, T, K, M, N, B, C); the amplitude reductions return f(|z|)·z, which has the
-phase of z. All have a finite derivative at z = 0, where the modulus itself has none: that of the modulus is taken as 0.
+    z   (S, 2, T, F, M, N, B, C)   real and imaginary parts of F filters, as `WaveletTransform` returns them
+    a   (F, 1, 1, 1, C)            gain, one real number per filter and channel, where the non-linearity has one
+    b   (F, 1, 1, 1, C)            bias, likewise
+
+A non-linearity with a real result, such as phase collapse, returns (S, 1, T, F, M, N, B, C); the amplitude reductions
+return f(|z|)·z, with the phase of z. All have a finite derivative at z = 0, where the modulus itself has none: that of
+the modulus is taken as 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from pipeline.models.fused import modulus
+from data_prep.common.registry import Registry
+from pipeline.models.fused import collapsed_features, modulus
 
 EPSILON = 1e-6
 """Added to |z| where it divides."""
 
 
+@dataclass(frozen=True)
+class Nonlinearity:
+    """A non-linearity of complex coefficients, and its parameters."""
+
+    function: Callable[..., Tensor]
+    """(z, *parameters) → ρ(z), with the axes above."""
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    """Initial value of each parameter, in the order of the function's arguments. A block learns one of each per filter
+    and channel, as `operator_<name>`; the model summary counts one whose name ends in "gain" as a scale, any other as a
+    bias. The settings `operator_gain` and `operator_bias` change the values of "gain" and "bias"."""
+    real: bool = False
+    """The result has no imaginary part: one entry on its second axis."""
+    fused_features: Callable[[Tensor, int, bool], Tensor] | None = None
+    """(z, parts, skip) → the features of a block (M, S, N, T, B, G, C), computed in one operation that the block uses
+    instead of `function` outside of a compiler; see :func:`pipeline.models.fused.collapsed_features`."""
+
+
+NONLINEARITIES: Registry[Nonlinearity] = Registry("model.nonlinearity")
+
+
 def collapse(z: Tensor) -> Tensor:
     """Phase collapse, |z|: real."""
     return modulus(z)
-
-
-def identity(z: Tensor) -> Tensor:
-    """z itself: a network without a non-linearity between its normalizations, for contrast."""
-    return z
 
 
 def threshold(z: Tensor, bias: Tensor) -> Tensor:
@@ -59,17 +79,15 @@ def power(z: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
     return torch.sigmoid(gain * torch.log(r) + bias) / (r + EPSILON) * z  # t/(1+t) = σ(log t), which cannot overflow
 
 
-OPERATORS: dict[str, Callable[..., Tensor]] = {
-    f.__name__: f for f in (collapse, threshold, sigmoid, tanh, unit_modulus, power, identity)
-}
+def identity(z: Tensor) -> Tensor:
+    """z itself: a network without a non-linearity between its normalizations, for contrast."""
+    return z
 
-PARAMETERS: dict[str, dict[str, float]] = {
-    "collapse": {},
-    "threshold": {"bias": 0.1},
-    "sigmoid": {"gain": 1.0, "bias": 0.0},
-    "tanh": {},
-    "unit_modulus": {},
-    "power": {"gain": 1.0, "bias": 0.0},
-    "identity": {},
-}
-"""The parameters of each operator, learned or fixed, and where they start."""
+
+NONLINEARITIES.register("collapse", Nonlinearity(collapse, real=True, fused_features=collapsed_features))
+NONLINEARITIES.register("threshold", Nonlinearity(threshold, {"bias": 0.1}))
+NONLINEARITIES.register("sigmoid", Nonlinearity(sigmoid, {"gain": 1.0, "bias": 0.0}))
+NONLINEARITIES.register("tanh", Nonlinearity(tanh))
+NONLINEARITIES.register("unit_modulus", Nonlinearity(unit_modulus))
+NONLINEARITIES.register("power", Nonlinearity(power, {"gain": 1.0, "bias": 0.0}))
+NONLINEARITIES.register("identity", Nonlinearity(identity))

@@ -6,6 +6,8 @@
 3×3 in a basic block, n = 3 of 1×1, 3×3 and 1×1 in a bottleneck, whose stride is that of the 3×3. The shortcut is
 the identity, or N(w * x) with a 1×1 convolution w where the block changes the shape.
 
+Suffixes of tensors name their axes: B images of a batch, C channels, H W rows and columns of pixels.
+
 After He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition" (CVPR 2016). Layers have the names that they
 have in torchvision, so that its weights load. Where the paper's ResNet-20 pads a shortcut with zero channels (269,722
 parameters for 10 classes), the one here projects it, as the larger networks do (272,474).
@@ -13,28 +15,40 @@ parameters for 10 classes), the one here projects it, as the larger networks do 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from data_prep.common.errors import UserError
+from data_prep.common.registry import Registry
 from pipeline.models.batch_stats import BatchNorm
 from pipeline.runtime import activation_checkpointing
 
-THRESHOLD = 0.1
-"""Where the learned thresholds λ start."""
 EXPANSION = 4
-"""Channels that leave a bottleneck, for each channel inside."""
+"""Output channels of a bottleneck for each of its inner channels."""
 STAGES = {18: (2, 2, 2, 2), 20: (3, 3, 3), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
-"""For each depth, blocks of each stage; all stages but the first halve the sides and double the channels."""
+"""Blocks of each stage, by depth; all stages but the first halve the sides and double the channels."""
+
+
+@dataclass(frozen=True)
+class RealNonlinearity:
+    """A pointwise non-linearity of real numbers, and its parameters."""
+
+    function: Callable[..., Tensor]
+    """(x, *parameters) → ρ(x), for x (B, C, H, W) and parameters (C, 1, 1)."""
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    """Initial value of each parameter, in the order of the function's arguments; one of each is learned per channel."""
+
+
+NONLINEARITIES: Registry[RealNonlinearity] = Registry("model.nonlinearity")
+"""To add one, write its function and register it."""
 
 
 def soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
-    """sign(x)·max(|x| − λ, 0) for x (B, C, H, W) and λ (C,)."""
-    # In x's precision: under autocast, a float32 λ would make all that follows float32.
-    return torch.sign(x) * torch.relu(x.abs() - threshold.to(x.dtype)[:, None, None])
+    """sign(x)·max(|x| − λ, 0)."""
+    return torch.sign(x) * torch.relu(x.abs() - threshold)
 
 
 def signed_sigmoid(x: Tensor) -> Tensor:
@@ -45,31 +59,42 @@ def signed_sigmoid(x: Tensor) -> Tensor:
     return torch.sign(x) * torch.sigmoid(x.abs())
 
 
-NONLINEARITIES: dict[str, Callable[..., Tensor]] = {
-    "relu": torch.relu,
-    "absolute": torch.abs,  # the phase collapse of real numbers, whose phase is their sign; derivative 0 at 0
-    "threshold": soft_threshold,
-    "tanh": torch.tanh,
-    "sigmoid": signed_sigmoid,
-    "rational": nn.functional.softsign,  # x/(1 + |x|)
-}
+NONLINEARITIES.register("relu", RealNonlinearity(torch.relu))
+# The phase collapse of real numbers, whose phase is their sign; its derivative at 0 is 0.
+NONLINEARITIES.register("absolute", RealNonlinearity(torch.abs))
+NONLINEARITIES.register("threshold", RealNonlinearity(soft_threshold, {"threshold": 0.1}))
+NONLINEARITIES.register("tanh", RealNonlinearity(torch.tanh))
+NONLINEARITIES.register("sigmoid", RealNonlinearity(signed_sigmoid))
+NONLINEARITIES.register("rational", RealNonlinearity(nn.functional.softsign))  # x/(1 + |x|)
 
 
-class Nonlinearity(nn.Module):
-    """ρ at one place of a network, with the thresholds that it learns, one for each channel, if it has any."""
+class Activation(nn.Module):
+    """ρ at one place of a network: x (B, C, H, W) → ρ(x), with parameters of its own, one of each per channel.
+
+    Args:
+        name: of ρ, in `NONLINEARITIES`.
+        channels: C.
+
+    Raises:
+        UserError: no non-linearity has this name.
+    """
 
     def __init__(self, name: str, channels: int) -> None:
         super().__init__()
-        self.function = NONLINEARITIES[name]
-        self.threshold = nn.Parameter(torch.full((channels,), THRESHOLD)) if name == "threshold" else None
+        nonlinearity = NONLINEARITIES.find(name)
+        self.function, self.learned = nonlinearity.function, tuple(nonlinearity.parameters)
+        for parameter, start in nonlinearity.parameters.items():
+            self.register_parameter(parameter, nn.Parameter(torch.full((channels,), start)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x) if self.threshold is None else self.function(x, self.threshold)
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        # In x's precision: under autocast, float32 parameters would make all that follows float32.
+        parameters = (getattr(self, name).to(x_BCHW.dtype)[:, None, None] for name in self.learned)
+        return self.function(x_BCHW, *parameters)
 
 
 @dataclass(frozen=True)
-class BlockConfig:
-    """What all blocks of a network have in common."""
+class ResidualBlockConfig:
+    """Settings that all blocks of a residual network share."""
 
     bottleneck: bool
     nonlinearity: str
@@ -82,10 +107,10 @@ class BlockConfig:
         return BatchNorm(channels, scale=self.affine, shift=self.biases, synchronized=self.synchronized)
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """x (B, C, H, W) → (B, C', ⌈H/stride⌉, ⌈W/stride⌉), C' = width, or 4·width in a bottleneck."""
 
-    def __init__(self, in_channels: int, width: int, stride: int, kind: BlockConfig) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, kind: ResidualBlockConfig) -> None:
         super().__init__()
         layers = [(width, 3, stride), (width, 3, 1)]  # channels, side of the kernel, stride
         if kind.bottleneck:
@@ -99,7 +124,7 @@ class Block(nn.Module):
         for number, (channels, side, step) in enumerate(layers, 1):
             self.add_module(f"conv{number}", convolution(in_channels, channels, side, step))
             self.add_module(f"bn{number}", kind.normalization(channels))
-            self.add_module(f"rho{number}", Nonlinearity(kind.nonlinearity, channels))
+            self.add_module(f"rho{number}", Activation(kind.nonlinearity, channels))
             in_channels = channels
 
     def layers(self) -> list[tuple[nn.Conv2d, nn.Module, nn.Module]]:
@@ -107,12 +132,13 @@ class Block(nn.Module):
         numbers = range(1, self.depth + 1)
         return [(getattr(self, f"conv{n}"), getattr(self, f"bn{n}"), getattr(self, f"rho{n}")) for n in numbers]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x_BCHW: Tensor) -> Tensor:
         *first, (last_convolution, last_normalization, last_rho) = self.layers()
-        y = x
+        y_BCHW = x_BCHW
         for convolve, normalize, rho in first:
-            y = rho(normalize(convolve(y)))
-        return last_rho(last_normalization(last_convolution(y)) + self.downsample(x))
+            y_BCHW = rho(normalize(convolve(y_BCHW)))  # y_i = ρ(N(w_i * y_{i−1}))
+        # ρ(N(w_n * y_{n−1}) + shortcut(x))
+        return last_rho(last_normalization(last_convolution(y_BCHW)) + self.downsample(x_BCHW))
 
 
 class ResNet(nn.Module):
@@ -124,7 +150,7 @@ class ResNet(nn.Module):
         nonlinearity: ρ, one of `NONLINEARITIES`.
         biases, affine: what normalizations learn, β and γ.
         width_multiplier: multiplies the channels of all layers, rounded, at least 1.
-        size: (H, W) of the images that multiply-adds are counted for; it takes others too.
+        size: (H, W) of the images for which multiply-adds are counted; images of any size are accepted.
         synchronized: statistics of the images of all workers.
 
     Raises:
@@ -148,13 +174,13 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.size = size
-        self.recompute = False
-        """Blocks run again in the backward pass, for which they keep only their input."""
+        self.checkpoint_blocks = False
+        """Activation checkpointing: each block keeps only its input, and is recomputed in the backward pass."""
         if depth == 20 and stem != "cifar":
             raise UserError(
                 "model.stem: ResNet-20 is defined for the CIFAR stem; use model.stem=cifar, or model.depth 18, 34 or 50"
             )
-        kind = BlockConfig(
+        kind = ResidualBlockConfig(
             bottleneck=depth == 50,
             nonlinearity=nonlinearity,
             affine=affine,
@@ -169,29 +195,31 @@ class ResNet(nn.Module):
         channels = widths[0]
         self.conv1 = convolution(in_channels, channels, side, stride)
         self.bn1 = kind.normalization(channels)
-        self.rho1 = Nonlinearity(nonlinearity, channels)
+        self.rho1 = Activation(nonlinearity, channels)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()
         self.stages = len(widths)
         for stage, (width, blocks) in enumerate(zip(widths, STAGES[depth], strict=True)):
             layer = nn.Sequential()
             for number in range(blocks):
-                block = Block(channels, width, 2 if stage > 0 and number == 0 else 1, kind)
+                block = ResidualBlock(channels, width, 2 if stage > 0 and number == 0 else 1, kind)
                 layer.append(block)
                 channels = block.out_channels
             self.add_module(f"layer{stage + 1}", layer)
         self.fc = nn.Linear(channels, classes, bias=classifier_bias)
 
-    def blocks(self) -> list[Block]:
+    def blocks(self) -> list[ResidualBlock]:
         return [block for stage in range(self.stages) for block in getattr(self, f"layer{stage + 1}")]
 
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.maxpool(self.rho1(self.bn1(self.conv1(images))))
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        x_BCHW = self.maxpool(self.rho1(self.bn1(self.conv1(images_BCHW))))
         for block in self.blocks():
-            x = activation_checkpointing.run(block, x, recompute=self.recompute and self.training)
-        return self.fc(x.mean((2, 3)))
+            x_BCHW = activation_checkpointing.run_block(
+                block, x_BCHW, checkpointed=self.checkpoint_blocks and self.training
+            )
+        return self.fc(x_BCHW.mean((2, 3)))
 
     def multiply_adds(self) -> int:
-        """Multiplications with an addition, for one image of `size` (H, W): those of convolutions and classifier."""
+        """Multiply-adds of convolutions and classifier, for one image of `size` (H, W)."""
         size = _output_size(self.conv1, self.size)
         total = _multiply_adds(self.conv1, size) + self.fc.weight.numel()
         if isinstance(self.maxpool, nn.MaxPool2d):
@@ -225,9 +253,9 @@ class _Pointwise(nn.Conv2d):
     or never ends.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x_BCHW: Tensor) -> Tensor:
         rows, columns = self.stride
-        return nn.functional.conv2d(x[:, :, ::rows, ::columns], self.weight)
+        return nn.functional.conv2d(x_BCHW[:, :, ::rows, ::columns], self.weight)
 
 
 def _output_size(layer: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int]:

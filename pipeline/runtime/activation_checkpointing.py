@@ -1,6 +1,6 @@
-"""Blocks that keep nothing but their input for the backward pass, where they run again (activation checkpointing).
+"""Activation checkpointing: blocks that keep only their input, and are recomputed in the backward pass.
 
-Running again has to change nothing: it gives the same bits, and running statistics do not move a second time.
+A recomputation gives the same bits and changes nothing: running statistics are not updated a second time.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-_again = ContextVar("again", default=False)
+_recomputing = ContextVar("recomputing", default=False)
 
 
 def is_recomputing() -> bool:
-    """Whether this forward pass repeats one for its intermediate results."""
-    return _again.get()
+    """Whether this forward pass recomputes an earlier one, for its intermediate results."""
+    return _recomputing.get()
 
 
-def run(block: nn.Module, x: Tensor, *, recompute: bool) -> Tensor:
-    """block(x); with `recompute`, only x is kept for the backward pass."""
-    if not recompute:
+def run_block(block: nn.Module, x: Tensor, *, checkpointed: bool) -> Tensor:
+    """block(x); if `checkpointed`, only x is kept for the backward pass, which recomputes the block."""
+    if not checkpointed:
         return block(x)
-    if torch.compiler.is_compiling():  # a compiled graph moves statistics once, whatever it computes again
+    if torch.compiler.is_compiling():  # a compiled graph updates statistics once, whatever it recomputes
         return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
     return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=_contexts)
 
 
 def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Around the first run, and around the second, which may be in another thread: that of a GPU's backward pass."""
-    return nullcontext(), _second_run()
+    """Contexts of the first run and of the recomputation, which may be in the thread of a GPU's backward pass."""
+    return nullcontext(), _recomputation()
 
 
 @contextmanager
-def _second_run() -> Iterator[None]:
-    token = _again.set(True)
+def _recomputation() -> Iterator[None]:
+    token = _recomputing.set(True)
     try:
         yield
     finally:
-        _again.reset(token)
+        _recomputing.reset(token)

@@ -92,7 +92,7 @@ def build_network(settings: Settings, classes: int, size: int) -> models.ImageNe
     """The network for images of `size` pixels a side, with initial weights and frozen parts."""
     network = models.build(settings.model, classes, size, settings.training.seed)
     if settings.training.activation_checkpointing:
-        network.recompute_blocks()
+        network.enable_activation_checkpointing()
     finetune.freeze(network, settings)
     return network
 

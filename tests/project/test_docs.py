@@ -15,8 +15,7 @@ from pipeline.config import settings_io
 from pipeline.config.model_schema import ResNetSettings, ScatteringSettings
 from pipeline.config.schema import Settings
 from pipeline.config.section import Section
-from pipeline.models.nonlinearities import OPERATORS, PARAMETERS
-from pipeline.models.resnet import NONLINEARITIES
+from pipeline.models import nonlinearities, resnet
 from tests.helpers.checkout import ROOT
 
 DOCS = ROOT / "docs"
@@ -78,13 +77,13 @@ def test_the_table_has_every_field_and_its_default(title: str, family: type[Sect
 
 def test_the_table_has_every_operator_and_where_its_parameters_start() -> None:
     rows = re.findall(r"^\| `(\w+)` \| .* \|([^|]*)\| (?:real|complex) \|$", section("The operators ρ"), re.MULTILINE)
-    assert [name for name, _ in rows] == list(OPERATORS)
+    assert [name for name, _ in rows] == list(nonlinearities.NONLINEARITIES)
     for name, shown in rows:
         starts = dict(re.findall(r"(\w) = ([\d.]+)", shown))
-        assert {key[0].replace("g", "a"): value for key, value in PARAMETERS[name].items()} == {
-            key: float(value) for key, value in starts.items()
-        }
-    assert [name for name in NONLINEARITIES if f"`{name}`" not in section("Residual networks")] == []
+        assert {
+            key[0].replace("g", "a"): value for key, value in nonlinearities.NONLINEARITIES[name].parameters.items()
+        } == {key: float(value) for key, value in starts.items()}
+    assert [name for name in resnet.NONLINEARITIES if f"`{name}`" not in section("Residual networks")] == []
 
 
 @pytest.mark.slow

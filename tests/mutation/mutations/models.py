@@ -224,21 +224,21 @@ MUTATIONS = (
         ("tests/pipeline/training/test_finetune.py::test_frozen_parts_and_their_statistics_stay_and_all_others_move",),
     ),
     Mutation(
-        "statistics move twice where blocks run again",
+        "statistics move twice where blocks are recomputed",
         PROJECTION,
         "        if is_recomputing():\n            return y_RO\n",
         "",
         ("tests/pipeline/runtime/test_activation_checkpointing.py",),
     ),
     Mutation(
-        "statistics of batch normalization move twice where blocks run again",
+        "statistics of batch normalization move twice where blocks are recomputed",
         STATISTICS,
         "if self.training and is_recomputing():",
         "if False:",
         ("tests/pipeline/runtime/test_activation_checkpointing.py",),
     ),
     Mutation(
-        "synchronized statistics move twice where blocks run again",
+        "synchronized statistics move twice where blocks are recomputed",
         STATISTICS,
         "        if not is_recomputing():\n            self._move",
         "        if True:\n            self._move",
@@ -253,7 +253,7 @@ MUTATIONS = (
         ("tests/pipeline/analysis/test_model_summary.py::test_spatial_filters_and_biases_of_a_resnet_are_flagged",),
     ),
     Mutation(
-        "the biases that operators learn are not seen",
+        "the biases that non-linearities learn are not seen",
         INSPECTION,
         "elif not own_name.endswith(SCALES):",
         'elif own_name == "bias":',

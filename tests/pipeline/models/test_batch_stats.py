@@ -21,8 +21,8 @@ NETWORKS: dict[str, ModelSettings] = {
         widths=(3, 4), skip=True, nonlinearity="sigmoid", projection="real", sync_batch_stats=True
     ),
     "resnet": ResNetSettings(family="resnet", depth=20, stem="cifar", width_multiplier=0.25, sync_batch_stats=True),
-    "recomputed": ScatteringSettings(widths=(3, 4), first_factorized_block=1, sync_batch_stats=True),
-    "recomputed-resnet": ResNetSettings(
+    "checkpointed": ScatteringSettings(widths=(3, 4), first_factorized_block=1, sync_batch_stats=True),
+    "checkpointed-resnet": ResNetSettings(
         family="resnet", depth=20, stem="cifar", width_multiplier=0.25, sync_batch_stats=True
     ),
 }
@@ -33,8 +33,8 @@ def step(name: str, rank: int | None) -> dict[str, Tensor]:
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     network = build(NETWORKS[name], classes=3, image_size=SIZE, seed=1)
-    if name.startswith("recomputed"):
-        network.recompute_blocks()
+    if name.startswith("checkpointed"):
+        network.enable_activation_checkpointing()
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (IMAGES, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 3, (IMAGES,), generator=generator)
@@ -53,7 +53,7 @@ def step_of_each(rank: int) -> dict[str, dict[str, Tensor]]:
 
 @pytest.fixture(scope="module")
 def joined(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
-    """For each worker: what a step of each network comes to."""
+    """For each worker: the result of a step of each network."""
     return in_ranks(step_of_each, tmp_path_factory.mktemp("workers"))
 
 

@@ -26,7 +26,7 @@ NETWORKS: dict[str, ModelSettings] = {
     "skip": ScatteringSettings(widths=(3, 4), skip=True, classifier="pooled"),
     "sigmoid": ScatteringSettings(widths=(3, 4), nonlinearity="sigmoid", projection="real"),
     "threshold": ScatteringSettings(widths=(3, 4), nonlinearity="threshold", standardize=False, normalize=False),
-    "recomputed": ScatteringSettings(widths=(3, 4), first_factorized_block=1),
+    "checkpointed": ScatteringSettings(widths=(3, 4), first_factorized_block=1),
     "resnet": ResNetSettings(family="resnet", depth=20, stem="cifar", width_multiplier=0.25, nonlinearity="absolute"),
 }
 
@@ -74,8 +74,8 @@ def test_one_graph_gives_the_same_numbers_and_waits_for_none(name: str, dtype: t
         return make_boxed_func(graph.forward)
 
     eager, network = (build(NETWORKS[name], CLASSES, SIZE, seed=1) for _ in range(2))
-    if name == "recomputed":
-        network.recompute_blocks()
+    if name == "checkpointed":
+        network.enable_activation_checkpointing()
     compiled = torch.compile(network, fullgraph=True, backend=aot_autograd(fw_compiler=keep, bw_compiler=keep))
     # Compilers keep float32 between operations that round to bfloat16 one by one.
     tolerance = 1e-4 if dtype == torch.float32 else 0.1

@@ -22,7 +22,7 @@ def test_golden_vectors_are_met_in_float32(shared: Path, name: str, capsys: pyte
 
 
 @pytest.mark.parametrize("nonlinearity", ["threshold", "sigmoid", "tanh", "unit_modulus"])
-def test_other_operators_meet_their_golden_vectors(shared: Path, nonlinearity: str) -> None:
+def test_other_nonlinearities_meet_their_golden_vectors(shared: Path, nonlinearity: str) -> None:
     assert parity.main([str(shared / "golden" / f"cifar_{nonlinearity}.npz")]) == 0
 
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.common.errors import UserError
 from pipeline.models import ImageNetwork, parameters
-from pipeline.models.resnet import NONLINEARITIES, Nonlinearity, ResNet
+from pipeline.models.resnet import NONLINEARITIES, Activation, ResNet
 
 SWITCHES = list(itertools.product([False, True], repeat=2))
 
@@ -149,20 +149,20 @@ VALUES = {
 def test_nonlinearities_have_the_values_of_their_formula(name: str) -> None:
     x = torch.tensor([-2.0, -0.05, 0.0, 0.05, 2.0]).view(1, 1, 1, 5).repeat(2, 3, 1, 1)
     expected = torch.tensor(VALUES[name]).expand(2, 3, 1, 5)
-    torch.testing.assert_close(Nonlinearity(name, 3)(x), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(Activation(name, 3)(x), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", NONLINEARITIES)
 def test_nonlinearities_have_the_derivative_of_their_formula(name: str) -> None:
     x = torch.tensor([-2.0, -0.7, -0.05, 0.05, 0.4, 1.5], dtype=torch.float64).view(1, 3, 2, 1).requires_grad_()
-    module = Nonlinearity(name, 3).double()
+    module = Activation(name, 3).double()
     assert torch.autograd.gradcheck(lambda x, *_: module(x), (x, *module.parameters()))
 
 
 @pytest.mark.parametrize("name", NONLINEARITIES)
 def test_derivatives_are_finite_at_zero_and_far_away(name: str) -> None:
     x = torch.tensor([0.0, -1e30, 1e30]).view(1, 3, 1, 1).requires_grad_()
-    module = Nonlinearity(name, 3)
+    module = Activation(name, 3)
     module(x).sum().backward()
     assert all(torch.isfinite(value.grad).all() for value in (x, *module.parameters()))
     assert x.grad is not None
@@ -170,7 +170,7 @@ def test_derivatives_are_finite_at_zero_and_far_away(name: str) -> None:
 
 
 def test_thresholds_are_one_for_each_channel() -> None:
-    module = Nonlinearity("threshold", 2)
+    module = Activation("threshold", 2)
     with torch.no_grad():
         module.threshold.copy_(torch.tensor([0.5, 1.0]))  # type: ignore[union-attr]
     torch.testing.assert_close(module(torch.full((1, 2, 1, 1), -3.0)).flatten(), torch.tensor([-2.5, -2.0]))
@@ -233,7 +233,7 @@ def test_bfloat16_autocast_computes_in_bfloat16_and_is_close(name: str, affine: 
     expected = network(images)
     types: list[torch.dtype] = []
     for module in network.modules():
-        if isinstance(module, Nonlinearity):
+        if isinstance(module, Activation):
             module.register_forward_hook(lambda _module, _inputs, output: types.append(output.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         found = network(images)

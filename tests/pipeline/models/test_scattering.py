@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data_prep.common.errors import UserError
 from pipeline.models import projection
-from pipeline.models.nonlinearities import OPERATORS
+from pipeline.models.nonlinearities import NONLINEARITIES
 from pipeline.models.scattering import Block, BlockConfig, ScatteringNetwork
 from pipeline.models.wavelet_transform import WaveletTransform
 from pipeline.models.wavelets import Octave, octaves_of_blocks
@@ -18,7 +18,7 @@ from tests import parity
 from tests.reference import reference_network
 
 skips = pytest.mark.parametrize("skip", [False, True], ids=["plain", "skip"])
-nonlinearities = pytest.mark.parametrize("nonlinearity", OPERATORS)
+nonlinearities = pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 FULL_OCTAVES = 1
 
 
@@ -51,20 +51,20 @@ def block(kind: BlockConfig, parts: int, size: int = 7) -> Block:
 def oracle_logits(network: ScatteringNetwork, images: Tensor) -> Tensor:
     blocks: list[Block] = list(network.blocks)  # type: ignore[arg-type]
     kind, classifier = blocks[0].kind, network.classifier
-    weights, operators = [], []
+    weights, functions = [], []
     for b in blocks:
         features, acted_on = (torch.from_numpy(order.argsort()) for order in parity.orders(b))
         weight = b.projection.weight[..., features]
         weights.append(torch.complex(weight[0], weight[1] if kind.complex_projection else torch.zeros_like(weight[0])))
-        parameters = {name: getattr(b, f"operator_{name}").flatten()[acted_on] for name in b.operator_parameters}
-        operators.append(reference_network.rho(kind.nonlinearity, **parameters))
+        parameters = {name: getattr(b, f"operator_{name}").flatten()[acted_on] for name in b.nonlinearity_parameters}
+        functions.append(reference_network.rho(kind.nonlinearity, **parameters))
     return reference_network.network(
         images,
         weights,
         angles=blocks[0].wavelets.filters - 1,
         first_factorized_block=FULL_OCTAVES,
         skip=kind.skip,
-        nonlinearities=operators,
+        nonlinearities=functions,
         classifier=reference_network.Classifier(
             normalized=isinstance(classifier.normalization, torch.nn.BatchNorm2d),
             scale=getattr(classifier.normalization, "weight", None),
@@ -121,7 +121,7 @@ def test_the_smallest_sizes_agree_with_the_oracle(widths: tuple[int, ...], size:
     assert_agrees_with_the_oracle(small(widths=widths, size=size), size)
 
 
-def test_fixed_parameters_of_an_operator_are_what_was_told_and_not_learned() -> None:
+def test_fixed_parameters_of_a_nonlinearity_are_those_of_the_settings_and_not_learned() -> None:
     kind = BlockConfig(nonlinearity="sigmoid", operator_learned=False, operator_gain=2.0, operator_bias=3.0)
     fixed = block(kind, parts=2)
     assert [name for name, _ in fixed.named_parameters()] == ["projection.weight"]
@@ -129,7 +129,7 @@ def test_fixed_parameters_of_an_operator_are_what_was_told_and_not_learned() -> 
     assert (fixed.operator_gain == 2).all() and (fixed.operator_bias == 3).all()
 
 
-def test_a_parameter_that_an_operator_does_not_have_is_refused() -> None:
+def test_a_parameter_that_a_nonlinearity_does_not_have_is_refused() -> None:
     with pytest.raises(UserError, match=r"model\.operator_gain: threshold has no gain; leave it out"):
         block(BlockConfig(nonlinearity="threshold", operator_gain=2.0), parts=2)
 
@@ -139,7 +139,7 @@ def test_a_parameter_that_an_operator_does_not_have_is_refused() -> None:
 @pytest.mark.parametrize("parts", [1, 2], ids=["real", "complex"])
 def test_phase_collapse_is_as_fused_as_it_is_in_general(parts: int, skip: bool) -> None:
     fused, general = (block(BlockConfig(skip=skip), parts) for _ in range(2))
-    general.kind = replace(general.kind, nonlinearity="collapse, as any other")
+    general.nonlinearity = replace(general.nonlinearity, fused_features=None)
     x = torch.randn(7, parts, 7, 2, 2, requires_grad=True)
     ours, expected = fused.features(x), general.features(x)
     torch.testing.assert_close(ours, expected, atol=1e-14, rtol=0)

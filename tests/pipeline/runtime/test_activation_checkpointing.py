@@ -1,4 +1,4 @@
-"""Claims about blocks that run again in the backward pass: the same bits, in less memory."""
+"""Claims about blocks that are recomputed in the backward pass: the same bits, in less memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ NETWORKS: dict[str, ModelSettings] = {
 }
 
 
-def step(model: ModelSettings, *, recompute: bool, bfloat16: bool) -> tuple[int, dict[str, Tensor]]:
+def step(model: ModelSettings, *, checkpointed: bool, bfloat16: bool) -> tuple[int, dict[str, Tensor]]:
     """Bytes that two forward passes keep, and gradients and statistics after their backward passes."""
     network = build(model, classes=3, image_size=SIZE, seed=1)
-    if recompute:
-        network.recompute_blocks()
+    if checkpointed:
+        network.enable_activation_checkpointing()
     generator = torch.Generator().manual_seed(0)
     kept = 0
 
@@ -46,7 +46,7 @@ def step(model: ModelSettings, *, recompute: bool, bfloat16: bool) -> tuple[int,
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_and_statistics_have_the_same_bits_and_less_is_kept(name: str, bfloat16: bool) -> None:
     (much, expected), (little, found) = (
-        step(NETWORKS[name], recompute=recompute, bfloat16=bfloat16) for recompute in (False, True)
+        step(NETWORKS[name], checkpointed=checkpointed, bfloat16=bfloat16) for checkpointed in (False, True)
     )
     assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
     assert little < much / 4
@@ -56,6 +56,6 @@ def test_an_evaluation_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
     network = build(NETWORKS["collapse"], classes=3, image_size=SIZE).eval()
     images = torch.zeros(2, SIZE, SIZE, 3, dtype=torch.uint8)
     plain = network(images)
-    network.recompute_blocks()
+    network.enable_activation_checkpointing()
     monkeypatch.setattr("pipeline.runtime.activation_checkpointing.checkpoint", None)
     assert torch.equal(network(images), plain)
