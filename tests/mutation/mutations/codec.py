@@ -65,6 +65,13 @@ MUTATIONS = (
         (TESTS + "test_damaged_images_are_black_and_named_and_the_others_whole",),
     ),
     Mutation(
+        "a decoder that failed is used again as it is",
+        DECODE,
+        "        jpeg_abort_decompress(decoder);\n        return;\n    }\n    int by = ",
+        "        return;\n    }\n    int by = ",
+        ("tests/data_prep/codec/test_fuzz.py",),
+    ),
+    Mutation(
         "a JPEG of another height than stored is decoded",
         DECODE,
         "if ((int)decoder->image_height != job->height || ",
