@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from data_prep.common.errors import UserError
 from pipeline.config.model_schema import ScatteringSettings
+from pipeline.config.registered import Registered
 from pipeline.config.schema import Settings
 from pipeline.config.section import Positive, Section
 from pipeline.config.settings_io import load_yaml, override, resolve
@@ -34,13 +35,17 @@ class SearchSection(Section):
     come on top."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides which points of the grid are drawn."""
+    searcher: Annotated[str, Registered("tuning.space:SEARCHERS")] = "grid"
+    """Chooses the points that are tried: grid, all points of depths × widths or `trials` of them."""
+    scheduler: Annotated[str, Registered("tuning.schedulers:SCHEDULERS")] = "asha"
+    """Decides which trials continue after each epoch: asha, or none, with which every trial trains for all epochs."""
     max_concurrent: Positive | None = None
-    """Trials that train at the same time; by default, and at most, as many as the cluster has room for."""
+    """Trials that train at the same time; by default, and at most, as many as fit on the cluster."""
     grace_epochs: Positive = 2
-    """No trial is stopped before it has trained this long."""
+    """asha: no trial is stopped before it has trained for this many epochs."""
     reduction_factor: Annotated[float, Field(gt=1)] = 2.0
-    """At `grace_epochs`, and at each multiple of it by this factor, a trial goes on only if it is among the best
-    1/reduction_factor of those that have got there."""
+    """asha: at `grace_epochs`, and at each multiple of it by this factor, a trial continues only if it is among the
+    best 1/reduction_factor of those that have reached that epoch."""
     error: Literal["top1", "top5"] = "top1"
     """The error that decides, on training images held out: 1 − top-1 accuracy, or 1 − top-5."""
 
@@ -48,7 +53,7 @@ class SearchSection(Section):
     def _check_space(self) -> Self:
         if bool(self.depths) != bool(self.widths):
             raise ValueError("depths and widths make a grid together: give both, or neither")
-        if not self.depths and not self.candidates:
+        if self.searcher == "grid" and not self.depths and not self.candidates:
             raise ValueError("nothing to try: give depths and widths, or candidates")
         for candidate in self.candidates:
             if "widths" not in candidate:

@@ -13,14 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read when Tune is imported: no tables of its own,
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # and no log files beside ours
 
 import torch
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
 
 from data_prep.common.errors import UserError
 from data_prep.format.manifest import Manifest, load_manifest
@@ -36,6 +34,7 @@ from pipeline.training import finetune
 from tuning import frontier, ray_cleanup, search_folder, space, trial
 from tuning.config import SearchSettings
 from tuning.frontier import Row
+from tuning.schedulers import build_scheduler, metric
 from tuning.search_folder import SearchFolder
 from tuning.trial_recorder import Journal
 
@@ -121,7 +120,7 @@ def _tuner(
         tune.with_resources(tune.with_parameters(trial.train, trials=trials), trial.RESOURCES),
         param_space={"name": tune.grid_search(list(runs))},
         tune_config=tune.TuneConfig(
-            scheduler=_scheduler(settings, folder),
+            scheduler=build_scheduler(settings, folder.records.items()),
             max_concurrent_trials=at_once,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
@@ -130,34 +129,9 @@ def _tuner(
             name="tune",
             storage_path=str(folder.path),
             verbose=0,
-            callbacks=[Journal(folder, _metric(settings), settings.train.training.epochs, say)],
+            callbacks=[Journal(folder, metric(settings), settings.train.training.epochs, say)],
         ),
     )
-
-
-def _scheduler(settings: SearchSettings, folder: SearchFolder) -> ASHAScheduler:
-    """Asynchronous successive halving, which remembers the trials that ended before the search was interrupted."""
-    metric = _metric(settings)
-    scheduler = ASHAScheduler(
-        time_attr="epoch",
-        metric=metric,
-        mode="max",
-        max_t=settings.train.training.epochs,
-        grace_period=settings.search.grace_epochs,
-        reduction_factor=settings.search.reduction_factor,
-    )
-    for name, record in folder.records.items():
-        if record.status == "pending":
-            continue  # it will report again
-        past = SimpleNamespace(trial_id=f"past-{name}")
-        scheduler.on_trial_add(None, past)
-        for epoch, error in sorted(record.errors.items()):
-            scheduler.on_trial_result(None, past, {"epoch": epoch, metric: 1 - error})
-    return scheduler
-
-
-def _metric(settings: SearchSettings) -> str:
-    return f"holdout/{settings.search.error}"
 
 
 def _name(ray_trial: tune.experiment.Trial) -> str:

@@ -6,12 +6,13 @@ import itertools
 import json
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_prep.common.errors import UserError
+from data_prep.common.registry import Registry
 from pipeline.config.schema import Settings
 from pipeline.config.settings_io import override, resolve
 from tuning.config import SearchSettings
@@ -52,24 +53,34 @@ def block_widths(depth: int, first: int, max_width: int, first_factorized_block:
     return tuple(min(max_width, first * 2 ** octave(block, first_factorized_block)) for block in range(depth))
 
 
+def grid(settings: SearchSettings) -> list[Candidate]:
+    """Every point of depths × widths, or as many as `search.trials` names, drawn by `search.seed`."""
+    search, model = settings.search, settings.model
+    points = [
+        Candidate(block_widths(depth, width, search.max_width, model.first_factorized_block))
+        for depth, width in itertools.product(search.depths, search.widths)
+    ]
+    points = list({candidate.name: candidate for candidate in points}.values())  # max_width makes some of them equal
+    if search.trials is not None and search.trials < len(points):
+        chosen = set(random.Random(search.seed).sample(range(len(points)), search.trials))
+        points = [candidate for index, candidate in enumerate(points) if index in chosen]
+    return points
+
+
+SEARCHERS: Registry[Callable[[SearchSettings], list[Candidate]]] = Registry("search.searcher")
+"""Searchers by name: settings → candidates, in the order in which they are tried. To add one, register its function."""
+SEARCHERS.register("grid", grid)
+
+
 def candidates(settings: SearchSettings) -> list[Candidate]:
-    """What the search tries, in this order: points of the grid (all, or as many as `search.trials` says), then those
-    of `search.candidates`, each network once.
+    """The networks that a search tries, each once: those of its searcher, then those of `search.candidates`.
 
     Raises:
         UserError: a candidate's widths are not a list of numbers, or it sets what trials must share.
     """
-    search, model = settings.search, settings.model
-    grid = [
-        Candidate(block_widths(depth, width, search.max_width, model.first_factorized_block))
-        for depth, width in itertools.product(search.depths, search.widths)
-    ]
-    grid = list({candidate.name: candidate for candidate in grid}.values())  # max_width makes some of them equal
-    if search.trials is not None and search.trials < len(grid):
-        chosen = set(random.Random(search.seed).sample(range(len(grid)), search.trials))
-        grid = [candidate for index, candidate in enumerate(grid) if index in chosen]
-    named = [_named(dict(content)) for content in search.candidates]
-    return list({candidate.name: candidate for candidate in [*grid, *named]}.values())
+    chosen = SEARCHERS[settings.search.searcher](settings)
+    named = [_named(dict(content)) for content in settings.search.candidates]
+    return list({candidate.name: candidate for candidate in [*chosen, *named]}.values())
 
 
 def trial_settings(settings: SearchSettings, candidate: Candidate, folder: Path, tracking_uri: str) -> Settings:

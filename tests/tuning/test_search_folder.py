@@ -15,6 +15,7 @@ from pipeline.runs import history, run_folder
 from pipeline.runs.history import EpochRecord
 from tuning import search_folder
 from tuning.config import SearchSettings
+from tuning.schedulers import build_scheduler
 from tuning.search_folder import Record
 
 
@@ -90,13 +91,11 @@ def test_a_search_that_did_not_begin_leaves_nothing_and_fixes_no_setting(tmp_pat
 def test_the_scheduler_of_the_next_session_knows_the_trials_of_the_last(tmp_path: Path, data: Manifest) -> None:
     from ray.tune.schedulers import TrialScheduler
 
-    from tuning.search import _scheduler
-
     def decides(error: float) -> str:
         newcomer = SimpleNamespace(trial_id="newcomer")
         with search_folder.claim(settings(tmp_path), data) as folder:
             folder.begin()
-            scheduler = _scheduler(settings(tmp_path), folder)
+            scheduler = build_scheduler(settings(tmp_path), folder.records.items())
         scheduler.on_trial_add(None, newcomer)
         decision: str = scheduler.on_trial_result(None, newcomer, {"epoch": 1, "holdout/top1": 1 - error})
         return decision
