@@ -144,7 +144,7 @@ def prepare(paths: tuple[str, ...], cluster: str | None, workers: int | None, re
         )
     source = _select(_open_source(name, options), options)
     spec = _make_spec(source, options)
-    with _workers(cluster, workers) as (executor, threads, progress):
+    with _executor(cluster, workers) as (executor, threads, progress):
         prepared = _write(source, Path(output), spec, executor, threads, restart, progress)
     click.echo(_summarize(prepared, Path(output)))
 
@@ -186,7 +186,7 @@ def _refuse(options: Mapping[str, object], message: str) -> None:
 
 
 @contextmanager
-def _workers(cluster: str | None, count: int | None) -> Iterator[tuple[Executor, int, _Progress]]:
+def _executor(cluster: str | None, count: int | None) -> Iterator[tuple[Executor, int, _Progress]]:
     """The executor of shard tasks, the number of threads of each task, and the progress that they report to."""
     from data_prep.common.parallel import RayExecutor, ThreadExecutor, cores
 
@@ -212,9 +212,9 @@ class _Progress:
     @contextmanager
     def shown(self, total: int) -> Iterator[None]:
         """Shows progress towards `total` images while the body runs."""
-        from data_prep.common.progress import images
+        from data_prep.common.progress import image_progress
 
-        with images(total) as self._advance:
+        with image_progress(total) as self._advance:
             yield
         self._advance = lambda units: None
 
@@ -223,7 +223,7 @@ def _write(
     source: ImageSource,
     output: Path,
     spec: PrepareSpec,
-    workers: Executor,
+    executor: Executor,
     threads: int,
     restart: bool,
     progress: Any,
@@ -235,13 +235,13 @@ def _write(
     with ExitStack() as bar:
 
         def on_estimate(estimate: Estimate) -> None:
-            click.echo(_announce(estimate), err=True)
+            click.echo(_format_estimate(estimate), err=True)
             bar.enter_context(progress.shown(estimate.images))
 
-        return prepare(source, output, spec, workers, threads=threads, restart=restart, on_estimate=on_estimate)
+        return prepare(source, output, spec, executor, threads=threads, restart=restart, on_estimate=on_estimate)
 
 
-def _announce(estimate: Estimate) -> str:
+def _format_estimate(estimate: Estimate) -> str:
     from data_prep.common.progress import format_duration
 
     return (

@@ -29,7 +29,7 @@ class _ImagesPerSecond(ProgressColumn):
 
 
 @contextmanager
-def images(total: int) -> Iterator[Callable[[int], None]]:
+def image_progress(total: int) -> Iterator[Callable[[int], None]]:
     """Shows on standard error how many of `total` images are done; yields the function that adds to that number."""
     if not sys.stderr.isatty():
         yield _Lines(total).advance

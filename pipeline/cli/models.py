@@ -68,7 +68,7 @@ def evaluate(
     with mlflow_run.checkpoint_of(source, storage, uri) as checkpoint:
         total = manifest.splits[options["split"]].samples
         computing = evaluation.computing(gpu, bfloat16, threads)
-        with progress.images(total) as on_images, computing as place:
+        with progress.image_progress(total) as on_images, computing as place:
             result = evaluation.evaluate(checkpoint, data, evaluation.Options(**place, **options), on_images)
     if output:
         report.write(result, output)

@@ -266,7 +266,7 @@ def test_damaged_images_are_black_and_named_and_the_others_whole() -> None:
     assert not out[1:5].any() and np.array_equal(out[0], out[5]) and out[0].std() > 10
 
 
-def test_harmless_oddities_are_told_from_damage() -> None:
+def test_harmless_oddities_are_distinguished_from_damage() -> None:
     content = jpeg(noise(40, 40))
     odd = content.copy()
     odd[11] = 9  # the version of the header
@@ -284,14 +284,14 @@ def test_any_bytes_at_all_give_an_answer() -> None:
     good = jpeg(noise(50, 70), restart_marker_blocks=4)
     random = np.random.default_rng(0)
     out = np.empty((1, 32, 32, 3), np.uint8)
-    told = 0
+    reported = 0
     for _ in range(1500):
         content = good.copy()
         where = random.integers(0, len(content), random.integers(1, 30))
         content[where] = random.integers(0, 256, len(where))
         content = content[: random.integers(1, len(content) + 1)]
-        told += len(decode_batch(job(content, JPEG, (50, 70), (3, 4, 40, 41)), out))
-    assert told > 1000
+        reported += len(decode_batch(job(content, JPEG, (50, 70), (3, 4, 40, 41)), out))
+    assert reported > 1000
 
 
 @pytest.mark.parametrize(("height", "width"), [(50, 40), (41, 50), (40, 49)])

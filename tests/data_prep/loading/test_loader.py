@@ -83,7 +83,7 @@ def test_the_stream_is_bitwise_the_same_for_any_number_of_workers_and_threads(
 
 
 @pytest.mark.parametrize("shuffle", ["full", "blocks"])
-def test_an_epoch_goes_on_in_its_middle_with_another_number_of_workers(folder: Path, shuffle: str) -> None:
+def test_an_epoch_is_resumed_in_its_middle_with_another_number_of_workers(folder: Path, shuffle: str) -> None:
     options = {"shuffle": shuffle, "blocks": SMALL_BLOCKS}
     expected = global_batches(folder, 1, 2, **options)
     for stop in range(len(expected)):
@@ -319,7 +319,7 @@ def test_one_hundred_million_images_open_at_once_in_little_memory(tmp_path: Path
     assert own_kilobytes() - before < 50_000
 
 
-def test_files_of_the_stock_writer_are_read_whatever_their_order(folder: Path) -> None:
+def test_files_of_the_stock_writer_are_read_in_any_order(folder: Path) -> None:
     """FFCV's writer leaves its allocation table in the order in which its processes finished."""
     shard = Shard(folder / "train-00000.beton")
     expected = shard.locate(np.arange(40))

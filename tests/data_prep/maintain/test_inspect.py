@@ -1,4 +1,4 @@
-"""Looking into a data set: its numbers are those of its images, and a sheet shows the images themselves."""
+"""Inspecting a data set: its statistics are those of its images, and a contact sheet shows the images."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_numbers_are_those_of_the_images_as_shards_and_merged(folder: Path) 
     assert summarize(folder).digest == read_manifest(folder).digest
 
 
-def test_the_most_and_the_least_frequent_classes_are_told_apart(folder: Path) -> None:
+def test_the_most_and_the_least_frequent_classes_are_listed_apart(folder: Path) -> None:
     manifest = read_manifest(folder)
     classes = [ImageClass(index=i, id=f"n{i}", name=f"class {i}") for i in range(12)]
     counts = [5, 1, 9, 2, 8, 3, 7, 4, 6, 0, 11, 10]
@@ -132,7 +132,7 @@ def test_the_same_seed_draws_the_same_sheet_and_another_one_another(folder: Path
     assert draw(folder, columns=2, rows=2, seed=0).tobytes() == pictures[0]
 
 
-def test_one_class_is_found_by_id_name_and_index_and_an_unknown_one_is_told(folder: Path) -> None:
+def test_one_class_is_found_by_id_name_and_index_and_an_unknown_one_is_refused(folder: Path) -> None:
     manifest = read_manifest(folder)
     by_id, by_name, by_index = (
         draw(folder, class_name=name, columns=4, rows=2).tobytes() for name in ("n00000002", "Noise 2", "2")

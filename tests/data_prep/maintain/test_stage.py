@@ -1,4 +1,4 @@
-"""Staging: a data set comes to a node's disk once, whole, whoever asks and whatever happens on the way."""
+"""Staging: a data set is copied to a node's disk once and completely, by several processes and after failures."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_data_set_is_copied_once_and_found_again(folder: Path, tmp_path: Path)
     assert copied == []
 
 
-def test_a_staged_copy_that_was_damaged_is_mended(folder: Path, tmp_path: Path) -> None:
+def test_a_staged_copy_that_was_damaged_is_repaired(folder: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     target = stage(str(folder), disk)
     copied: list[int] = []
@@ -145,7 +145,7 @@ def test_a_damaged_source_is_named_and_nothing_gets_the_final_name(folder: Path,
     assert all(not name.startswith(".") for name in names(disk))
 
 
-def test_a_process_that_is_killed_leaves_what_it_has_and_the_next_one_continues(folder: Path, tmp_path: Path) -> None:
+def test_a_process_that_is_killed_leaves_what_it_has_and_the_next_one_resumes(folder: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     total = bytes_of(folder)
     for kill_after in (1, total // 3, total * 2 // 3):
@@ -199,7 +199,7 @@ def test_of_two_at_once_one_copies_and_the_other_waits_for_it(folder: Path, tmp_
 
 
 @pytest.mark.slow
-def test_whoever_waits_for_a_process_that_is_killed_takes_over(folder: Path, tmp_path: Path) -> None:
+def test_a_process_that_waits_for_one_that_is_killed_takes_over(folder: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     with start(folder, disk, kill_after=bytes_of(folder) // 2, others=1) as first:
         while not list(disk.glob(".*.partial/*")):
@@ -229,7 +229,9 @@ def test_threads_of_one_process_stage_once_too(folder: Path, tmp_path: Path) -> 
     assert sum(copied) == bytes_of(folder)
 
 
-def test_a_full_disk_is_told_before_and_while_copying_and_the_next_call_continues(folder: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_before_and_while_copying_and_the_next_call_resumes(
+    folder: Path, tmp_path: Path
+) -> None:
     with small_disk(tmp_path / "small", 20) as disk:
         with pytest.raises(
             UserError, match=r"small has .* free, and 2.* are needed: free disk space, or stage to another disk"
@@ -265,7 +267,7 @@ def test_object_storage_that_fails_at_first_then_answers_is_staged(folder: Path,
 
 
 @pytest.mark.parametrize("failures", [2, 3])
-def test_a_read_that_fails_twice_is_repeated_and_a_third_failure_is_told(
+def test_a_read_that_fails_twice_is_repeated_and_a_third_failure_is_reported(
     folder: Path, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
     monkeypatch.setattr(storage, "RETRY_DELAYS", (0, 0))
@@ -289,7 +291,7 @@ def test_a_read_that_fails_twice_is_repeated_and_a_third_failure_is_told(
 
 
 @pytest.mark.slow
-def test_object_storage_that_is_damaged_missing_or_away_is_told_without_its_key(
+def test_object_storage_that_is_damaged_missing_or_away_is_reported_without_its_key(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with object_storage() as bucket:
@@ -297,21 +299,21 @@ def test_object_storage_that_is_damaged_missing_or_away_is_told_without_its_key(
         bucket.upload(folder, "set")
         with pytest.raises(
             UserError, match=r"s3://images/set/train-00001\.beton .* its SHA-256 is another one"
-        ) as told:
+        ) as error:
             stage(bucket.location("set"), tmp_path / "disk")
-        assert "secret" not in str(told.value)
+        assert "secret" not in str(error.value)
         with pytest.raises(UserError, match=r"s3://images/none/manifest\.json.* is missing: is this the address"):
             stage(bucket.location("none"), tmp_path / "disk")
         location = bucket.location("set")
     monkeypatch.setattr(storage, "RETRY_DELAYS", ())  # pyarrow's own attempts take seconds
     with pytest.raises(
         UserError, match=r"manifest\.json.* cannot be read, tried 1 times .*fix the cause, or rerun"
-    ) as told:
+    ) as error:
         stage(location, tmp_path / "disk")
-    assert "secret" not in str(told.value) and "\n" not in str(told.value)
+    assert "secret" not in str(error.value) and "\n" not in str(error.value)
 
 
-def test_addresses_and_names_that_cannot_be_are_told(folder: Path, tmp_path: Path) -> None:
+def test_impossible_addresses_and_names_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="pigeon://x/y is not an address that can be read: "):
         stage("pigeon://me:secret@x/y", tmp_path / "disk")
     with pytest.raises(UserError, match=r"set/no/manifest\.json is missing"):

@@ -1,4 +1,4 @@
-"""Verifying: a whole data set passes; whatever is damaged in one is found and named, not only the first."""
+"""Verifying: an intact data set passes; every kind of damage is found and named, not only the first."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_labels_sides_and_counts_that_the_manifest_does_not_allow_are_all_listed
         assert expected in listed, (expected, problems)
 
 
-def test_a_manifest_that_does_not_agree_with_itself_or_its_files_is_told(folder: Path) -> None:
+def test_a_manifest_that_does_not_agree_with_itself_or_its_files_is_reported(folder: Path) -> None:
     manifest = load_manifest(folder)
     train = manifest.splits["train"]
     [first, *others] = train.files
@@ -183,7 +183,7 @@ def test_a_manifest_that_does_not_agree_with_itself_or_its_files_is_told(folder:
         assert any(message in problem for problem in problems), (message, problems)
 
 
-def test_a_file_of_another_version_of_ffcv_and_unfinished_ones_are_told(folder: Path) -> None:
+def test_a_file_of_another_version_of_ffcv_and_unfinished_ones_are_reported(folder: Path) -> None:
     manifest = load_manifest(folder)
     whole = (folder / SHARD).read_bytes()
     for field, value, message in (
@@ -223,7 +223,7 @@ def test_images_that_do_not_decode_are_each_named_and_the_list_is_bounded(
     assert report.images == 31 - 4
 
 
-def test_strangers_and_leftovers_are_told_and_other_files_are_not(folder: Path) -> None:
+def test_unnamed_shards_and_leftovers_are_reported_and_other_files_are_not(folder: Path) -> None:
     (folder / "more.beton").write_bytes(b"x")
     (folder / ".train.beton.partial").write_bytes(b"x")
     (folder / "README.txt").write_text("mine")

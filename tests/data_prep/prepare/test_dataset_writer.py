@@ -1,4 +1,4 @@
-"""Writing at scale: whoever writes a shard, its bytes are the same; what dies is replaced, what is full is told."""
+"""Writing at scale: a shard has the same bytes for any executor; dead processes are replaced, full disks reported."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def write(photos: Path, output: Path, threads: int = 1, shards: int = 1, **optio
 
 
 @pytest.mark.parametrize(("shards", "threads"), [(1, 3), (3, 1), (4, 2)])
-def test_the_data_set_is_bitwise_the_same_whoever_writes_it(
+def test_the_data_set_is_bitwise_the_same_for_any_executor(
     photos: Path, expected: Path, tmp_path: Path, shards: int, threads: int
 ) -> None:
     write(photos, tmp_path / "out", threads, shards)
@@ -145,7 +145,7 @@ def test_two_commands_cannot_write_one_output_and_the_killed_ones_work_is_kept(t
     assert verify(output).problem_count == 0
 
 
-def test_a_full_disk_is_told_and_the_work_goes_on_when_there_is_room(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_writing_resumes_when_there_is_space(tmp_path: Path) -> None:
     source = Textures(0, 150, 10)
     spec = PrepareSpec.of(source, shard_samples=100)
     with small_disk(tmp_path / "disk", 50) as disk:
@@ -217,11 +217,11 @@ def test_a_photograph_of_thirty_megapixels_is_shrunk_in_little_memory(tmp_path: 
     assert kilobytes < 60_000, "its pixels alone have 92,000"
 
 
-def test_odd_but_whole_jpegs_are_encoded_anew_and_decode_without_complaint() -> None:
+def test_odd_but_complete_jpegs_are_re_encoded_and_decode_without_warnings() -> None:
     buffer = io.BytesIO()
     Image.radial_gradient("L").convert("RGB").save(buffer, "JPEG")
     odd = bytearray(buffer.getvalue())
-    odd[11] = 9  # a version of the header that nobody knows
+    odd[11] = 9  # an unknown version of the header
     stored = to_jpeg(bytes(odd), 512)
     assert not stored.untouched and to_jpeg(stored.content, 512).untouched
 

@@ -290,7 +290,7 @@ print(len(done))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM", "SIGKILL"])
-def test_interrupted_preparing_goes_on_where_it_stopped(tmp_path: Path, signal: str) -> None:
+def test_interrupted_preparing_resumes_where_it_stopped(tmp_path: Path, signal: str) -> None:
     command = [sys.executable, "-c", PREPARE, str(tmp_path / "out")]
     assert subprocess.run([*command, signal], stderr=subprocess.DEVNULL).returncode != 0
     assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]

@@ -40,7 +40,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_index, "BATCH_ROWS", 4)
 
 
-def spooled(folder: Path, count: int = 50) -> pa.Table:
+def indexed(folder: Path, count: int = 50) -> pa.Table:
     builder = ImageIndexBuilder(folder, "train")
     for number in range(count):
         builder.add(*found(number))
@@ -52,7 +52,7 @@ def test_images_are_listed_by_class_and_name_and_those_of_one_name_as_they_came(
     tmp_path: Path, small_batches: None
 ) -> None:
     expected = sorted((found(number) for number in range(50)), key=lambda each: (each[0], each[1].name))
-    table = spooled(tmp_path)
+    table = indexed(tmp_path)
     assert table.schema == IMAGES
     rows = [{"label": CLASSES.index(identity), **image._asdict()} for identity, image in expected]
     assert table.to_pylist() == rows
@@ -63,19 +63,19 @@ def test_what_an_interrupted_listing_has_left_is_not_mixed_in(tmp_path: Path, sm
     interrupted = ImageIndexBuilder(tmp_path, "train")
     for number in range(9):
         interrupted.add(*found(number))
-    assert spooled(tmp_path).num_rows == 50
+    assert indexed(tmp_path).num_rows == 50
 
 
 @pytest.mark.parametrize("rows", [[], [3], [49, 0, 17, 17, 4, 3, 48], list(range(50))])
 def test_rows_are_picked_in_any_order(tmp_path: Path, small_batches: None, rows: list[int]) -> None:
-    table = spooled(tmp_path)
+    table = indexed(tmp_path)
     assert len(table.to_batches()) == 13
     whole = table.to_pylist()
     assert pick(table, np.array(rows, np.int64)).to_pylist() == [whole[row] for row in rows]
 
 
 def test_the_digest_does_not_depend_on_how_rows_are_batched(tmp_path: Path) -> None:
-    table = spooled(tmp_path)
+    table = indexed(tmp_path)
     classes = [ImageClass(index=label, id=identity, name=identity) for label, identity in enumerate(CLASSES)]
     digests = set()
     for size in (3, 50):
@@ -89,12 +89,12 @@ def test_a_selection_of_many_batches_is_that_of_one(tmp_path: Path, monkeypatch:
     class Source:
         kind, location, options = "folders", "here", {}
 
-        def list(self, scratch: Path, workers: object) -> ImageIndex:
+        def list(self, scratch: Path, executor: object) -> ImageIndex:
             classes = [ImageClass(index=label, id=each, name=each) for label, each in enumerate(CLASSES)]
             folders = [scratch / split for split in ("one", "other")]
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
-            return ImageIndex(classes, {"train": spooled(folders[0]), "validation": spooled(folders[1])})
+            return ImageIndex(classes, {"train": indexed(folders[0]), "validation": indexed(folders[1])})
 
     chosen = []
     for rows in (3, 1000):
@@ -106,21 +106,21 @@ def test_a_selection_of_many_batches_is_that_of_one(tmp_path: Path, monkeypatch:
     assert np.bincount(chosen[0].labels("validation")).tolist() == [17, 16]
 
 
-def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     builder = ImageIndexBuilder(tmp_path, "train")
     builder.add("a", IndexedImage("train/a/\udcff.jpg", "file", 0, 1))
     with pytest.raises(UserError, match=r"train/a/\\udcff\.jpg has a name that is not in UTF-8: rename it"):
         builder.table(["a"])
 
 
-def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_index, "CACHE_KILOBYTES", 64)
     full = pytest.raises(UserError, match=r"no space is left on the disk of .*set: ")
     with disks.small_disk(tmp_path / "disk", 1) as disk, full, explain_os_errors(tmp_path / "set"):
-        spooled(disk, 30000)
+        indexed(disk, 30000)
 
 
-SPOOL = """
+BUILD_INDEX = """
 import sys
 from pathlib import Path
 import numpy as np
@@ -145,7 +145,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     for count in (20_000, 400_000):
         folder = tmp_path / str(count)
         folder.mkdir()
-        command = [sys.executable, "-c", SPOOL, str(folder), str(count)]
+        command = [sys.executable, "-c", BUILD_INDEX, str(folder), str(count)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append(1000 * int(done.stdout))
     mapped = (tmp_path / "400000" / "train.arrow").stat().st_size  # which the system drops when memory is short

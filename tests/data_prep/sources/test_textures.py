@@ -1,4 +1,4 @@
-"""The generated textures: reproducible, and only what is left without phases tells their classes apart."""
+"""The generated textures: reproducible, and their classes differ only in what a phase collapse keeps."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def held_out_accuracy(classifier: object, train: np.ndarray, test: np.ndarray) -
 def test_same_seed_gives_the_same_bytes_and_another_seed_others(files: dict[str, list[bytes]]) -> None:
     again = Textures(3, TRAIN, TEST)
     assert all(again.read("train", index) == files["train"][index] for index in (0, 1, TRAIN, CLASSES * TRAIN - 1))
-    assert Textures(3, 2 * TRAIN, 1).read("train", 2 * TRAIN + 5) == files["train"][TRAIN + 5]  # whatever else is made
+    assert (
+        Textures(3, 2 * TRAIN, 1).read("train", 2 * TRAIN + 5) == files["train"][TRAIN + 5]
+    )  # for any number of images
     assert Textures(4, TRAIN, TEST).read("train", 0) != files["train"][0]
 
 

@@ -62,7 +62,9 @@ MUTATIONS = (
         "data_prep/loading/loader.py",
         "own = first + (self._rank - first) % self._world_size",
         "own = first + self._rank",
-        ("tests/data_prep/loading/test_loader.py::test_an_epoch_goes_on_in_its_middle_with_another_number_of_workers",),
+        (
+            "tests/data_prep/loading/test_loader.py::test_an_epoch_is_resumed_in_its_middle_with_another_number_of_workers",
+        ),
     ),
     Mutation(
         "the last, smaller batch is dropped",
@@ -120,7 +122,7 @@ MUTATIONS = (
         "data_prep/prepare/workspace.py",
         "        return record if whole else None",
         "        return None",
-        ("tests/data_prep/prepare/test_prepare.py::test_interrupted_preparing_goes_on_where_it_stopped",),
+        ("tests/data_prep/prepare/test_prepare.py::test_interrupted_preparing_resumes_where_it_stopped",),
     ),
     # data_prep/maintain
     Mutation(
@@ -198,7 +200,7 @@ MUTATIONS = (
         "    for delay in delays:",
         "    for delay in delays[:0]:",
         (
-            "tests/data_prep/maintain/test_stage.py::test_a_read_that_fails_twice_is_repeated_and_a_third_failure_is_told",
+            "tests/data_prep/maintain/test_stage.py::test_a_read_that_fails_twice_is_repeated_and_a_third_failure_is_reported",
         ),
     ),
     Mutation(
@@ -216,6 +218,6 @@ MUTATIONS = (
         "data_prep/format/manifest.py",
         'path.is_absolute() or ".." in path.parts or',
         "",
-        ("tests/data_prep/maintain/test_stage.py::test_addresses_and_names_that_cannot_be_are_told",),
+        ("tests/data_prep/maintain/test_stage.py::test_impossible_addresses_and_names_are_refused",),
     ),
 )
