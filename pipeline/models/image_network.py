@@ -34,8 +34,8 @@ class ImageNetwork(nn.Module):
         self.register_buffer("deviation", 255 * torch.tensor(PIXEL_DEVIATION, device="cpu"))
         self._frozen: list[nn.Module] = []
 
-    def forward(self, pixels_BHWC: Tensor) -> Tensor:
-        images_BHWC = (pixels_BHWC.to(self.mean.dtype) - self.mean) / self.deviation
+    def forward(self, pixels: Tensor) -> Tensor:  # exported files name their input after it
+        images_BHWC = (pixels.to(self.mean.dtype) - self.mean) / self.deviation
         return self.network(images_BHWC.permute(0, 3, 1, 2)).float()
 
     def freeze(self, parts: Iterable[nn.Module]) -> None:
