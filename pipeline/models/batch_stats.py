@@ -1,4 +1,8 @@
-"""Means and variances over positions and batch: of a worker's own images, or of the images of all workers together."""
+"""Means and variances over positions and batch, of the images of one worker or of all workers together.
+
+Suffixes of tensors name their axes: R rows (positions of all images), D numbers in a row, B images of a batch, C
+channels, H W rows and columns of pixels.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +19,31 @@ from pipeline.runtime.collectives import all_reduce, world_size
 EPSILON = 1e-5
 """Added to variances."""
 MOMENTUM = 0.1
-"""Share of the batch in running statistics."""
+"""Weight of a batch in the update of running statistics."""
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (biased) of each column of x (n, F), in float32 at least."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():  # a compiler makes its own loop of plain sums
-        precise = x.to(torch.promote_types(x.dtype, torch.float32))
+def moments(x_RD: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each column of x (R, D), (D,) each, in float32 at least."""
+    if x_RD.device.type != "cpu" or torch.compiler.is_compiling():  # a compiler makes its own loop of plain sums
+        precise = x_RD.to(torch.promote_types(x_RD.dtype, torch.float32))
         variance, mean = torch.var_mean(precise, dim=0, correction=0)
         return mean, variance
     # The kernel of batch normalization reads x twice and writes nothing: a tenth of var_mean's time on a CPU. It adds
-    # up row after row, which loses digits over many; so it runs over groups of rows, and then over the groups' moments.
-    groups = next(k for k in range(math.isqrt(len(x)), 0, -1) if len(x) % k == 0)
-    rows = x.view(1, len(x) // groups, 1, -1).permute(0, 3, 1, 2)  # channels last
-    # Running statistics, of no use here, say in which precision the moments are wanted.
-    unused = torch.zeros(2, rows.shape[1], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    # row after row, which loses digits over many; so it is applied to groups of rows, whose moments are then joined.
+    groups = next(k for k in range(math.isqrt(len(x_RD)), 0, -1) if len(x_RD) % k == 0)
+    rows = x_RD.view(1, len(x_RD) // groups, 1, -1).permute(0, 3, 1, 2)  # channels last
+    # The running statistics are not used: their type determines the precision of the moments.
+    unused = torch.zeros(2, rows.shape[1], dtype=torch.promote_types(x_RD.dtype, torch.float32), device=x_RD.device)
     means, variances = (m.view(groups, -1) for m in torch.batch_norm_update_stats(rows, unused[0], unused[1], 0.0))
     mean = means.mean(0, dtype=torch.float64).to(means.dtype)
     return mean, variances.mean(0) + (means - mean).square().mean(0)
 
 
 def joined_moments(count: int, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and variance of all workers' rows together (Chan's formula: no difference of large numbers)."""
+    """Count, mean and biased variance of the rows of all workers, from those of this worker.
+
+    The variances are joined by Chan's formula, without a difference of large numbers.
+    """
     own = torch.cat([mean.new_full((1,), count), mean, variance])
     gathered = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(gathered, own)
@@ -49,10 +56,12 @@ def joined_moments(count: int, mean: Tensor, variance: Tensor) -> tuple[Tensor, 
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalization of (B, C, H, W), with or without a learned scale and shift, and with statistics of this
-    worker or of all of them, on any device (torch's SyncBatchNorm refuses CPUs).
+    """Batch normalization of (B, C, H, W), with the statistics of one worker or of all, on any device.
+
+    torch's SyncBatchNorm refuses CPUs.
 
     Args:
+        channels: C.
         scale, shift: learn γ, learn β.
         synchronized: statistics of the images of all workers together.
     """
@@ -65,15 +74,15 @@ class BatchNorm(nn.BatchNorm2d):
         if not shift:
             self.register_parameter("bias", None)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x_BCHW: Tensor) -> Tensor:
         if not (self.training and self.synchronized and world_size() > 1):
             if self.training and is_recomputing():
-                # It moves copies: what it keeps for its derivative has to be of the same shape as in the first run.
+                # Copies are updated: what is kept for the derivative must have the same shapes as in the first run.
                 copies = (self.running_mean.clone(), self.running_var.clone())  # type: ignore[union-attr]
-                return nn.functional.batch_norm(x, *copies, self.weight, self.bias, training=True, eps=self.eps)
-            return super().forward(x)
-        precise = x.to(torch.promote_types(x.dtype, torch.float32))
-        own = precise.new_full((1,), x.numel() / x.shape[1])
+                return nn.functional.batch_norm(x_BCHW, *copies, self.weight, self.bias, training=True, eps=self.eps)
+            return super().forward(x_BCHW)
+        precise = x_BCHW.to(torch.promote_types(x_BCHW.dtype, torch.float32))
+        own = precise.new_full((1,), x_BCHW.numel() / x_BCHW.shape[1])
         total = _Sum.apply(torch.cat([own, precise.sum((0, 2, 3))]))
         count, mean = total[0].detach(), total[1:] / total[0].detach()
         centered = precise - mean[:, None, None]
@@ -83,18 +92,18 @@ class BatchNorm(nn.BatchNorm2d):
         inverse = torch.rsqrt(EPSILON + variance)
         scale = inverse if self.weight is None else inverse * self.weight
         y = centered * scale[:, None, None]
-        return (y if self.bias is None else y + self.bias[:, None, None]).to(x.dtype)
+        return (y if self.bias is None else y + self.bias[:, None, None]).to(x_BCHW.dtype)
 
     @torch.no_grad()
     def _move(self, mean: Tensor, variance: Tensor) -> None:
-        """Moves the running statistics towards those of a batch."""
+        """Updates the running statistics with those of a batch."""
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), MOMENTUM)  # type: ignore[union-attr]
         self.running_var.lerp_(variance.to(self.running_var.dtype), MOMENTUM)  # type: ignore[union-attr]
         self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all workers, whose derivative is the sum of theirs."""
+    """The sum over all workers; its derivative is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ the identity, or N(w * x) with a 1×1 convolution w where the block changes the 
 
 Suffixes of tensors name their axes: B images of a batch, C channels, H W rows and columns of pixels.
 
-After He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition" (CVPR 2016). Layers have the names that they
-have in torchvision, so that its weights load. Where the paper's ResNet-20 pads a shortcut with zero channels (269,722
-parameters for 10 classes), the one here projects it, as the larger networks do (272,474).
+After He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition" (CVPR 2016). Layers have the names of
+torchvision's, so that its weights load. Where the paper's ResNet-20 pads a shortcut with zero channels (269,722
+parameters for 10 classes), this one projects it, as the larger networks do (272,474).
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class ResidualBlockConfig:
 
 
 class ResidualBlock(nn.Module):
-    """x (B, C, H, W) → (B, C', ⌈H/stride⌉, ⌈W/stride⌉), C' = width, or 4·width in a bottleneck."""
+    """A residual block: x (B, C, H, W) → (B, C', ⌈H/stride⌉, ⌈W/stride⌉), C' = width, or 4·width in a bottleneck."""
 
     def __init__(self, in_channels: int, width: int, stride: int, kind: ResidualBlockConfig) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class ResidualBlock(nn.Module):
             in_channels = channels
 
     def layers(self) -> list[tuple[nn.Conv2d, nn.Module, nn.Module]]:
-        """Convolution, N and ρ, in the order in which they act."""
+        """Convolution, N and ρ of each layer, in the order in which they are applied."""
         numbers = range(1, self.depth + 1)
         return [(getattr(self, f"conv{n}"), getattr(self, f"bn{n}"), getattr(self, f"rho{n}")) for n in numbers]
 
@@ -236,21 +236,21 @@ class ResNet(nn.Module):
 def convolution(in_channels: int, out_channels: int, side: int, stride: int) -> nn.Conv2d:
     """n pixels a side → ⌈n/stride⌉, without bias; weights start normal with variance 2/(out_channels·side²).
 
-    That is torchvision's start (Kaiming, fan out, gain of ReLU), for every ρ: N removes the scale in the forward pass.
+    These are torchvision's initial weights (Kaiming, fan out, gain of ReLU), for every ρ: N removes their scale.
     """
     kind = _Pointwise if side == 1 else nn.Conv2d
     result = kind(in_channels, out_channels, side, stride=stride, padding=side // 2, bias=False)
     nn.init.kaiming_normal_(result.weight, mode="fan_out", nonlinearity="relu")
-    # Channels last, as the pixels are and as tensor cores like it.
+    # Channels last, the layout of the pixels and the fastest one for tensor cores.
     result.weight = nn.Parameter(result.weight.detach().contiguous(memory_format=torch.channels_last))
     return result
 
 
 class _Pointwise(nn.Conv2d):
-    """A 1×1 convolution that takes every stride-th pixel first, which is the same.
+    """A 1×1 convolution that selects every stride-th pixel first, which gives the same result.
 
-    On CPUs with AVX2 alone, torch's strided one (2.14, channels last, fewer than eight channels) has wrong gradients,
-    or never ends.
+    On CPUs with AVX2 alone, torch's strided one (2.14, channels last, fewer than eight channels) has wrong gradients
+    or does not terminate.
     """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ Notation, after Guth, Zarka and Mallat, "Phase Collapse in Neural Networks" (ICL
     ξ       center frequency, in radians a pixel
     L, θ_k  number of angles, and θ_k = (⌊L/2⌋ − 1 − k)·π/L for k = 0 … L−1
 
-Everything here is NumPy in double precision, computed once when a network is built.
+The filters are computed with NumPy in double precision, once when a network is built. Shapes: P × Q are the rows and
+columns of the grid.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PERIODS = 2
 
 
 class Octave(Enum):
-    """How much of an octave a block's filters cover."""
+    """The part of an octave that the filters of a block cover."""
 
     FULL = "full"
     FIRST_HALF = "first_half"
@@ -33,7 +34,7 @@ class Octave(Enum):
 
     @property
     def subsampling(self) -> int:
-        """Step, in pixels, between the samples that the block keeps."""
+        """Distance between the samples that the block keeps, in pixels."""
         return 1 if self is Octave.FIRST_HALF else 2
 
 
@@ -45,7 +46,7 @@ class FilterBank(NamedTuple):
 
 
 def octaves_of_blocks(blocks: int, first_factorized_block: int) -> list[Octave]:
-    """Full octaves before `first_factorized_block`; from it on, first and second halves in turn."""
+    """The octave of each block: full before `first_factorized_block`, then first and second halves in turn."""
     halves = (Octave.FIRST_HALF, Octave.SECOND_HALF)
     return [
         Octave.FULL if block < first_factorized_block else halves[(block - first_factorized_block) % 2]
@@ -78,8 +79,8 @@ def gaussian(
 ) -> NDArray[np.float64]:
     """g(u) = exp(−(u∥² + s² u⊥²) / 2σ²) / (2πσ²/s).
 
-    The code published with the paper writes 3.1415 for the π of this factor. Standardization removes the factor, but
-    one set of numbers for both is worth more than four digits of π.
+    The code published with the paper writes 3.1415 for the π of this factor. Standardization removes the factor;
+    using the same one keeps the numbers comparable.
     """
     return np.exp(-(along**2 + (slant * across) ** 2) / (2 * sigma**2)) / (2 * 3.1415 * sigma**2 / slant)
 

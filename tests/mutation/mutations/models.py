@@ -81,6 +81,13 @@ MUTATIONS = (
         (ORACLE,),
     ),
     Mutation(
+        "the parameters of a residual network's non-linearity start at zero",
+        "pipeline/models/resnet.py",
+        "nn.Parameter(torch.full((channels,), start))",
+        "nn.Parameter(torch.zeros(channels))",
+        ("tests/pipeline/models/test_resnet.py::test_nonlinearities_have_the_values_of_their_formula",),
+    ),
+    Mutation(
         "the gradient of the modulus is not that of a unit direction",
         FUSED,
         "return (gradients[0] / r_SPE) * z_SPE",
@@ -168,8 +175,8 @@ MUTATIONS = (
     Mutation(
         "moments of bfloat16 features have its few digits",
         STATISTICS,
-        "unused = torch.zeros(2, rows.shape[1], dtype=torch.promote_types(x.dtype, torch.float32),",
-        "unused = torch.zeros(2, rows.shape[1], dtype=x.dtype,",
+        "unused = torch.zeros(2, rows.shape[1], dtype=torch.promote_types(x_RD.dtype, torch.float32),",
+        "unused = torch.zeros(2, rows.shape[1], dtype=x_RD.dtype,",
         ("tests/pipeline/models/test_batch_stats.py::test_moments_of_bfloat16_are_those_of_its_numbers",),
     ),
     Mutation(
@@ -257,7 +264,7 @@ MUTATIONS = (
         INSPECTION,
         "elif not own_name.endswith(SCALES):",
         'elif own_name == "bias":',
-        ("tests/pipeline/analysis/test_model_summary.py::test_the_bias_that_an_operator_learns_is_flagged",),
+        ("tests/pipeline/analysis/test_model_summary.py::test_the_bias_that_a_nonlinearity_learns_is_flagged",),
     ),
     Mutation(
         "memory that two layers share is counted twice",

@@ -165,7 +165,7 @@ def test_a_phase_collapse_network_learns_no_spatial_filter_and_no_bias() -> None
 
 
 @pytest.mark.parametrize("nonlinearity", ["threshold", "sigmoid", "power"])
-def test_the_bias_that_an_operator_learns_is_flagged(nonlinearity: str) -> None:
+def test_the_bias_that_a_nonlinearity_learns_is_flagged(nonlinearity: str) -> None:
     model = SCATTERING | {"nonlinearity": nonlinearity}
     names = [f"blocks.{number}.operator_bias" for number in range(3)]
     assert described(model).biases == dict(zip(names, [12, 12, 16], strict=True))

@@ -84,7 +84,7 @@ def test_alone_it_is_torchs_batch_normalization() -> None:
 
 @pytest.mark.parametrize(("scale", "shift"), list(itertools.product([False, True], repeat=2)))
 @pytest.mark.parametrize("training", [False, True])
-def test_batch_norm_learns_what_it_is_told_to(scale: bool, shift: bool, training: bool) -> None:
+def test_batch_norm_learns_scale_and_shift_where_asked(scale: bool, shift: bool, training: bool) -> None:
     normalization, reference = BatchNorm(5, scale=scale, shift=shift).train(training), nn.BatchNorm2d(5).train(training)
     assert {name for name, _ in normalization.named_parameters()} == {
         name for name, kept in (("weight", scale), ("bias", shift)) if kept

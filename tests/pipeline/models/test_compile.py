@@ -1,4 +1,4 @@
-"""Claims about what a GPU needs: one graph for the whole network, nothing complex in it, nothing that waits."""
+"""Claims about what a GPU needs: one graph for the whole network, no complex numbers, no synchronization."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_one_graph_gives_the_same_numbers_and_waits_for_none(name: str, dtype: t
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_nor_does_a_step_without_a_compiler(name: str, dtype: torch.dtype) -> None:
-    class NonFiniteGuard(TorchDispatchMode):
+    class OperationCheck(TorchDispatchMode):
         seen = 0
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -102,11 +102,11 @@ def test_nor_does_a_step_without_a_compiler(name: str, dtype: torch.dtype) -> No
 
     network = build(NETWORKS[name], CLASSES, SIZE)
     images, labels = batch()
-    with NonFiniteGuard() as watch:
+    with OperationCheck() as check:
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             logits = network(images)
         nn.functional.cross_entropy(logits, labels).backward()
-    assert watch.seen > 100
+    assert check.seen > 100
 
 
 def test_inductor_compiles_the_whole_network() -> None:
