@@ -20,7 +20,7 @@ demo: setup ## the whole path on generated textures, on the CPU: prepare, train,
 TEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: lint ## formatting, types, layers and the tests that take a moment, in at most three minutes
-	@$(TEST) -m "not slow" --ignore tests/faults --ignore tests/integration
+	@OMP_NUM_THREADS=1 $(TEST) -m "not slow" --ignore tests/faults --ignore tests/integration
 
 test: setup ## all tests, in two processes: first clusters that fail, then the others
 	@test -n "$$PHASECOLLAPSE_SHARED" || echo "PHASECOLLAPSE_SHARED is not set: tests on golden files and photographs are skipped"
