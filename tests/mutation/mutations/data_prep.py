@@ -9,7 +9,7 @@ MUTATIONS = (
         "data_prep/codec/convert.py",
         "        if error.kind is Severity.DAMAGE:\n            raise\n",
         "",
-        ("tests/data_prep/prepare/test_prepare.py::test_damaged_images_are_not_stored",),
+        ("tests/data_prep/codec/test_convert.py::test_damaged_images_are_not_stored",),
     ),
     Mutation(
         "damaged images that look whole are stored",
