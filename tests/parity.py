@@ -72,7 +72,7 @@ def build(golden: dict[str, NDArray]) -> ScatteringNetwork:
 
 
 def orders(block: Block) -> tuple[NDArray, NDArray]:
-    """Where our channels of a block, and those that ρ acts on, stand in a golden file."""
+    """Index in a golden file of each channel of a block's features, and of each channel that ρ is applied to."""
     skip, angles = block.kind.skip, block.wavelets.filters - 1
     features = published_order(block.in_channels, angles, skip)
     acted_on = published_order(block.in_channels, angles, skip=False)

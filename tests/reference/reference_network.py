@@ -122,7 +122,7 @@ def block(
 
 
 class Classifier(NamedTuple):
-    """What `classify` needs; None for what a classifier does not have."""
+    """Arguments of `classify`; None for a part that a classifier does not have."""
 
     normalized: bool
     scale: Tensor | None
