@@ -123,8 +123,9 @@ def prepare(paths: tuple[str, ...], cluster: str | None, workers: int | None, re
     textures, which is also the default, stands for a data set of ten classes that is generated in seconds.
 
     JPEG files of at most --max-side pixels keep their bytes; all other images are turned upright, converted to RGB,
-    shrunk and encoded. Every image is checked by decoding it. Disk space is estimated from a few images before the
-    first file is written. After an interruption, rerun the same command to resume: complete files are kept.
+    shrunk and encoded. Every image is checked by decoding it. Disk space is estimated from a few images, after SOURCE
+    is indexed (and unpacked, where it must be) and before the first FFCV file is written. After an interruption, rerun
+    the same command to resume: complete files are kept.
 
     \b
     Examples:

@@ -48,7 +48,7 @@ class Registry(Mapping[str, Value]):
         """The implementation called `name`.
 
         Raises:
-            KeyError: there is none; :meth:`find` says so to a user.
+            KeyError: there is none; :meth:`find` raises an error for users instead.
         """
         load_extensions()
         return self._values[name]

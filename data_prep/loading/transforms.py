@@ -51,7 +51,7 @@ class Draws:
 
 
 class Augmentation:
-    """What is done to training images; each method leaves them as they are unless it is overridden."""
+    """An augmentation of training images; each method returns its input unless a subclass overrides it."""
 
     def crop(self, crops: Crops, heights: np.ndarray, widths: np.ndarray, draws: Draws) -> Crops:
         """Changes the crops of images of these sizes (N,), before they are decoded."""

@@ -35,7 +35,7 @@ class RemoteDataset:
         self._path = path.rstrip("/")
 
     def address(self, name: str) -> str:
-        """What to call a file in messages."""
+        """Address of a file, without user name and password, for messages."""
         folder, _, options = self._location.partition("?")
         return f"{folder.rstrip('/')}/{name}" + (f" ({options})" if options else "")
 

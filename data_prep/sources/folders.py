@@ -25,7 +25,7 @@ NAME_FILES = ("LOC_synset_mapping.txt", "classes.txt")
 
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
-"""How the names of archives end that may hold class folders."""
+"""Suffixes of archives that may hold class folders."""
 
 
 def open_source(location: str, class_names: Path | str | None = None) -> ImageSource:
