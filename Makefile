@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test lint format mutation sanitize
+.PHONY: help setup demo check test lint format mutation sanitize docs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -42,3 +42,8 @@ mutation: setup ## break the code on purpose, one line at a time, and see that a
 
 sanitize: setup ## the compiled decoder under the address and undefined-behavior sanitizers: its tests, damaged files
 	@$(BIN)/python -m tests.sanitize
+
+docs: setup ## write the reference pages from the code, and build the site into build/site; fails at a broken link
+	@$(BIN)/python scripts/reference.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
+	@echo "build/site/index.html"

@@ -1,6 +1,6 @@
-"""The pictures of ``docs/models.md``, drawn from the filters and blocks of the code.
+"""The pictures of ``docs/concepts/networks.md``, drawn from the filters and blocks of the code.
 
-    python scripts/model_pictures.py docs/images
+    python scripts/model_pictures.py docs/concepts/images
 
 Writes block.png (an image through one block) and filters_4.png and filters_8.png (the filters of each kind of block for
 4 and 8 angles, and where they stand in the Fourier plane). Nothing is downloaded, and nothing drawn is random.
@@ -147,7 +147,7 @@ def draw_filters(angles: int, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, help="folder of the pictures, such as docs/images")
+    parser.add_argument("output", type=Path, help="folder of the pictures, such as docs/concepts/images")
     folder = parser.parse_args().output
     folder.mkdir(parents=True, exist_ok=True)
     draw_block(folder / "block.png")

@@ -1,0 +1,135 @@
+"""Writes the reference pages of the documentation from the code: ``python scripts/reference.py [--check]``.
+
+    docs/reference/settings.md   every setting of a run and of a search
+    docs/reference/cli.md        every command with its options
+    docs/reference/metrics.md    every metric, with its unit
+
+With --check nothing is written, and the exit status is 1 where a page differs from the code.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import click
+
+from pipeline.cli.main import GROUP
+from pipeline.config.schema import Settings
+from pipeline.config.section import Section
+from pipeline.config.settings_io import choices, may_change, sections
+from tuning.config import SearchSettings
+
+REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
+NOTE = "<!-- Written by scripts/reference.py from the code. -->\n\n"
+
+METRICS = (
+    ("train/loss", "nats", "mean cross-entropy of the epoch's training images, with label smoothing"),
+    ("train/top1", "fraction", "training images whose class had the highest score when they were trained on"),
+    ("train/images_per_second", "images/s", "training images of all ranks"),
+    ("train/seconds", "s", "duration of the epoch's training steps"),
+    ("train/waiting_for_data", "fraction", "of that time: without a batch to train on, mean over ranks"),
+    ("train/gradient_norm", "", "norm of the gradient before clipping, mean over steps"),
+    ("train/skipped_images", "images", "damaged training images that were left out"),
+    ("train/waiting_for_gradients", "fraction", "of a step: communication beyond the backward pass"),
+    ("train/saving", "fraction", "of the epoch's training: writing checkpoints within the epoch"),
+    ("learning_rate", "", "of the last step"),
+    ("SUBSET/loss", "nats", "mean cross-entropy, without label smoothing"),
+    ("SUBSET/top1, SUBSET/top5", "fraction", "images whose class is the best, or among the five best"),
+    ("SUBSET/skipped_images", "images", "damaged images that were left out"),
+    ("SUBSET/NAME", "", "mean over images of a metric registered in `pipeline.metrics.epoch.METRICS`"),
+    ("epoch", "epochs", "counted from 1"),
+    ("workers", "ranks", "number of workers that trained the epoch"),
+)
+STEP_METRICS = (
+    ("step/loss", "nats", "mean over rank 0's images"),
+    ("step/gradient_norm", "", "mean over the steps"),
+    ("step/learning_rate", "", "of the last step"),
+    ("step/images_per_second", "images/s", "of all ranks"),
+    ("step/waiting_for_data", "fraction", "of the time, on rank 0"),
+)
+
+
+def main() -> int:
+    """Writes or checks the pages; the exit status."""
+    stale = []
+    for name, text in {"settings": settings_page(), "cli": cli_page(), "metrics": metrics_page()}.items():
+        page = REFERENCE / f"{name}.md"
+        if "--check" not in sys.argv:
+            page.write_text(text, encoding="utf-8")
+        elif not page.exists() or page.read_text(encoding="utf-8") != text:
+            stale.append(page.name)
+    if stale:
+        print(f"{', '.join(stale)}: not as the code says; run python scripts/reference.py")
+    return 1 if stale else 0
+
+
+def settings_page() -> str:
+    """Every setting, its default and its meaning."""
+    return (
+        f"# Settings\n\n{NOTE}Settings are YAML with these sections; the command line overrides one as "
+        "`section.field=value`. A setting marked *may change* can differ when a run is resumed; the others decide "
+        "results and must stay.\n\n## A run\n"
+        + _section(Settings, "", may_change(Settings))
+        + "\n## A search\n\nThe section `train` holds the settings of a run, which all trials share.\n"
+        + _section(SearchSettings, "", may_change(SearchSettings), skip=("train",))
+    )
+
+
+def _section(tree: type[Section], prefix: str, changeable: frozenset[str], skip: tuple[str, ...] = ()) -> str:
+    """The tables of a section and of those below it."""
+    rows, below = [], []
+    for name, field in tree.model_fields.items():
+        path = f"{prefix}{name}"
+        if families := sections(field.annotation):
+            if name not in skip:
+                for family, section in families.items():
+                    title = f"`{path}`" + (f" ({family})" if family else "")
+                    text = " ".join((section.__doc__ or "").split())
+                    below.append(f"\n### {title}\n\n{text}\n\n{_section(section, f'{path}.', changeable)}")
+            continue
+        default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
+        words = " ".join((field.description or "").split())
+        if len(names := choices(field)) > 1:
+            words += f" One of: {', '.join(f'`{each}`' for each in names)}."
+        words += " *May change.*" if path in changeable else ""
+        rows.append(f"| `{path}` | {_cell(default)} | {_cell(words)} |\n")
+    table = "| setting | default | meaning |\n| --- | --- | --- |\n" + "".join(rows) if rows else ""
+    return table + "".join(below)
+
+
+def cli_page() -> str:
+    """Every command as its --help shows it."""
+    parts = [f"# Command line\n\n{NOTE}`phasecollapse COMMAND --help` prints the same.\n"]
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        command: click.Command = point.load()
+        context = click.Context(command, info_name=f"phasecollapse {point.name}", max_content_width=100)
+        parts.append(f"\n## {point.name}\n\n```\n{command.get_help(context)}\n```\n")
+    return "".join(parts)
+
+
+def metrics_page() -> str:
+    """Every metric with its unit."""
+    header = "| metric | unit | meaning |\n| --- | --- | --- |\n"
+
+    def table(rows: tuple[tuple[str, str, str], ...]) -> str:
+        return header + "".join(f"| `{name}` | {unit} | {meaning} |\n" for name, unit, meaning in rows)
+
+    return (
+        f"# Metrics\n\n{NOTE}SUBSET is `validation` or `holdout` (`data.evaluate_on`). Fractions are from 0 to 1.\n\n"
+        f"## Of an epoch\n\nIn `history.json` and in MLflow, over epochs.\n\n{table(METRICS)}\n"
+        "## Of some steps\n\nIn `steps.jsonl` and in MLflow, over steps counted from the start of the run: means over "
+        f"`tracking.every_steps` steps.\n\n{table(STEP_METRICS)}"
+    )
+
+
+def _cell(text: str) -> str:
+    """Text that a table's cell can hold."""
+    return re.sub(r"(?<!\\)\|", r"\\|", text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
