@@ -53,8 +53,15 @@ def merge(dataset: Path, output: Path | None) -> None:
 @click.argument("dataset", type=Dataset)
 @click.option("--hashes-only", is_flag=True, help="Compare files with their hashes, and decode nothing.")
 @click.option("--threads", type=click.IntRange(min=1), help="Number of decoding threads  [default: all CPUs]")
+@click.option(
+    "--reader",
+    type=click.Choice(["native", "ffcv"]),
+    default="native",
+    show_default=True,
+    help="ffcv: open the files with stock FFCV too, and compare labels and pixels.",
+)
 @as_json
-def verify(dataset: Path, hashes_only: bool, threads: int | None, as_json: bool) -> None:
+def verify(dataset: Path, hashes_only: bool, threads: int | None, reader: str, as_json: bool) -> None:
     """Check that hashes, counts and labels of DATASET agree with its manifest, and that every image decodes.
 
     All problems are listed; the exit status is 2 if there are any.
@@ -63,7 +70,10 @@ def verify(dataset: Path, hashes_only: bool, threads: int | None, as_json: bool)
     Examples:
       phasecollapse verify datasets/imagenet
       phasecollapse verify datasets/imagenet --hashes-only
+      phasecollapse verify datasets/imagenet --reader ffcv
     """
+    if reader == "ffcv" and hashes_only:
+        raise UserError("--hashes-only decodes nothing, so there is nothing to compare with --reader ffcv: drop one")
     from data_prep.format.manifest import read_manifest
     from data_prep.maintain.verify import verify
 
@@ -74,7 +84,12 @@ def verify(dataset: Path, hashes_only: bool, threads: int | None, as_json: bool)
     else:
         total, unit = sum(file.samples for split in splits for file in split.files), "images"
     with _bar(total, unit) as bar:
-        report = verify(dataset, hashes_only=hashes_only, threads=threads, advance=bar.advance)
+        if reader == "ffcv":
+            from data_prep.maintain.ffcv_check import compare_with_ffcv
+
+            report = compare_with_ffcv(dataset, bar.advance)
+        else:
+            report = verify(dataset, hashes_only=hashes_only, threads=threads, advance=bar.advance)
     if as_json:
         click.echo(json.dumps(_report(dataset, report, hashes_only)))
     else:
@@ -89,6 +104,8 @@ def verify(dataset: Path, hashes_only: bool, threads: int | None, as_json: bool)
         raise UserError(f"{dataset} has {problems}: prepare it again, or copy it again from an intact copy")
     if not as_json:
         checked = "every file has its hash" if hashes_only else "every hash agrees and every image decodes"
+        if reader == "ffcv":
+            checked = "stock FFCV reads the same labels and pixels"
         click.echo(f"{dataset} is whole, {checked}: {_describe(manifest)}")
 
 

@@ -61,6 +61,12 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool, profile: bool
 
     if warning := system_info.warning(settings.training.precision, settings.cluster.gpu):
         click.echo(f"warning: {warning}", err=True)
+    if settings.data.reader == "ffcv":
+        click.echo(
+            "warning: data.reader is ffcv: damaged images are not noticed, and a resumed run does not end with the "
+            "same bits",
+            err=True,
+        )
     if dry_run:
         click.echo(str(launcher.dry_run(settings)))
         return

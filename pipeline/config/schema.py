@@ -67,6 +67,11 @@ class DataSettings(Section):
     on_damage: Literal["stop", "skip"] = "stop"
     """At a damaged image: stop the run and name the image, or skip it and count it in the metrics."""
 
+    reader: Literal["native", "ffcv"] = "native"
+    """What loads training images: this package's loader, or stock FFCV's, which needs the extra ffcv and a merged data
+    set. FFCV does not check what it decodes and does not seed its augmentation: a resumed run gives other bits.
+    Evaluation always uses the native reader."""
+
     @model_validator(mode="after")
     def _check_ranges(self) -> Self:
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
@@ -75,6 +80,10 @@ class DataSettings(Section):
             raise ValueError("crop_ratio must satisfy 0 < smallest <= largest")
         if self.evaluate_on == "holdout" and self.holdout == 0:
             raise ValueError("evaluate_on is holdout, so holdout must be above 0")
+        if self.reader == "ffcv":
+            for name, only in (("on_damage", "stop"), ("shuffle", "full"), ("augmentations", ())):
+                if getattr(self, name) != only:
+                    raise ValueError(f"reader is ffcv, which does not support {name}={getattr(self, name)}: unset it")
         return self
 
 
@@ -277,6 +286,15 @@ class Settings(Section):
                 raise ValueError(
                     "training.initial_image_size needs model.classifier=pooled: the others fit one image size only"
                 )
+        if self.data.reader == "ffcv" and self.cluster.min_workers is not None:
+            raise ValueError(
+                "cluster.min_workers must stay unset where data.reader is ffcv: an epoch cannot continue with another "
+                "number of workers"
+            )
+        if self.data.reader == "ffcv" and self.checkpoint.every_steps:
+            raise ValueError(
+                "checkpoint.every_steps must be 0 where data.reader is ffcv: an epoch cannot be resumed exactly"
+            )
         if self.optimizer.warmup_epochs > self.training.epochs:
             raise ValueError("optimizer.warmup_epochs must not exceed training.epochs")
         return self

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from data_prep.common.counter_rng import Purpose, uniform
 from data_prep.common.errors import UserError
 from data_prep.format.manifest import ImageClass, Manifest, load_manifest
+from data_prep.loading.ffcv_reader import FfcvLoader
 from data_prep.loading.loader import Batch as ArrayBatch
 from data_prep.loading.loader import Blocks, Loader
 from data_prep.loading.transforms import AUGMENTATIONS, Augmentation, CenterCrop, Flip, RandomCrop
@@ -77,23 +78,37 @@ class ImageStream:
         subset_indices = _subset_indices(subset, manifest.splits[split].samples, data, seed)
         if subset_indices is not None and len(subset_indices) == 0:
             raise UserError(f"data.holdout is {data.holdout}, which leaves no image in the {subset} part of {folder}")
-        self._loader = Loader(
-            folder,
-            split,
-            batch_size=batch_size,
-            size=data.image_size,
-            augmentations=_augmentations(data) if subset == "train" else [CenterCrop(data.center_crop)],
-            shuffle=data.shuffle if subset == "train" else "none",
-            blocks=Blocks(lanes=data.shuffle_lanes),
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            threads=data.decode_threads or 1,
-            subset_indices=subset_indices,
-            on_damage=data.on_damage,
-            allocate=_pinned if pin_memory else None,
-            manifest=manifest,
-        )
+        self._loader: Loader | FfcvLoader
+        common: dict[str, Any] = {
+            "batch_size": batch_size,
+            "size": data.image_size,
+            "seed": seed,
+            "rank": rank,
+            "world_size": world_size,
+            "threads": data.decode_threads or 1,
+            "subset_indices": subset_indices,
+        }
+        if data.reader == "ffcv" and subset == "train":
+            self._loader = FfcvLoader(
+                folder,
+                manifest.splits[split],
+                crop=(data.crop_scale, data.crop_ratio) if data.random_crop else None,
+                center_crop=data.center_crop,
+                flip=data.flip,
+                **common,
+            )
+        else:
+            self._loader = Loader(
+                folder,
+                split,
+                augmentations=_augmentations(data) if subset == "train" else [CenterCrop(data.center_crop)],
+                shuffle=data.shuffle if subset == "train" else "none",
+                blocks=Blocks(lanes=data.shuffle_lanes),
+                on_damage=data.on_damage,
+                allocate=_pinned if pin_memory else None,
+                manifest=manifest,
+                **common,
+            )
         self.samples = self._loader.samples
         self.classes: list[ImageClass] = manifest.classes
 
