@@ -50,7 +50,7 @@ def build_scheduler(settings: SearchSettings, records: Iterable[tuple[str, Recor
     Args:
         records: of the trials of an interrupted search, by name. Trials that have not ended report again by themselves.
     """
-    scheduler = SCHEDULERS[settings.search.scheduler](settings)
+    scheduler = SCHEDULERS.find(settings.search.scheduler)(settings)
     for name, record in records:
         if record.status == "pending":
             continue

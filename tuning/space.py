@@ -78,7 +78,7 @@ def candidates(settings: SearchSettings) -> list[Candidate]:
     Raises:
         UserError: a candidate's widths are not a list of numbers, or it sets what trials must share.
     """
-    chosen = SEARCHERS[settings.search.searcher](settings)
+    chosen = SEARCHERS.find(settings.search.searcher)(settings)
     named = [_named(dict(content)) for content in settings.search.candidates]
     return list({candidate.name: candidate for candidate in [*chosen, *named]}.values())
 

@@ -19,6 +19,7 @@ from pipeline.metrics.classification import ClassificationMetrics
 from pipeline.metrics.report import EvaluationReport
 from pipeline.runs import trained_model
 from pipeline.runtime import malloc
+from pipeline.runtime.precision import disable_tf32
 from pipeline.training.dataloader import to_tensors
 from pipeline.training.loop import Compute, Precision, forward_pass
 
@@ -110,6 +111,7 @@ def computing(gpu: bool, bfloat16: bool, threads: int | None) -> Iterator[dict[s
     before, threads = torch.get_num_threads(), threads or cores()
     torch.set_num_threads(threads)
     malloc.keep_freed_memory()
+    disable_tf32()
     try:
         yield {
             "threads": threads,

@@ -92,7 +92,7 @@ def default_callbacks(
         if spec.settings.checkpoint.upload:
             callbacks.append(Upload(spec, spec.settings.checkpoint.upload, progress))
     callbacks.append(FinalReport(spec, context, progress))
-    named = [CALLBACKS[name](spec, context, state) for name in spec.settings.training.callbacks]
+    named = [CALLBACKS.find(name)(spec, context, state) for name in spec.settings.training.callbacks]
     return callbacks + named
 
 

@@ -48,4 +48,4 @@ def build_optimizer(network: ImageNetwork, settings: OptimizerSettings) -> Optim
         {"params": [value for name, value in trained if name not in exempt], "weight_decay": settings.weight_decay},
         {"params": [value for name, value in trained if name in exempt], "weight_decay": 0.0},
     ]
-    return OPTIMIZERS[settings.kind].build([group for group in groups if group["params"]], settings)
+    return OPTIMIZERS.find(settings.kind).build([group for group in groups if group["params"]], settings)

@@ -50,7 +50,7 @@ def rate_factor(step: int, settings: OptimizerSettings, epochs: int, steps_per_e
     warmup = round(settings.warmup_epochs * steps_per_epoch)
     if step < warmup:
         return (step + 1) / warmup
-    return SCHEDULES[settings.schedule](step, epochs * steps_per_epoch, warmup, steps_per_epoch, settings)
+    return SCHEDULES.find(settings.schedule)(step, epochs * steps_per_epoch, warmup, steps_per_epoch, settings)
 
 
 def image_size(settings: Settings, epoch: int) -> int:

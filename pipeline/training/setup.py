@@ -19,6 +19,7 @@ from pipeline import models
 from pipeline.config.schema import Settings
 from pipeline.runs import paths
 from pipeline.runs.train_state import TrainState
+from pipeline.runtime.precision import disable_tf32
 from pipeline.training import finetune, loop
 from pipeline.training.context import WorkerContext, WorkerSpec
 from pipeline.training.dataloader import ImageStream, Subset
@@ -44,7 +45,7 @@ class RunData:
 def configure_torch(settings: Settings) -> None:
     """Sets the number of threads, and float32 in convolutions as in matrix products (no TensorFloat-32)."""
     torch.set_num_threads(settings.cluster.threads)
-    torch.backends.cudnn.allow_tf32 = False
+    disable_tf32()
 
 
 def open_data(spec: WorkerSpec, context: WorkerContext) -> RunData:
