@@ -19,8 +19,8 @@ def tune(config: Path, overrides: tuple[str, ...]) -> None:
     """Runs the search that the YAML file CONFIG describes; SECTION.FIELD=VALUE overrides single settings, those of the
     runs as train.SECTION.FIELD=VALUE.
 
-    A search lives in a folder, train.run.storage/search.name, with the runs of its trials. The same command resumes one
-    that was interrupted, without repeating what has ended, and says so if nothing is left to do.
+    A search is a folder, train.run.storage/search.name, with the runs of its trials. The same command resumes an
+    interrupted search without repeating trials that have ended, and reports if nothing is left to do.
 
     \b
     Examples:
@@ -40,7 +40,7 @@ def tune(config: Path, overrides: tuple[str, ...]) -> None:
 
     if warning := system_info.warning(settings.train.training.precision, settings.train.cluster.gpu):
         click.echo(f"warning: {warning}", err=True)
-    report = search(settings, say=click.echo)
+    report = search(settings, report_line=click.echo)
     state = "had already finished" if report.already_finished else "finished"
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(frontier.table(report.rows, f"search {settings.search.name} {state}"))

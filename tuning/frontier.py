@@ -1,4 +1,4 @@
-"""What a search found: the table of its trials, the frontier among them, and the picture of both."""
+"""The results of a search: the table of its trials, their frontier, and the picture of both."""
 
 from __future__ import annotations
 

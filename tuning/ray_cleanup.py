@@ -1,9 +1,8 @@
-"""Leaves a Ray cluster as it was found: nothing reserved, nothing running.
+"""Leaves a Ray cluster as it was before a search: nothing reserved, nothing running.
 
-A trial is stopped by killing its process, and with it Ray Train's controller. What the controller reserved outlives it
-until a watcher of Ray's notices, and a reservation that was still waiting for CPUs is noticed by nobody: it would take
-them when they become free, even after this program has ended. So everything of this program's job is taken back by
-hand, and waited for.
+A trial is stopped by killing its process, and with it Ray Train's controller. Its reservations outlive it
+until a watcher in Ray notices. A reservation that was still waiting for CPUs is never noticed: it would take them when
+they become free, even after this program has ended. So all reservations of this program's job are removed here.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pipeline.launch import ray_train
 
 
 def check_state_service() -> None:
-    """Ray frees what stopped trials held through the service that its dashboard offers; without it they would block.
+    """Checks the state service of Ray's dashboard, through which Ray frees what stopped trials reserved.
 
     Raises:
         UserError: the service does not answer.
@@ -32,16 +31,16 @@ def check_state_service() -> None:
         list_actors(address=_address(), limit=1)
     except (RayStateApiException, RayError, OSError):
         raise UserError(
-            "cluster.address: its dashboard does not answer, but Ray frees what stopped trials held through it: "
+            "cluster.address: its dashboard does not answer, but Ray frees what stopped trials reserved through it: "
             "start the cluster with --include-dashboard=true"
         ) from None
 
 
 def release(timeout_s: float = 60.0) -> list[str]:
-    """Takes back everything that this job reserved, and waits until its processes have ended.
+    """Removes all reservations of this job, and waits until its processes have ended.
 
     Returns:
-        What is still there after `timeout_s`: nothing, if all is well.
+        Names of reservations and processes that remain after `timeout_s`; empty if there are none.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -60,7 +59,7 @@ def release(timeout_s: float = 60.0) -> list[str]:
 
 
 def _processes() -> list[str]:
-    """Names, or else classes, of this job's actors that are not dead."""
+    """Names, or else classes, of this job's living actors."""
     mine = [("job_id", "=", ray.get_runtime_context().get_job_id()), ("state", "!=", "DEAD")]
     actors = list_actors(address=_address(), filters=mine)
     return [actor.name or actor.class_name for actor in actors]
@@ -72,13 +71,13 @@ def _is_only_job() -> bool:
 
 
 def _end_coordinator() -> None:
-    """Ends it, and withdraws what stopped trials had asked the autoscaler for, which would keep idle nodes up."""
+    """Ends it, and withdraws the requests of stopped trials to the autoscaler, which would keep idle nodes running."""
     with contextlib.suppress(ValueError):  # gone already
         ray.kill(ray.get_actor(COORDINATOR, namespace=COORDINATOR))
     request_resources(bundles=[])
 
 
 def _address() -> str:
-    """Of our cluster: left to itself, the state service looks around on this machine and may find several."""
+    """Address of this cluster; without it, the state service searches this machine and may find several."""
     address: str = ray.get_runtime_context().gcs_address
     return address

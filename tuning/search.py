@@ -1,7 +1,7 @@
-"""A search: settings → trials on a Ray cluster, the bad ones stopped early → table, frontier, picture.
+"""A search: settings → trials on a Ray cluster, bad ones stopped early → table, frontier, picture.
 
-Ray Tune decides which trials go on (successive halving), each trial is a run like any other in a folder of its own, and
-MLflow shows it as a child of the search's run. What has ended is never repeated: the same command continues.
+The scheduler of Ray Tune decides which trials continue. Each trial is a run in a folder of its own, and a child of the
+search's run in MLflow. The same command resumes an interrupted search and repeats no trial that has ended.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read when Tune is imported: no tables of its own,
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # and no log files beside ours
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read when Tune is imported: turns off its tables
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # and its log files
 
 import torch
 from ray import tune
@@ -36,10 +36,10 @@ from tuning.config import SearchSettings
 from tuning.frontier import Row
 from tuning.schedulers import build_scheduler, metric
 from tuning.search_folder import SearchFolder
-from tuning.trial_recorder import Journal
+from tuning.trial_recorder import TrialRecorder
 
 OUTCOME_TAG = "phasecollapse.outcome"
-"""Tag of the MLflow runs that the search stopped early: says when."""
+"""Tag of the MLflow runs of trials that were stopped early, with the epoch."""
 
 _STATUS: dict[str, Status] = {
     "completed": "FINISHED",
@@ -47,30 +47,30 @@ _STATUS: dict[str, Status] = {
     "failed": "FAILED",
     "pending": "KILLED",
 }
-"""How a trial's run in MLflow ends."""
+"""Status of a trial → status of its MLflow run."""
 
-Say = Callable[[str], None]
+ReportLine = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a search came to."""
+    """The result of a search."""
 
     folder: Path
     rows: list[Row]
     already_finished: bool
-    """Nothing was left to try."""
+    """Every trial had ended before."""
 
 
-def search(settings: SearchSettings, say: Say = print) -> Report:
-    """Tries every candidate of `settings`, from where the search was interrupted if it was.
+def search(settings: SearchSettings, report_line: ReportLine = print) -> Report:
+    """Trains every candidate of `settings` that has not ended yet.
 
     Args:
-        say: takes one line for each event.
+        report_line: called with one line for each event.
 
     Raises:
-        UserError: something that the user can mend: a setting, a folder, a cluster that is too small.
-        KeyboardInterrupt: the user stopped the search; everything it held is free, and the same call continues it.
+        UserError: a setting is wrong, the folder cannot be used, or the cluster is too small.
+        KeyboardInterrupt: the user stopped the search; its resources are free, and the same call resumes it.
     """
     data = load_manifest(Path(settings.train.data.path))
     store = mlflow_run.store_of(settings.train)
@@ -86,35 +86,44 @@ def search(settings: SearchSettings, say: Say = print) -> Report:
         if waiting:
             cluster_left_last.enter_context(launcher.cluster_with_room(settings.train.cluster, dashboard=True))
             ray_cleanup.check_state_service()
-        folder.begin()  # only now: a search that is refused is no search
+        folder.begin()  # a search that was refused leaves no folder
         tracker = _open_tracked_run(settings, folder, store)
         if waiting or not tracker.finished:
-            with _status(tracker, folder, store, runs, settings, say):
+            with _status(tracker, folder, store, runs, settings, report_line):
                 if waiting:
-                    _try({name: runs[name] for name in waiting}, settings, folder, tracker.run_id, say)
+                    _try({name: runs[name] for name in waiting}, settings, folder, tracker.run_id, report_line)
                 _write(_rows(runs, folder, data), settings, folder, tracker)
         return Report(folder.path, _rows(runs, folder, data), already_finished=not waiting)
 
 
-def _try(runs: Mapping[str, Settings], settings: SearchSettings, folder: SearchFolder, parent: str, say: Say) -> None:
-    """Lets Ray Tune train `runs` until each has ended, and leaves the cluster as it was."""
+def _try(
+    runs: Mapping[str, Settings], settings: SearchSettings, folder: SearchFolder, parent: str, report_line: ReportLine
+) -> None:
+    """Trains `runs` with Ray Tune until each has ended, and frees the cluster."""
     at_once = min(len(runs), _room(settings.train.cluster), settings.search.max_concurrent or len(runs))
-    say(f"{len(runs)} trials, {at_once} at a time, in {folder.path}")
+    report_line(f"{len(runs)} trials, {at_once} at a time, in {folder.path}")
     try:
-        _tuner(runs, settings, folder, parent, at_once, say).fit()
+        _tuner(runs, settings, folder, parent, at_once, report_line).fit()
     finally:
         for held in ray_cleanup.release():
-            say(f"warning: the cluster still holds {held} of this search")
+            report_line(f"warning: the cluster still holds {held} of this search")
     if any(folder.record(name).status == "pending" for name in runs):  # Tune returns early only if it was interrupted
         raise KeyboardInterrupt
 
 
 def _tuner(
-    runs: Mapping[str, Settings], settings: SearchSettings, folder: SearchFolder, parent: str, at_once: int, say: Say
+    runs: Mapping[str, Settings],
+    settings: SearchSettings,
+    folder: SearchFolder,
+    parent: str,
+    at_once: int,
+    report_line: ReportLine,
 ) -> tune.Tuner:
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the journal says it, in one line and without traceback
+    logging.getLogger("ray.tune").setLevel(
+        logging.CRITICAL
+    )  # the recorder reports errors in one line, without traceback
     shutil.rmtree(folder.path / "tune", ignore_errors=True)
-    # Trials run in folders of their own, where the state of the source code cannot be seen.
+    # Trials have other working directories, outside of the source code's repository.
     trials = trial.Trials(runs, parent, system_info.git_state(Path.cwd()))
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(trial.train, trials=trials), trial.RESOURCES),
@@ -129,7 +138,7 @@ def _tuner(
             name="tune",
             storage_path=str(folder.path),
             verbose=0,
-            callbacks=[Journal(folder, metric(settings), settings.train.training.epochs, say)],
+            callbacks=[TrialRecorder(folder, metric(settings), settings.train.training.epochs, report_line)],
         ),
     )
 
@@ -140,7 +149,7 @@ def _name(ray_trial: tune.experiment.Trial) -> str:
 
 
 def _room(settings: ClusterSettings) -> int:
-    """How many trials fit on the cluster at once. One more, and two could each wait for the other's CPUs."""
+    """Number of trials that fit on the cluster at once; with one more, two could wait for each other's CPUs."""
     return ray_train.room(settings) // settings.workers
 
 
@@ -161,10 +170,15 @@ def _open_tracked_run(settings: SearchSettings, folder: SearchFolder, store: Sto
 
 @contextmanager
 def _status(
-    tracker: Tracker, folder: SearchFolder, store: Store, names: Iterable[str], settings: SearchSettings, say: Say
+    tracker: Tracker,
+    folder: SearchFolder,
+    store: Store,
+    names: Iterable[str],
+    settings: SearchSettings,
+    report_line: ReportLine,
 ) -> Iterator[None]:
-    """Ends the search's run in MLflow as the body ends; then, and before the body, those of the trials `names`."""
-    _end_runs(tracker.run_id, folder, store, names, settings, say)  # a session that was killed could not
+    """Ends the search's MLflow run as the body ends; before and after the body, those of the trials `names`."""
+    _end_runs(tracker.run_id, folder, store, names, settings, report_line)  # those of a process that was killed
     status: Status = "FAILED"
     try:
         yield
@@ -173,14 +187,19 @@ def _status(
         status = "KILLED"
         raise
     finally:
-        _end_runs(tracker.run_id, folder, store, names, settings, say)
+        _end_runs(tracker.run_id, folder, store, names, settings, report_line)
         tracker.end(status)
 
 
 def _end_runs(
-    parent: str, folder: SearchFolder, store: Store, names: Iterable[str], settings: SearchSettings, say: Say
+    parent: str,
+    folder: SearchFolder,
+    store: Store,
+    names: Iterable[str],
+    settings: SearchSettings,
+    report_line: ReportLine,
 ) -> None:
-    """Makes the runs in MLflow of trials that are not under way say how these ended: killed processes cannot."""
+    """Ends the MLflow runs of trials that are not running with their status: killed processes could not."""
     try:
         for name in names:
             path, record = folder.path / name, folder.record(name)
@@ -202,11 +221,11 @@ def _end_runs(
                 tracker.follow(history.read(path))
                 tracker.end(_STATUS[record.status])
     except UserError as error:
-        say(f"warning: {error}")
+        report_line(f"warning: {error}")
 
 
 def _rows(runs: Mapping[str, Settings], folder: SearchFolder, data: Manifest) -> list[Row]:
-    """One row for each trial, whether it has begun or not."""
+    """One row for each trial, started or not."""
     rows = []
     for name, run in runs.items():
         with torch.device("meta"):
@@ -228,7 +247,7 @@ def _rows(runs: Mapping[str, Settings], folder: SearchFolder, data: Manifest) ->
 
 
 def _write(rows: list[Row], settings: SearchSettings, folder: SearchFolder, tracker: Tracker) -> None:
-    """Table and picture into the search's folder, and among the artifacts of its MLflow run."""
+    """Writes table and picture into the search's folder, and adds them to the artifacts of its MLflow run."""
     (folder.path / "table.md").write_text(frontier.markdown(rows), encoding="utf-8")
     (folder.path / "table.csv").write_text(frontier.comma_separated(rows), encoding="utf-8")
     frontier.picture(rows, folder.path / "frontier.png", settings.search.error)

@@ -1,8 +1,8 @@
-"""A search has one identity: a folder, that one process at a time may work in.
+"""The folder of a search, in which one process at a time works.
 
 search.yaml    id, digest of the data set, resolved settings: what the search was started with
-search.lock    held while a process searches; the system releases it however that process ends
-trials.json    how far every trial has come, as the scheduler saw it
+search.lock    held while a process searches; the system releases it when that process ends
+trials.json    errors and status of every trial, as the scheduler saw them
 <trial>/       the run of each trial (see pipeline/runs/run_folder.py)
 tune/          Ray Tune's own files, of the last session
 table.md, table.csv, frontier.png
@@ -38,7 +38,7 @@ IDENTITY, LOCK = "search.yaml", "search.lock"
 
 
 class Record(Section):
-    """How far one trial has come."""
+    """Status and errors of one trial."""
 
     status: Literal["pending", "completed", "stopped early", "failed"] = "pending"
     errors: dict[int, float] = Field(default_factory=dict)
@@ -70,14 +70,14 @@ class Identity(Section):
 
 @dataclass
 class SearchFolder:
-    """Where the parts of a search lie, and its records."""
+    """The folder of a search and its records."""
 
     path: Path
     identity: Identity
     records: dict[str, Record] = field(default_factory=dict)
 
     def begin(self) -> None:
-        """Writes down what the search is; from here on its settings are fixed."""
+        """Writes search.yaml; from here on the settings that decide results are fixed."""
         if not (self.path / IDENTITY).exists():
             write_atomically(self.path / IDENTITY, to_yaml(self.identity))
 

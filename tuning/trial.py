@@ -1,4 +1,4 @@
-"""One trial: the function that Ray Tune calls, in a small process on the head node, and what the scheduler is told."""
+"""One trial: the function that Ray Tune calls in a small process on the head node, and its reports to the scheduler."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pipeline.launch import launcher
 from pipeline.runs import history
 
 RESOURCES = {"node:__internal_head__": 0.001}
-"""What a trial's own process reserves: a place on the head node. Its workers reserve their CPUs themselves; if this
-process took one too, a few trials could hold all CPUs of a small cluster and wait for ever for their workers'."""
+"""Resources of a trial's own process: a place on the head node. Its workers reserve their CPUs themselves; if this
+process reserved one, a few trials could hold all CPUs of a small cluster and wait forever for their workers'."""
 
 
 @dataclass(frozen=True)
 class Trials:
-    """What the trials of a search are told."""
+    """Everything that the trials of a search need."""
 
     runs: Mapping[str, Settings]
     """By name of the trial."""
@@ -36,11 +36,11 @@ class Trials:
 def train(config: dict[str, str], trials: Trials) -> None:
     """Trains the run named `config["name"]`. The scheduler may end this process after each epoch but the last.
 
-    A trial that was interrupted first repeats what it has reported before, as the scheduler is a new one. The last
-    epoch is reported when the run is complete, when there is nothing left that could be stopped.
+    An interrupted trial first repeats its earlier reports, as the scheduler is a new one. The last epoch is reported
+    when the run is complete, so that it cannot be stopped before.
     """
     check_packages()
-    # Set in our own clusters from the start; processes of a cluster that was up before know nothing of it.
+    # Clusters that this program starts have these already; processes of an existing cluster do not.
     for name, value in launcher.TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     run = trials.runs[config["name"]]
@@ -57,7 +57,7 @@ def train(config: dict[str, str], trials: Trials) -> None:
 
 
 class _ReportEpochs(TuneReportCallback):
-    """Passes the metrics of the epochs before `before` on to the scheduler. Runs in Ray Train's controller."""
+    """Reports the metrics of the epochs before `before` to the scheduler. Runs in Ray Train's controller."""
 
     def __init__(self, before: int) -> None:
         super().__init__()

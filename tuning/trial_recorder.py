@@ -1,4 +1,4 @@
-"""Follows a search: keeps each trial's record, and says in one line what happens to it."""
+"""Records the trials of a search, and reports each of their events in one line."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from data_prep.common.errors import UserError
 from tuning.search_folder import Record, SearchFolder
 
 
-class Journal(tune.Callback):
+class TrialRecorder(tune.Callback):
     """Ray Tune calls these methods in the process of the search."""
 
-    def __init__(self, folder: SearchFolder, metric: str, epochs: int, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: SearchFolder, metric: str, epochs: int, report_line: Callable[[str], None]) -> None:
         self._folder = folder
         self._metric = metric
         self._epochs = epochs
-        self._say = say
+        self._report_line = report_line
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial has a process."""
         name, record = _name_of(trial), self._folder.record(_name_of(trial))
-        self._say(f"{name}: goes on after epoch {record.epochs}" if record.epochs else f"{name}: started")
+        self._report_line(f"{name}: resumed after epoch {record.epochs}" if record.epochs else f"{name}: started")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """The trial finished an epoch; the scheduler has decided whether it goes on."""
+        """The trial finished an epoch; the scheduler has decided whether it continues."""
         name = _name_of(trial)
         errors = {**self._folder.record(name).errors, int(result["epoch"]): 1 - float(result[self._metric])}
         self._folder.update(name, Record(errors=errors))
@@ -41,16 +41,16 @@ class Journal(tune.Callback):
         name, record = _name_of(trial), self._folder.record(_name_of(trial))
         if record.epochs == self._epochs:
             self._end(name, Record(status="completed", errors=record.errors))
-            self._say(f"{name}: finished with error {record.error:.4f}")
+            self._report_line(f"{name}: finished with error {record.error:.4f}")
         else:
             self._end(name, Record(status="stopped early", errors=record.errors))
-            self._say(f"{name}: stopped early at epoch {record.epochs} with error {record.error:.4f}")
+            self._report_line(f"{name}: stopped early at epoch {record.epochs} with error {record.error:.4f}")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """The trial failed; the others go on."""
+        """The trial failed; the others continue."""
         name, reason = _name_of(trial), _reason(trial)
         self._end(name, Record(status="failed", errors=self._folder.record(name).errors, reason=reason))
-        self._say(f"{name}: failed: {reason}")
+        self._report_line(f"{name}: failed: {reason}")
 
     def _end(self, name: str, record: Record) -> None:
         self._folder.update(name, record)
@@ -62,7 +62,7 @@ def _name_of(trial: Trial) -> str:
 
 
 def _reason(trial: Trial) -> str:
-    """Why it failed, in one sentence. The error lies in a file of this machine, which Tune copies elsewhere later."""
+    """The error of a failed trial in one sentence, read from a file that Tune wrote on this machine."""
     if trial.pickled_error_file is None:
         return "its process died"
     error = pickle.loads(Path(trial.pickled_error_file).read_bytes())

@@ -34,7 +34,7 @@ class Connection:
     own_cluster: bool = False
     """It was started here, and nothing makes it larger."""
     own_job: bool = False
-    """Nobody else reserves anything in this process's Ray job."""
+    """Only this program reserves resources in this process's Ray job."""
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def _signals_as_they_are() -> Iterator[None]:
 
 
 def _runtime(address: str) -> dict[str, Any]:
-    """Tells processes of the job which cluster is theirs: with several on a machine, Ray's clean-up cannot know."""
+    """Gives processes of the job the address of their cluster, which Ray's clean-up cannot find among several."""
     return {"env_vars": {"RAY_ADDRESS": address}} if ":" in address and "://" not in address else {}
 
 

@@ -162,7 +162,7 @@ def flatten(settings: Section) -> dict[str, Any]:
 def differences(before: Section, after: Section, ignored: Collection[str] = ()) -> list[str]:
     """``section.field: old → new`` for each field in which two trees differ, except the `ignored` ones."""
     old, new = flatten(before), flatten(after)
-    # Families of networks have different fields: then model.family tells them apart.
+    # Families of networks have different fields: then model.family differs, too.
     both = [key for key in new if key in old and key not in ignored]
     return [f"{key}: {old[key]} → {new[key]}" for key in both if old[key] != new[key]]
 

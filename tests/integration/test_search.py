@@ -170,7 +170,7 @@ def test_the_same_command_continues_where_the_search_was_interrupted(searched: S
     first, then = searched.interrupted, searched.completed
     assert then["status"] == 0, then["output"]
     assert 1 <= first["epochs"][GOOD] < EPOCHS
-    assert f"{GOOD}: goes on after epoch {first['epochs'][GOOD]}" in then["output"]
+    assert f"{GOOD}: resumed after epoch {first['epochs'][GOOD]}" in then["output"]
     assert then["tracked"][GOOD].info.run_id == first["tracked"][GOOD].info.run_id
 
 
