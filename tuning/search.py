@@ -178,7 +178,7 @@ def _status(
     report_line: ReportLine,
 ) -> Iterator[None]:
     """Ends the search's MLflow run as the body ends; before and after the body, those of the trials `names`."""
-    _end_runs(tracker.run_id, folder, store, names, settings, report_line)  # those of a process that was killed
+    end_tracked_runs(tracker.run_id, folder, store, names, settings, report_line)  # those of a process that was killed
     status: Status = "FAILED"
     try:
         yield
@@ -187,11 +187,11 @@ def _status(
         status = "KILLED"
         raise
     finally:
-        _end_runs(tracker.run_id, folder, store, names, settings, report_line)
+        end_tracked_runs(tracker.run_id, folder, store, names, settings, report_line)
         tracker.end(status)
 
 
-def _end_runs(
+def end_tracked_runs(
     parent: str,
     folder: SearchFolder,
     store: Store,

@@ -1,7 +1,8 @@
-"""Checks that the packages `data_prep`, `pipeline` and `tuning` are this distribution's.
+"""This distribution's own packages, and the versions of installed ones.
 
-Their names are common: a folder `pipeline/` of the user's, found first on Python's path, would be imported instead. The
-three packages of one distribution lie in one folder, whether it is installed, editable or on PYTHONPATH.
+`data_prep`, `pipeline` and `tuning` are common names: a folder `pipeline/` of the user's, found first on Python's path,
+would be imported instead. The three packages of one distribution lie in one folder, whether it is installed, editable
+or on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Iterable
+from importlib import metadata
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
@@ -56,3 +59,14 @@ def _check(name: str, found: ModuleSpec | None, who: str) -> None:
         f"{who} {places[0]} instead of phasecollapse's package {ours}: rename the former, or run the command "
         f"from a folder other than {places[0].parent} and keep that off PYTHONPATH"
     )
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """The version of each package, in order; packages that are not installed are left out."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_prep.common.distribution import installed_versions
 from data_prep.common.errors import UserError
 from data_prep.common.files import explain_os_errors
 from data_prep.common.parallel import Executor
-from data_prep.common.versions import installed_versions
 from data_prep.format import beton
 from data_prep.format.manifest import FORMAT_VERSION, MANIFEST_FILE, SPLITS, Manifest, Source, Split, load_manifest
 from data_prep.prepare import shard_writer, workspace

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from data_prep.common.distribution import installed_versions
 from data_prep.common.parallel import cores
-from data_prep.common.versions import installed_versions
 
 CPU_INFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
