@@ -6,14 +6,14 @@ The bare loop is what one would write in a notebook: the same network, optimizer
 and nothing else. The run is `phasecollapse train` with a Ray cluster, one Ray Train worker, an MLflow store,
 checkpoints and the history. Both have equally many threads, on the same cores, and the same allocator.
 
-Once both have finished their first epoch, they take turns of a few steps: whoever has taken his is stopped behind it.
+Once both have finished their first epoch, they take turns of a few steps; the other one is stopped meanwhile.
 Short turns alone help, as what the machine's neighbours do changes from second to second. Each pair of turns gives a
 ratio; the mean is that of its logarithm, and the confidence interval is Student's over the pairs.
 
-With fewer threads than cores, those that compute have cores of their own, and the other cores are left to all else: to
-the processes that a cluster runs beside its worker, which then work on in the bare loop's turns, and to other threads
-of worker and bare loop. Where all cores compute, the whole cluster is stopped in the bare loop's turns, and works off
-what it missed in the first steps of the next one, which do not count. The last line is JSON:
+With fewer threads than cores, the computing threads have cores of their own, and the other cores are left to everything
+else: to the processes that a cluster runs beside its worker, which continue during the bare loop's turns, and to other
+threads of worker and bare loop. Where all cores compute, the whole cluster is stopped in the bare loop's turns, and
+catches up on what it missed in the first steps of the next one, which do not count. The last line is JSON:
 
     overhead_percent           by which a step of the run is slower than one of the bare loop
     confidence_interval        of it, 95 %
@@ -57,7 +57,7 @@ from pipeline.training.schedules import build_schedule
 
 WORKER = "ray::RayTrainWorker"
 SETTLING = 3
-"""Steps in which a cluster works off what it missed while it was stopped."""
+"""Steps in which a cluster catches up on what it missed while it was stopped."""
 STEPS, EPOCHS = "steps", "epochs"
 """What the bare loop writes: a line for each."""
 
@@ -103,7 +103,7 @@ class Lines:
         self._file, self._read, self._lines = file, 0, 0
 
     def count(self) -> int:
-        """How many there are by now."""
+        """Number of lines so far."""
         if self._file.exists() and self._file.stat().st_size > self._read:
             with self._file.open("rb") as file:
                 file.seek(self._read)
@@ -115,25 +115,25 @@ class Lines:
 
 @dataclass
 class Side:
-    """One of the two that take turns, with all its processes."""
+    """The run or the bare loop, with all its processes."""
 
     name: str
     process: psutil.Process
-    """That computes."""
+    """The process that computes."""
     others: list[psutil.Process]
     steps: Lines
     epochs: Callable[[], list[float]]
-    """When each of its epochs ended."""
+    """Times at which its epochs ended."""
     epoch_steps: int
     alone: bool
     """Whether the others have cores of their own, and are never stopped."""
     computing: list[int] = field(default_factory=list)
-    """Its threads that compute."""
+    """Ids of the threads that compute."""
     turns: list[tuple[float, float]] = field(default_factory=list)
     """From when to when it was not stopped, after its first epoch."""
 
     def send(self, number: signal.Signals) -> None:
-        """Stops it, or lets it go on."""
+        """Stops its processes, or continues them."""
         for process in [self.process, *([] if self.alone else self.others)]:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
@@ -160,7 +160,7 @@ class Side:
         return cpu_seconds([self.process]) - computing, cpu_seconds(self.others)
 
     def wait(self, step: int) -> float:
-        """Waits until so many steps are done; when that was."""
+        """Waits until a number of steps is finished; the time at which it was."""
         while self.steps.count() < step:
             check_at_work(self.process, self.name)
             time.sleep(0.001)
@@ -183,7 +183,7 @@ class Side:
         return (before + steps - 1) // self.epoch_steps == (before - 1) // self.epoch_steps
 
     def seconds(self) -> float:
-        """Of all its turns."""
+        """Seconds per step, over all its turns."""
         return sum(end - begun for begun, end in self.turns)
 
     def whole(self, epochs: int) -> float:
@@ -193,7 +193,7 @@ class Side:
 
 
 def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
-    """CPU time of processes so far."""
+    """CPU seconds of processes so far."""
     total = 0.0
     for process in processes:
         with suppress(psutil.NoSuchProcess):
@@ -229,7 +229,7 @@ def main() -> int:
 
 
 def compare(chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """Lets both train, in turn, and says how they differ."""
+    """Lets both train in turn; their difference."""
     with both(chosen, folder) as (run, loop):
         start, before = time.monotonic(), (run.spent(), loop.spent())
         pairs: list[tuple[float, float]] = []
@@ -272,7 +272,7 @@ def both(chosen: argparse.Namespace, folder: Path) -> Iterator[tuple[Side, Side]
         "training.epochs=1000",
         "cluster.workers=1",
         f"cluster.cpus_per_worker={chosen.threads}",
-        "tracking.every_steps=1",  # more than a run has: it tells when each step ended
+        "tracking.every_steps=1",  # more than a run has: records the end of each step
         *chosen.overrides,
     ]
     command = [sys.executable, "-m", "pipeline.cli.main", "train", str(chosen.config), *overrides]
@@ -310,12 +310,12 @@ def both(chosen: argparse.Namespace, folder: Path) -> Iterator[tuple[Side, Side]
 
 
 def ended_at(run: Path) -> list[float]:
-    """When each epoch of a run ended."""
+    """Times at which the epochs of a run ended."""
     return [each.finished_at for each in history.read(run)]
 
 
 def noted(file: Path) -> list[float]:
-    """When each epoch of the bare loop ended."""
+    """Times at which the epochs of the bare loop ended."""
     return [float(line) for line in file.read_text().split()] if file.exists() else []
 
 
@@ -327,7 +327,7 @@ def wait_for_an_epoch(ends: Callable[[], list[float]], process: psutil.Process, 
 
 
 def check_at_work(process: psutil.Process, name: str) -> None:
-    """Ends the measurement if the process that it is about has ended."""
+    """Ends the measurement if a measured process has ended."""
     with suppress(psutil.NoSuchProcess):
         if process.status() != psutil.STATUS_ZOMBIE:
             return

@@ -100,7 +100,7 @@ print(*[node["NodeID"] for node in ray.nodes() if node["Alive"] and "node:__inte
 
 
 def announce_preemption(cluster: ExternalCluster, seconds: int) -> None:
-    """Tells Ray, as a provider's agent does, that the node beside the head will be taken away."""
+    """Announces to Ray, as a provider's agent does, that the node beside the head will be taken away."""
     look = [sys.executable, "-c", NODE, cluster.address]
     found = subprocess.run(look, env=cluster.environment, capture_output=True, text=True, check=True)
     (node,) = found.stdout.split()

@@ -1,4 +1,4 @@
-"""Claims about runs in one process that are killed, told to stop, or whose storage fails them."""
+"""Claims about runs in one process that are killed or asked to stop, or whose storage fails."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_every_image_is_once_in_each_epoch_that_led_to_the_weights(
         else:
             break
         finally:
-            # What was trained on after the checkpoint that the next attempt goes on from, it trains on again.
+            # The next attempt repeats the steps after the checkpoint from which it resumes.
             history |= {(epoch, end): indices for epoch, end, indices in recorded.seen}
     assert deaths >= 3
     assert_same_bits(alone, outcome.folder)
@@ -137,7 +137,7 @@ def test_sigkill_at_any_step_changes_no_bit(file: Path, alone: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_told_to_stop_finishes_its_step_and_saves(
+def test_a_run_that_is_asked_to_stop_finishes_its_step_and_saves(
     file: Path, alone: Path, number: signal.Signals
 ) -> None:
     run = alone.with_name(f"stopped-{number}")
@@ -195,7 +195,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     assert_same_bits(alone, outcome.folder)
 
 
-def test_a_full_disk_is_survived_for_a_while_and_then_told(
+def test_a_full_disk_is_survived_for_a_while_and_then_reported(
     settings: Callable[..., Settings], alone: Path, tmp_path: Path, recorded: type[Recorded]
 ) -> None:
     with small_disk(tmp_path / "disk", 8) as disk:

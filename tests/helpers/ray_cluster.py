@@ -66,7 +66,7 @@ class ExternalCluster:
 
     def wait_for_nodes(self) -> None:
         """Waits until all nodes that were started have joined. That one is lost, the cluster notices when it likes:
-        what it counts at any moment tells nothing."""
+        what it counts at any moment means nothing."""
         _wait(lambda: self.log.read_text(errors="replace").count("Ray runtime started") == self._started, self.log)
 
     @property

@@ -53,7 +53,7 @@ def tracked(storage: Path, outcome_or_id: str) -> Any:
     return MlflowClient(tracking_uri=mlflow_run.default_store(storage).uri).get_run(outcome_or_id)
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits_in_the_same_tracked_run(
+def test_an_interrupted_run_resumes_to_the_same_bits_in_the_same_tracked_run(
     settings: Callable[..., Settings], storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(folder: Path, state: train_state.TrainState, *others: Any) -> None:

@@ -162,4 +162,4 @@ def test_a_whole_run_is_counted_where_it_was_not_stopped(side: Side) -> None:
 
 def test_overhead_is_a_mean_with_its_confidence_interval() -> None:
     assert percent([1.01, 1.03, 1.02]) == (2.0, [-0.46, 4.51])
-    assert percent([0.5, 2.0])[0] == 0.0, "noise alone comes to nothing"
+    assert percent([0.5, 2.0])[0] == 0.0, "noise alone gives zero"

@@ -77,7 +77,7 @@ def test_what_is_learned_on_small_images_is_what_larger_ones_go_on_with(settings
 
 
 @pytest.mark.parametrize("last", [4, 9, 13])
-def test_a_run_that_is_killed_comes_to_the_same_bits(
+def test_a_run_that_is_killed_ends_with_the_same_bits(
     settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
     class Killed(BaseException):

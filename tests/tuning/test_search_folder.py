@@ -100,7 +100,7 @@ def test_the_scheduler_of_the_next_session_knows_the_trials_of_the_last(tmp_path
         decision: str = scheduler.on_trial_result(None, newcomer, {"epoch": 1, "holdout/top1": 1 - error})
         return decision
 
-    assert decides(0.9) == TrialScheduler.CONTINUE  # nobody to compare with
+    assert decides(0.9) == TrialScheduler.CONTINUE  # no other trial to compare with
     with search_folder.claim(settings(tmp_path), data) as folder:
         folder.update("8-8", Record(status="completed", errors={1: 0.5, 2: 0.1}))
     assert decides(0.6) == TrialScheduler.STOP

@@ -181,14 +181,14 @@ MUTATIONS = (
         ("tests/data_prep/maintain/test_stage.py::test_a_damaged_source_is_named_and_nothing_gets_the_final_name",),
     ),
     Mutation(
-        "whoever waited for a staged data set copies it again",
+        "a process that waited for a staged data set copies it again",
         "data_prep/maintain/stage.py",
         "if not _is_whole(target, manifest, check):",
         "if True:",
         ("tests/data_prep/maintain/test_stage.py::test_of_two_at_once_one_copies_and_the_other_waits_for_it",),
     ),
     Mutation(
-        "a file that was staged in part is fetched anew",
+        "a file that was staged in part is fetched again",
         "data_prep/maintain/stage.py",
         "start = min(output.seek(0, os.SEEK_END), file.bytes)",
         "start = 0",

@@ -32,7 +32,7 @@ MUTATIONS = (
         "pipeline/runs/train_state.py",
         '        training.optimizer.load_state_dict(state["optimizer"])\n',
         "",
-        ("tests/pipeline/runs/test_train_state.py::test_a_restored_training_goes_on_to_the_same_bits",),
+        ("tests/pipeline/runs/test_train_state.py::test_a_restored_training_continues_to_the_same_bits",),
     ),
     Mutation(
         "a checkpoint that was damaged is used",
@@ -51,7 +51,7 @@ MUTATIONS = (
         ),
     ),
     Mutation(
-        "a run goes on with changed settings",
+        "a run resumes with changed settings",
         RUN_FOLDER,
         "    if changes:\n",
         "    if False:\n",

@@ -54,18 +54,18 @@ MUTATIONS = (
         (RESUME + "test_every_image_is_once_in_each_epoch_that_led_to_the_weights",),
     ),
     Mutation(
-        "a run that is told to stop does not save",
+        "a run that is asked to stop does not save",
         "pipeline/training/trainer.py",
         "if action & (StepAction.SAVE | StepAction.STOP) or",
         "if wish & StepAction.SAVE or",
-        (RESUME + "test_a_run_that_is_told_to_stop_finishes_its_step_and_saves",),
+        (RESUME + "test_a_run_that_is_asked_to_stop_finishes_its_step_and_saves",),
     ),
     Mutation(
         "a full disk ends a run at once",
         "pipeline/training/checkpointer.py",
         "if last or self._failed_saves > self._settings.checkpoint.max_save_failures:",
         "if True:",
-        (RESUME + "test_a_full_disk_is_survived_for_a_while_and_then_told",),
+        (RESUME + "test_a_full_disk_is_survived_for_a_while_and_then_reported",),
     ),
     Mutation(
         "averaged weights are not averages",

@@ -294,6 +294,8 @@ def test_what_is_wrong_is_said_in_one_sentence(
     assert captured.err.count("\n") == 1
 
 
-def test_a_search_is_told_from_a_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_is_distinguished_from_a_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command(monkeypatch, "configs/textures_search.yaml") == 2
     assert "configs/textures_search.yaml describes a search, not a run" in capsys.readouterr().err

@@ -74,7 +74,7 @@ def test_the_list_of_commands_says_what_each_does(
     assert re.search(r"train +Train a network on a prepared data set; run again to resume\.", output)
 
 
-def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     status, output, _ = run(monkeypatch, capsys, "--version")
     assert (status, output.split()[0]) == (0, "phasecollapse")
 
@@ -147,7 +147,7 @@ def test_a_command_that_cannot_be_loaded_harms_no_other(
     assert complaint.startswith("error: command 'broken' cannot be loaded")
 
 
-def test_the_summary_tells_result_and_folder() -> None:
+def test_the_summary_states_result_and_folder() -> None:
     metrics = {"holdout/top1": 0.5, "holdout/top5": 0.875}
     text = train_command.summary(Outcome(Path("runs/a"), 3, metrics, "id", already_finished=True), "holdout")
     assert text == "run a had already finished: 3 epochs, holdout top-1 50.00 %, top-5 87.50 %\nfolder: runs/a"

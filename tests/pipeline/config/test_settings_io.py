@@ -100,7 +100,7 @@ def test_a_file_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
         settings_io.load(tmp_path)
 
 
-def test_the_configuration_of_a_search_is_told_from_that_of_a_run(tmp_path: Path) -> None:
+def test_the_configuration_of_a_search_is_distinguished_from_that_of_a_run(tmp_path: Path) -> None:
     run, search = write(tmp_path, MINIMAL), tmp_path / "search.yaml"
     search.write_text("train: {data: {path: x}}\nsearch: {name: a}\n", encoding="utf-8")
     with pytest.raises(

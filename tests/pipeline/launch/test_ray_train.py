@@ -18,7 +18,7 @@ def test_a_workers_user_error_reaches_the_user_as_it_is(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_user_error_is_not_tried_again_and_other_errors_are_and_told(tmp_path: Path) -> None:
+def test_a_user_error_is_not_retried_and_other_errors_are_and_are_reported(tmp_path: Path) -> None:
     restarts = ray_train.FailureReporter(tmp_path)
     with pytest.raises(UserError, match="damaged"):
         restarts.after_exception(None, {0: RuntimeError("gloo"), 1: UserError("image 7 is damaged")})

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 SIZE, CLASSES = 40, 3  # wavelet transforms of the first block have windows, those of the second are whole
 WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "item", "masked_select", "_unique2", "equal")
-"""Operations that need a number from the device before the program can go on."""
+"""Operations that need a number from the device before the program can continue."""
 NETWORKS: dict[str, ModelSettings] = {
     "collapse": ScatteringSettings(widths=(3, 4), first_factorized_block=1),
     "skip": ScatteringSettings(widths=(3, 4), skip=True, classifier="pooled"),

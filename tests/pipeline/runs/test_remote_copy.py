@@ -68,7 +68,7 @@ def test_copies_are_those_of_what_is_kept(settings: Callable[..., Settings], sto
     assert not (run / writer.EVENTS).exists()
 
 
-def test_a_run_whose_folder_is_gone_goes_on_to_the_same_bits(
+def test_a_run_whose_folder_is_gone_resumes_to_the_same_bits(
     settings: Callable[..., Settings], storage: Storage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     class Stops(LocalContext):

@@ -38,7 +38,7 @@ def another(data: Manifest) -> Manifest:
     return data.model_copy(update={"splits": {**data.splits, "train": train.model_copy(update={"parts": parts})}})
 
 
-def test_the_default_name_tells_data_set_network_and_settings(data: Manifest, tmp_path: Path) -> None:
+def test_the_default_name_states_data_set_network_and_settings(data: Manifest, tmp_path: Path) -> None:
     name = default_name(settings(tmp_path), data)
     assert name.startswith(f"{data.name}-collapse-skip-8-16x2-")
     assert len(name.rsplit("-", 1)[1]) == 8

@@ -58,7 +58,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_restored_training_goes_on_to_the_same_bits(saved: Path) -> None:
+def test_a_restored_training_continues_to_the_same_bits(saved: Path) -> None:
     uninterrupted, resumed = start(), start()
     train_state.restore(saved, resumed)
     assert resumed.epochs_done == 1

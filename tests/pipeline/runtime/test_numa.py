@@ -38,7 +38,7 @@ def test_each_node_has_its_cpus(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
-def test_this_machine_tells_its_own() -> None:
+def test_this_machine_reports_its_own() -> None:
     there = cpus_of_nodes(Path("/sys/devices/system/node"))
     assert set().union(*there.values()) >= os.sched_getaffinity(0)
 

@@ -106,7 +106,7 @@ def test_another_network_is_refused_with_what_differs(saved: Path, changes: dict
         finetune.check(settings, image_classes())
 
 
-def test_the_same_network_may_be_told_in_other_words_and_keep_other_statistics(saved: Path) -> None:
+def test_the_same_network_may_be_described_by_other_settings_and_keep_other_statistics(saved: Path) -> None:
     model = ScatteringSettings(
         widths=(6, 8), width_multiplier=0.5, octaves=("first_half", "second_half"), sync_batch_stats=True
     )
@@ -314,7 +314,7 @@ def test_a_default_name_depends_on_the_weights(fine_tuned: Callable[..., Setting
     assert len(names) == 3
 
 
-def test_a_search_that_goes_on_with_other_weights_is_refused(saved: Path, textures: Path, tmp_path: Path) -> None:
+def test_a_search_that_is_resumed_with_other_weights_is_refused(saved: Path, textures: Path, tmp_path: Path) -> None:
     content = {
         "train": {"data": {"path": str(textures), "image_size": 16}, "run": {"storage": str(tmp_path / "runs")}},
         "search": {"name": "s", "candidates": [{"widths": [3, 4]}]},
