@@ -20,6 +20,7 @@ from pipeline import models
 from pipeline.analysis.model_summary import describe
 from pipeline.config.schema import Settings
 from pipeline.runtime import malloc
+from pipeline.runtime.precision import disable_tf32
 from pipeline.training import optimizers, schedules
 from pipeline.training.dataloader import count_images
 from pipeline.training.loop import Compute
@@ -135,6 +136,7 @@ def _probe(settings: Settings, classes: int, micro_batch: int) -> tuple[float, b
     images, threads = min(micro_batch, PROBE_IMAGES), torch.get_num_threads()
     torch.set_num_threads(cluster.threads)
     malloc.keep_freed_memory()
+    disable_tf32()
     try:
         steps = [_step(settings, classes, images, torch.device("cuda" if gpu else "cpu")) for _ in range(here)]
         ready = Barrier(here)

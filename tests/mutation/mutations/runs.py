@@ -162,4 +162,11 @@ MUTATIONS = (
         "",
         ("tests/data_prep/common/test_distribution.py::test_a_ray_worker_says_what_hides_a_package",),
     ),
+    Mutation(
+        "evaluation computes with TensorFloat-32",
+        "pipeline/inference/evaluation.py",
+        "    disable_tf32()\n",
+        "",
+        ("tests/pipeline/runtime/test_precision.py",),
+    ),
 )
