@@ -84,7 +84,8 @@ def load_extensions() -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:  # whatever the module raises
+            reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
             raise UserError(
-                f"extension {module} cannot be imported ({error}): install it, or remove it from {VARIABLE}"
+                f"extension {module} cannot be imported ({reason}): correct or install it, or remove it from {VARIABLE}"
             ) from None

@@ -31,6 +31,8 @@ class Registered:
             ValueError: it is not registered; lists the names, in the words of pydantic.
         """
         names = [repr(name) for name in self.names]
+        if not names:
+            raise ValueError(f"Input should be a registered name, and no package registers any in {self.registry}")
         if repr(value) not in names:
             listed = " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
             raise ValueError(f"Input should be {listed}")

@@ -28,13 +28,23 @@ def test_a_name_is_registered_once() -> None:
         registry.register("red", 2)
 
 
-@pytest.mark.parametrize(("module", "expected"), [("mine", "7"), ("absent", "extension absent cannot be imported")])
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("mine", "7"),
+        ("absent", "extension absent cannot be imported (No module named 'absent')"),
+        ("broken", "extension broken cannot be imported (ZeroDivisionError: division by zero)"),
+        ("again", "extension again cannot be imported (ValueError: kind: 'mine' is registered already)"),
+    ],
+)
 def test_a_module_named_in_the_environment_is_imported_before_the_first_lookup(
     tmp_path: Path, module: str, expected: str
 ) -> None:
     (tmp_path / "kinds.py").write_text(
         "from data_prep.common.registry import Registry\nKINDS = Registry('kind')\n", encoding="utf-8"
     )
+    (tmp_path / "broken.py").write_text("1 / 0\n", encoding="utf-8")
+    (tmp_path / "again.py").write_text("import mine\nmine.KINDS.register('mine', 8)\n", encoding="utf-8")
     (tmp_path / "mine.py").write_text("from kinds import KINDS\nKINDS.register('mine', 7)\n", encoding="utf-8")
     code = "import sys; sys.path.insert(0, sys.argv[1]); from kinds import KINDS; print(KINDS.find('mine'))"
     done = subprocess.run(

@@ -179,3 +179,11 @@ def test_a_worker_has_one_thread_and_training_without_a_cluster_all_there_are() 
 def test_where_a_process_cannot_be_bound_to_cores_it_has_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")
     assert ClusterSettings(workers=0).threads == os.cpu_count()
+
+
+def test_a_name_is_refused_where_none_is_registered() -> None:
+    content = {"data": {"path": "x"}, "training": {"callbacks": ["mine"]}}
+    with pytest.raises(
+        UserError, match=r"'training\.callbacks\.0' is 'mine': Input should be a registered name, and no"
+    ):
+        settings_io.resolve(Settings, content, "run.yaml")
