@@ -49,7 +49,9 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
 
 @pytest.fixture(scope="module")
 def cluster(gate: Gate) -> Iterator[ExternalCluster]:
-    with external_cluster(variables=gate.variables()) as one:
+    variables = gate.variables()
+    variables["PHASECOLLAPSE_EXTENSIONS"] += ",tests.helpers.without_ffcv"
+    with external_cluster(variables=variables) as one:
         yield one
 
 
@@ -172,6 +174,11 @@ def test_the_same_command_continues_where_the_search_was_interrupted(searched: S
     assert 1 <= first["epochs"][GOOD] < EPOCHS
     assert f"{GOOD}: resumed after epoch {first['epochs'][GOOD]}" in then["output"]
     assert then["tracked"][GOOD].info.run_id == first["tracked"][GOOD].info.run_id
+
+
+def test_a_search_needs_no_stock_ffcv(searched: Searched) -> None:
+    versions = json.loads((searched.folder / GOOD / "environment.json").read_text(encoding="utf-8"))
+    assert "version.ray" in versions and "version.ffcv" not in versions
 
 
 def test_a_good_trial_completes_and_a_bad_one_is_stopped_early(searched: Searched) -> None:
