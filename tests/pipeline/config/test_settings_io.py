@@ -9,8 +9,10 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from data_prep.common.errors import UserError
+from data_prep.common.registry import Registry
 from pipeline.config import settings_io
 from pipeline.config.model_schema import ScatteringSettings
+from pipeline.config.registered import Registered
 from pipeline.config.schema import ClusterSettings, Settings
 from pipeline.config.settings_io import flatten, resolve, sections
 from tuning import config as search_config
@@ -181,9 +183,9 @@ def test_where_a_process_cannot_be_bound_to_cores_it_has_all(monkeypatch: pytest
     assert ClusterSettings(workers=0).threads == os.cpu_count()
 
 
+EMPTY: Registry[int] = Registry("kind")
+
+
 def test_a_name_is_refused_where_none_is_registered() -> None:
-    content = {"data": {"path": "x"}, "training": {"callbacks": ["mine"]}}
-    with pytest.raises(
-        UserError, match=r"'training\.callbacks\.0' is 'mine': Input should be a registered name, and no"
-    ):
-        settings_io.resolve(Settings, content, "run.yaml")
+    with pytest.raises(ValueError, match="Input should be a registered name, and no package registers any"):
+        Registered(f"{__name__}:EMPTY").check("mine")
