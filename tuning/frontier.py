@@ -131,3 +131,12 @@ def picture(rows: Sequence[Row], path: Path, error_name: str) -> None:
     if line:
         axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def write(rows: Sequence[Row], folder: Path, error_name: str) -> list[Path]:
+    """Writes table.md, table.csv and frontier.png into `folder`; returns their paths."""
+    files = [folder / name for name in ("table.md", "table.csv", "frontier.png")]
+    files[0].write_text(markdown(rows), encoding="utf-8")
+    files[1].write_text(comma_separated(rows), encoding="utf-8")
+    picture(rows, files[2], error_name)
+    return files

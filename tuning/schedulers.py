@@ -6,10 +6,13 @@ To add one, write a function that builds it from a search's settings, and regist
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from types import SimpleNamespace
+from typing import Any
 
+from ray.tune.experiment import Trial
+from ray.tune.result import TRAINING_ITERATION
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
+from data_prep.common.errors import UserError
 from data_prep.common.registry import Registry
 from tuning.config import SearchSettings
 from tuning.search_folder import Record
@@ -49,13 +52,48 @@ def build_scheduler(settings: SearchSettings, records: Iterable[tuple[str, Recor
 
     Args:
         records: of the trials of an interrupted search, by name. Trials that have not ended report again by themselves.
+
+    Raises:
+        UserError: a scheduler from elsewhere needs more of a trial that has ended than its results.
     """
-    scheduler = SCHEDULERS.find(settings.search.scheduler)(settings)
+    chosen = settings.search.scheduler
+    scheduler = SCHEDULERS.find(chosen)(settings)
     for name, record in records:
-        if record.status == "pending":
-            continue
-        past = SimpleNamespace(trial_id=f"past-{name}")
-        scheduler.on_trial_add(None, past)
-        for epoch, error in sorted(record.errors.items()):
-            scheduler.on_trial_result(None, past, {"epoch": epoch, metric(settings): 1 - error})
+        if record.status != "pending":
+            try:
+                _replay(scheduler, name, record, metric(settings))
+            except Exception as error:  # whatever the scheduler misses
+                raise UserError(
+                    f"search.scheduler: {chosen} cannot resume a search, as it needs more of a trial that has ended "
+                    f"than its results ({type(error).__name__}: {error}): search again under another search.name, or "
+                    "with search.scheduler=asha or none"
+                ) from None
     return scheduler
+
+
+def _replay(scheduler: TrialScheduler, name: str, record: Record, metric: str) -> None:
+    """Gives the scheduler the results of a trial that has ended, in the order of Tune's own calls."""
+    past = Trial(name, trial_id=f"past-{name}", stub=True)
+    scheduler.on_trial_add(_NO_TRIALS, past)
+    results = [
+        {"epoch": epoch, TRAINING_ITERATION: epoch, metric: 1 - error} for epoch, error in sorted(record.errors.items())
+    ]
+    for result in results:
+        scheduler.on_trial_result(_NO_TRIALS, past, result)
+    if record.status == "failed":
+        scheduler.on_trial_error(_NO_TRIALS, past)
+    elif results:
+        scheduler.on_trial_complete(_NO_TRIALS, past, results[-1])
+
+
+class _NoTrials:
+    """What a scheduler sees of Tune's controller in a replay: no trial can be paused, stopped or preferred."""
+
+    def get_trials(self) -> list[Trial]:
+        return []
+
+    def get_live_trials(self) -> list[Trial]:
+        return []
+
+
+_NO_TRIALS: Any = _NoTrials()

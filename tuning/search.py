@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,36 +20,20 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # and its log 
 import torch
 from ray import tune
 
-from data_prep.common.errors import UserError
 from data_prep.format.manifest import Manifest, load_manifest
 from pipeline import models
 from pipeline.config.schema import ClusterSettings, Settings
-from pipeline.config.settings_io import flatten, to_yaml
-from pipeline.launch import launcher, ray_train
-from pipeline.runs import history, run_folder
+from pipeline.launch import launcher, ray_cleanup, ray_train
 from pipeline.runtime import system_info
 from pipeline.tracking import mlflow_run
-from pipeline.tracking.mlflow_run import Status, Store, Tracker
 from pipeline.training import finetune
-from tuning import frontier, ray_cleanup, search_folder, space, trial
+from tuning import frontier, search_folder, space, tracking, trial
 from tuning.config import SearchSettings
 from tuning.frontier import Row
 from tuning.schedulers import build_scheduler, metric
 from tuning.search_folder import SearchFolder
+from tuning.tracking import ReportLine
 from tuning.trial_recorder import TrialRecorder
-
-OUTCOME_TAG = "phasecollapse.outcome"
-"""Tag of the MLflow runs of trials that were stopped early, with the epoch."""
-
-_STATUS: dict[str, Status] = {
-    "completed": "FINISHED",
-    "stopped early": "FINISHED",
-    "failed": "FAILED",
-    "pending": "KILLED",
-}
-"""Status of a trial → status of its MLflow run."""
-
-ReportLine = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -87,12 +71,13 @@ def search(settings: SearchSettings, report_line: ReportLine = print) -> Report:
             cluster_left_last.enter_context(launcher.cluster_with_room(settings.train.cluster, dashboard=True))
             ray_cleanup.check_state_service()
         folder.begin()  # a search that was refused leaves no folder
-        tracker = _open_tracked_run(settings, folder, store)
+        tracker = tracking.open_run(settings, folder, store)
         if waiting or not tracker.finished:
-            with _status(tracker, folder, store, runs, settings, report_line):
+            with tracking.status(tracker, folder, store, runs, settings, report_line):
                 if waiting:
                     _try({name: runs[name] for name in waiting}, settings, folder, tracker.run_id, report_line)
-                _write(_rows(runs, folder, data), settings, folder, tracker)
+                for file in frontier.write(_rows(runs, folder, data), folder.path, settings.search.error):
+                    tracker.log_file(file)
         return Report(folder.path, _rows(runs, folder, data), already_finished=not waiting)
 
 
@@ -153,77 +138,6 @@ def _room(settings: ClusterSettings) -> int:
     return ray_train.room(settings) // settings.workers
 
 
-def _open_tracked_run(settings: SearchSettings, folder: SearchFolder, store: Store) -> Tracker:
-    tracker = mlflow_run.open_run(
-        store,
-        settings.train.tracking.experiment,
-        identity=folder.identity.id,
-        name=settings.search.name,
-        folder=folder.path,
-        parameters=flatten(folder.identity.settings),
-        tags=system_info.git_state(Path.cwd()),
-    )
-    if not tracker.finished:
-        tracker.log_text(to_yaml(folder.identity.settings), "settings.yaml")
-    return tracker
-
-
-@contextmanager
-def _status(
-    tracker: Tracker,
-    folder: SearchFolder,
-    store: Store,
-    names: Iterable[str],
-    settings: SearchSettings,
-    report_line: ReportLine,
-) -> Iterator[None]:
-    """Ends the search's MLflow run as the body ends; before and after the body, those of the trials `names`."""
-    end_tracked_runs(tracker.run_id, folder, store, names, settings, report_line)  # those of a process that was killed
-    status: Status = "FAILED"
-    try:
-        yield
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        end_tracked_runs(tracker.run_id, folder, store, names, settings, report_line)
-        tracker.end(status)
-
-
-def end_tracked_runs(
-    parent: str,
-    folder: SearchFolder,
-    store: Store,
-    names: Iterable[str],
-    settings: SearchSettings,
-    report_line: ReportLine,
-) -> None:
-    """Ends the MLflow runs of trials that are not running with their status: killed processes could not."""
-    try:
-        for name in names:
-            path, record = folder.path / name, folder.record(name)
-            run = run_folder.read_identity(path)
-            if run is None:
-                continue  # not begun
-            stopped = record.status == "stopped early"
-            tracker = mlflow_run.open_run(
-                store,
-                settings.train.tracking.experiment,
-                identity=run.id,
-                name=name,
-                folder=path,
-                parameters={},
-                tags={OUTCOME_TAG: f"stopped early at epoch {record.epochs}"} if stopped else {},
-                parent_run_id=parent,
-            )
-            if not tracker.finished:
-                tracker.follow(history.read(path))
-                tracker.end(_STATUS[record.status])
-    except UserError as error:
-        report_line(f"warning: {error}")
-
-
 def _rows(runs: Mapping[str, Settings], folder: SearchFolder, data: Manifest) -> list[Row]:
     """One row for each trial, started or not."""
     rows = []
@@ -244,12 +158,3 @@ def _rows(runs: Mapping[str, Settings], folder: SearchFolder, data: Manifest) ->
             )
         )
     return rows
-
-
-def _write(rows: list[Row], settings: SearchSettings, folder: SearchFolder, tracker: Tracker) -> None:
-    """Writes table and picture into the search's folder, and adds them to the artifacts of its MLflow run."""
-    (folder.path / "table.md").write_text(frontier.markdown(rows), encoding="utf-8")
-    (folder.path / "table.csv").write_text(frontier.comma_separated(rows), encoding="utf-8")
-    frontier.picture(rows, folder.path / "frontier.png", settings.search.error)
-    for file in ("table.md", "table.csv", "frontier.png"):
-        tracker.log_file(folder.path / file)

@@ -12,12 +12,13 @@ from ray import tune
 from ray.train import Checkpoint
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from data_prep.common import ray_internals
 from data_prep.common.distribution import check_packages
 from pipeline.config.schema import Settings
 from pipeline.launch import launcher
 from pipeline.runs import history
 
-RESOURCES = {"node:__internal_head__": 0.001}
+RESOURCES = ray_internals.HEAD_NODE
 """Resources of a trial's own process: a place on the head node. Its workers reserve their CPUs themselves; if this
 process reserved one, a few trials could hold all CPUs of a small cluster and wait forever for their workers'."""
 

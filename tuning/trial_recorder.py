@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -62,9 +60,9 @@ def _name_of(trial: Trial) -> str:
 
 
 def _reason(trial: Trial) -> str:
-    """The error of a failed trial in one sentence, read from a file that Tune wrote on this machine."""
-    if trial.pickled_error_file is None:
+    """The error of a failed trial in one sentence."""
+    error = trial.get_pickled_error()  # from a file that Tune wrote on this machine
+    if error is None:
         return "its process died"
-    error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
     cause = getattr(error, "cause", error)
     return str(cause) if isinstance(cause, UserError) else str(error).strip().splitlines()[-1]

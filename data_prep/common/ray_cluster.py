@@ -64,7 +64,7 @@ def connect(
     port = _free_port()
     environment = dict(variables or {})
     if not address:
-        environment |= {**ray_internals.QUIET, "RAY_GCS_SERVER_PORT": str(port)}
+        environment |= {**ray_internals.QUIET, **ray_internals.port_of_cluster(port)}
         if "RAY_AUTH_MODE" not in os.environ:  # else the user has decided
             environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
     with _environment(environment):

@@ -27,7 +27,18 @@ CLEANUP_CALLBACKS = ("PlacementGroupCleanerCallback",)
 """Callbacks that free the placement groups of a controller that died, which this program does in a job of its own."""
 COORDINATOR = "AutoscalingCoordinator"
 """Name and namespace of the actor through which Ray Train requests resources of the autoscaler; it outlives jobs."""
+HEAD_NODE = {"node:__internal_head__": 0.001}
+"""Resources of a small process that must be on the head node; the name of that node's resource is Ray's own."""
 ABORT_SECONDS = 30
+
+
+def port_of_cluster(port: int) -> dict[str, str]:
+    """Environment variable that decides at which port a cluster that this process starts is reached.
+
+    `ray.init` has no argument for it. The port must be known before: processes of a job get the address of their
+    cluster, without which Ray's own clean-up searches this machine and may find several.
+    """
+    return {"RAY_GCS_SERVER_PORT": str(port)}
 
 
 @contextmanager

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from data_prep.common.errors import UserError
+from data_prep.common.registry import Registry
 from pipeline.config.settings_io import resolve
-from tuning import space
+from tuning import schedulers, space
 from tuning.config import SearchSettings
-from tuning.schedulers import build_scheduler
+from tuning.schedulers import build_scheduler, metric
 from tuning.search_folder import Record
 
 MODULE = """
@@ -36,6 +40,18 @@ print([one.name for one in space.candidates(settings)], type(build_scheduler(set
 """
 
 
+CONTROLLER: Any = None  # these schedulers do not ask it
+Register = Callable[[str, Callable[[SearchSettings], TrialScheduler]], None]
+
+
+@pytest.fixture
+def register_scheduler(monkeypatch: pytest.MonkeyPatch) -> Register:
+    """Registers a scheduler for one test."""
+    one_test = Registry[Callable[[SearchSettings], TrialScheduler]]("search.scheduler")
+    monkeypatch.setattr(schedulers, "SCHEDULERS", one_test)
+    return one_test.register
+
+
 def settings(**search: object) -> SearchSettings:
     content = {"train": {"data": {"path": "x"}}, "search": {"name": "s", "depths": [2], "widths": [4], **search}}
     return resolve(SearchSettings, content, "search.yaml")
@@ -50,6 +66,30 @@ def test_a_scheduler_is_chosen_by_name_and_knows_the_trials_that_have_ended() ->
         "Iter 2.000: 0.75" in with_past.debug_string()
     )  # the accuracy of the completed trial, at the rung of two epochs
     assert "0.75" not in build_scheduler(settings(), []).debug_string()
+
+
+def test_a_scheduler_from_elsewhere_resumes_with_the_trials_that_have_ended(register_scheduler: Register) -> None:
+    register_scheduler("median", lambda settings: MedianStoppingRule("epoch", metric(settings), "max", grace_period=1))
+    ended = [(f"good{index}", Record(status="completed", errors={1: 0.2, 2: 0.1})) for index in range(3)]
+    failed, pending = ("bad", Record(status="failed")), ("later", Record(errors={1: 0.9}))
+    scheduler = build_scheduler(settings(scheduler="median"), [*ended, failed, pending])
+    for error, decision in [(0.1, TrialScheduler.CONTINUE), (0.9, TrialScheduler.STOP)]:
+        trial = Trial("new", stub=True)
+        scheduler.on_trial_add(CONTROLLER, trial)
+        result = {"epoch": 1, "holdout/top1": 1 - error}
+        assert scheduler.on_trial_result(CONTROLLER, trial, result) == decision
+
+
+def test_a_scheduler_that_needs_more_than_results_resumes_no_search(register_scheduler: Register) -> None:
+    class Demanding(FIFOScheduler):
+        def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+            tune_controller.pause_trial(trial)
+
+    register_scheduler("demanding", lambda settings: Demanding())
+    assert isinstance(build_scheduler(settings(scheduler="demanding"), []), Demanding)
+    ended = [("8-8", Record(status="completed", errors={1: 0.5}))]
+    with pytest.raises(UserError, match=r"search\.scheduler: demanding cannot resume a search"):
+        build_scheduler(settings(scheduler="demanding"), ended)
 
 
 def test_unknown_names_are_refused_with_those_there_are() -> None:

@@ -111,7 +111,7 @@ def test_runs_that_killed_processes_left_open_are_completed_and_ended(tmp_path: 
     from mlflow import MlflowClient
 
     from pipeline.tracking import mlflow_run
-    from tuning.search import end_tracked_runs
+    from tuning.tracking import end_trials
 
     store = mlflow_run.default_store(tmp_path)
     epochs = [EpochRecord(1, 1e9, {"holdout/top1": 0.25}), EpochRecord(2, 1e9 + 9, {"holdout/top1": 0.5})]
@@ -137,7 +137,7 @@ def test_runs_that_killed_processes_left_open_are_completed_and_ended(tmp_path: 
         runs = {"stopped": left_open("stopped", None), "cut": left_open("cut", "FAILED"), "bad": left_open("bad", None)}
         folder.update("stopped", Record(status="stopped early", errors={1: 0.75}))
         folder.update("bad", Record(status="failed", reason="the loss became nan"))
-        end_tracked_runs("parent", folder, store, [*runs, "not begun"], settings(tmp_path), print)
+        end_trials("parent", folder, store, [*runs, "not begun"], settings(tmp_path), print)
     client = MlflowClient(store.uri)
     seen = {name: client.get_run(run_id) for name, run_id in runs.items()}
     assert {name: run.info.status for name, run in seen.items()} == {

@@ -19,7 +19,7 @@ import psutil
 from data_prep.common.parallel import RayExecutor
 from data_prep.common.ray_cluster import connect
 
-killed = Path(sys.argv[1])
+killed, result = Path(sys.argv[1]), Path(sys.argv[2])
 
 
 def square(number, advance):
@@ -37,15 +37,14 @@ def square(number, advance):
 
 
 with connect(None):
-    print(sorted(RayExecutor(2).map(square, range(6))))
+    result.write_text(str(sorted(RayExecutor(2).map(square, range(6)))))  # Ray may print to the terminal
 """
 
 
 @pytest.mark.slow
 def test_the_process_that_counts_progress_may_die_with_its_node(tmp_path: Path) -> None:
-    killed = tmp_path / "killed"
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(killed)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
-    )
+    killed, result = tmp_path / "killed", tmp_path / "result"
+    command = [sys.executable, "-c", PROGRAM, str(killed), str(result)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert killed.exists() and done.stdout.splitlines()[-1] == "[0, 1, 4, 9, 16, 25]"
+    assert killed.exists() and result.read_text() == "[0, 1, 4, 9, 16, 25]"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 
 import pytest
 import ray
@@ -66,10 +68,28 @@ def test_the_coordinator_is_an_actor_of_this_name() -> None:
     assert f'name="{ray_internals.COORDINATOR}"' in source and f'namespace="{ray_internals.COORDINATOR}"' in source
 
 
+@pytest.mark.slow
+def test_a_cluster_answers_at_the_port_that_was_chosen_and_its_head_has_the_resource() -> None:
+    """`connect` gives its processes the address with that port."""
+    program = """
+import os, ray
+from data_prep.common import ray_internals
+from data_prep.common.ray_cluster import connect
+with connect(None):
+    [head] = ray.nodes()
+    address = ray.get(ray.remote(num_cpus=0, resources=ray_internals.HEAD_NODE)(os.getenv).remote("RAY_ADDRESS"))
+    print(address.split(":")[1] == ray.get_runtime_context().gcs_address.split(":")[1])
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "True", done.stderr
+
+
 def test_no_other_module_touches_private_parts_of_ray() -> None:
     private = re.compile(r"\bray\.[\w.]*_(?:private|raylet|internal)|from ray\.[\w.]*_(?:private|internal)|from ray\._")
     overridden = re.compile(r"_create_default_callbacks|_register_sigint_handler|_initialize_and_run_controller")
     files = [path for package in ("data_prep", "pipeline", "tuning") for path in (ROOT / package).rglob("*.py")]
     texts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in files}
-    using = {name for name, text in texts.items() if private.search(text) or overridden.search(text)}
+    quiet = "|".join(ray_internals.QUIET)
+    names = re.compile(rf"__internal_head__|RAY_GCS_SERVER_PORT|pickled_error_file|{quiet}")
+    using = {name for name, text in texts.items() if any(one.search(text) for one in (private, overridden, names))}
     assert using == {"data_prep/common/ray_internals.py"}
