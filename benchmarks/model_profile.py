@@ -35,7 +35,7 @@ PARTS = ("wavelet", "modulus", "standardization", "projection")
 def forward_and_backward(
     part: Callable[[Tensor], Tensor], x: Tensor, needs_gradient: bool, autocast: Callable[[], AbstractContextManager]
 ) -> tuple[Callable[[], None], Tensor]:
-    """A call that runs `part` on x, both ways, and what `part` makes of x."""
+    """A call that runs `part` forward and backward on x, and the output of `part`."""
     x = x.detach().requires_grad_(needs_gradient)
     with autocast():
         y = part(x)
@@ -68,7 +68,7 @@ def parts_of_block(
 def measure(
     network: ScatteringNetwork, images: Tensor, labels: Tensor, dtype: torch.dtype, rounds: int
 ) -> tuple[float, float, list[dict[str, float]]]:
-    """Median seconds of Y, of the step, and of each part of each block."""
+    """Median times, in seconds, of the unit Y, of the whole step and of each part of each block."""
 
     def autocast() -> AbstractContextManager:
         return torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)

@@ -37,7 +37,7 @@ def step(size: int, batch: int, skip: bool, dtype: torch.dtype) -> Callable[[], 
 
 
 def slope(amounts: list[int], times: list[float]) -> float:
-    """Of the line through log(times) over log(amounts), by least squares."""
+    """Slope of the least-squares line through log(times) over log(amounts)."""
     return float(np.polyfit(np.log(amounts), np.log(times), 1)[0])
 
 

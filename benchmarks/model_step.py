@@ -36,7 +36,7 @@ from pipeline.runtime import malloc
 
 
 def training_step(network: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype) -> Callable[[], None]:
-    """A step without the optimizer's part; gradients are allocated each time, as in training."""
+    """A forward and backward pass without the optimizer's step; gradients are allocated each time, as in training."""
 
     def step() -> None:
         network.zero_grad(set_to_none=True)

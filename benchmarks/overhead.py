@@ -57,7 +57,7 @@ from pipeline.training.schedules import build_schedule
 
 WORKER = "ray::RayTrainWorker"
 SETTLING = 3
-"""Steps in which a cluster catches up on what it missed while it was stopped."""
+"""Steps that are not timed after a pause: the cluster makes up for what it missed."""
 STEPS, EPOCHS = "steps", "epochs"
 """What the bare loop writes: a line for each."""
 
@@ -115,7 +115,7 @@ class Lines:
 
 @dataclass
 class Side:
-    """The run or the bare loop, with all its processes."""
+    """One of the two that are compared: the run or the bare loop, with all its processes."""
 
     name: str
     process: psutil.Process
@@ -126,14 +126,14 @@ class Side:
     """Times at which its epochs ended."""
     epoch_steps: int
     alone: bool
-    """Whether the others have cores of their own, and are never stopped."""
+    """Whether its other processes have cores of their own and are never paused."""
     computing: list[int] = field(default_factory=list)
     """Ids of the threads that compute."""
     turns: list[tuple[float, float]] = field(default_factory=list)
-    """From when to when it was not stopped, after its first epoch."""
+    """Intervals (start, end) in which it was not paused, after its first epoch."""
 
     def send(self, number: signal.Signals) -> None:
-        """Stops its processes, or continues them."""
+        """Pauses its processes, or lets them continue."""
         for process in [self.process, *([] if self.alone else self.others)]:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
@@ -167,7 +167,7 @@ class Side:
         return time.time()
 
     def turn(self, steps: int) -> float | None:
-        """Lets it take so many steps, and says how many seconds one took; None if there was more between them."""
+        """Seconds per step over the next steps; None if an evaluation or a checkpoint fell between them."""
         before = self.steps.count()
         settling = 0 if self.alone else SETTLING
         begun = time.time()

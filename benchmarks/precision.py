@@ -55,7 +55,7 @@ def distance(curve: list[float], other: list[float]) -> float:
 
 
 def compare(curves: Curves, seeds: int, measure: str) -> dict[str, float]:
-    """Distances between precisions and between seeds, and how far apart their means are after the last epoch."""
+    """Distances of curves between precisions and seeds, and of their means after the last epoch."""
     full, half = ([curves[precision, seed][measure] for seed in range(seeds)] for precision in PRECISIONS)
     ends = [statistics.fmean(curve[-1] for curve in group) for group in (full, half)]
     return {

@@ -1,4 +1,4 @@
-"""What decoding at reduced size does to a trained network's accuracy: its validation, once with it and once without.
+"""How decoding at reduced size changes a trained network's accuracy: it is evaluated with and without.
 
     python -m benchmarks.reduced_decoding runs/imagenette-64 datasets/imagenette
 

@@ -38,7 +38,7 @@ WARM_UP = 2
 
 
 def work(rank: int, workers: int, chosen: dict[str, Any], folder: str) -> None:
-    """One worker: both ways in turn; the first writes down how long each turn took."""
+    """One worker: trains with and without communication in turn; rank 0 writes the time of each turn."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
     torch.set_num_threads(1)

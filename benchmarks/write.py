@@ -168,7 +168,7 @@ def memory(images: Path, source: Path, workers: int) -> int:
 
 
 def peak_kilobytes(run: Callable[[], object]) -> int:
-    """Largest memory of this process while something runs; files that it maps are not counted."""
+    """Peak memory of this process, without the files that it maps, while the body runs."""
     ended = threading.Event()
     sizes = []
 

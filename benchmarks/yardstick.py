@@ -14,7 +14,7 @@ MULTIPLY_ADDS = PRODUCTS * SIDE**3
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long `work` takes, once."""
+    """Seconds that one call of `work` takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

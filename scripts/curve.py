@@ -22,7 +22,7 @@ from pipeline.runs import history, paths
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """What a reader needs to judge a run, as plain values."""
+    """Settings, environment and curves of a run, as plain values."""
     run = yaml.safe_load((folder / paths.IDENTITY).read_text(encoding="utf-8"))
     run["settings"]["data"]["path"] = Path(run["settings"]["data"]["path"]).name
     del run["settings"]["run"]

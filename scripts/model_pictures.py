@@ -27,7 +27,7 @@ SIGNED, POSITIVE, GRAY = "RdBu_r", "viridis", "gray"
 GRID, REACH = 128, 4
 """Side of the periodic grid that filters are drawn from, and pixels that are shown around their origin."""
 SIDE, CHIRP, ANGLES = 64, 0.65 * np.pi / 64, 4
-"""Of the image its side and how fast its rings get narrower; angles of the block that it goes through."""
+"""Side of the image, rate at which its rings get narrower, and number of angles of the block."""
 OCTAVES = {
     Octave.FULL: "full octave",
     Octave.FIRST_HALF: "first half octave",

@@ -36,7 +36,7 @@ JOB = np.dtype(
 fill the output; whether to mirror it left to right. Laid out as Job in `_decode.h`."""
 
 _LAYOUT = tuple((name, field[1], field[0].itemsize) for name, field in (JOB.fields or {}).items())
-if getattr(_pixels, "JOB_LAYOUT", _LAYOUT) != _LAYOUT or getattr(_pixels, "JOB_SIZE", JOB.itemsize) != JOB.itemsize:
+if getattr(_pixels, "JOB_LAYOUT", None) != _LAYOUT or getattr(_pixels, "JOB_SIZE", None) != JOB.itemsize:
     raise ImportError(
         "the compiled module data_prep.codec._pixels was built from other sources: install again with 'make setup' or "
         "'pip install -e .'"

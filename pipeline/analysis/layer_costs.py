@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.config.model_schema import ModelSettings
 from pipeline.models import ImageNetwork, ScatteringNetwork, build
 from pipeline.models.projection import Projection
+from pipeline.models.resnet import Activation
 from pipeline.models.scattering import Block
 
 SCALES = ("weight", "gain")
@@ -283,8 +284,7 @@ def _words(module: nn.Module) -> str:
         return "batch normalization"
     if isinstance(module, nn.MaxPool2d):
         return f"maximum of {module.kernel_size}×{module.kernel_size}"
-    function = getattr(module, "function", None)  # a non-linearity's
-    return f"ρ: {function.__name__}" if function else type(module).__name__
+    return f"ρ: {module.name}" if isinstance(module, Activation) else type(module).__name__
 
 
 def _does_nothing(module: nn.Module) -> bool:

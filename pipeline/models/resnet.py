@@ -82,6 +82,7 @@ class Activation(nn.Module):
     def __init__(self, name: str, channels: int) -> None:
         super().__init__()
         nonlinearity = NONLINEARITIES.find(name)
+        self.name = name
         self.function, self.learned = nonlinearity.function, tuple(nonlinearity.parameters)
         for parameter, start in nonlinearity.parameters.items():
             self.register_parameter(parameter, nn.Parameter(torch.full((channels,), start)))

@@ -123,7 +123,7 @@ MUTATIONS = (
     Mutation(
         "the layout of a job is not compared with the compiled module's",
         "data_prep/codec/decode.py",
-        'getattr(_pixels, "JOB_LAYOUT", _LAYOUT) != _LAYOUT or ',
+        'getattr(_pixels, "JOB_LAYOUT", None) != _LAYOUT or ',
         "",
         (TESTS + "test_a_compiled_module_with_another_layout_is_refused",),
     ),

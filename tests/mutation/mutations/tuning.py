@@ -5,7 +5,7 @@ from tests.mutation.mutation import Mutation
 MUTATIONS = (
     Mutation(
         "runs of trials that were killed stay open in MLflow",
-        "tuning/search.py",
+        "tuning/tracking.py",
         "tracker.end(_STATUS[record.status])",
         "pass",
         ("tests/tuning/test_search_folder.py::test_runs_that_killed_processes_left_open_are_completed_and_ended",),
