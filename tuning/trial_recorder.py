@@ -8,6 +8,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
+from data_prep.common import ray_internals
 from data_prep.common.errors import UserError
 from tuning.search_folder import Record, SearchFolder
 
@@ -61,7 +62,7 @@ def _name_of(trial: Trial) -> str:
 
 def _reason(trial: Trial) -> str:
     """The error of a failed trial in one sentence."""
-    error = trial.get_pickled_error()  # from a file that Tune wrote on this machine
+    error = ray_internals.error_of_trial(trial)
     if error is None:
         return "its process died"
     cause = getattr(error, "cause", error)

@@ -6,8 +6,10 @@ version of Ray differs from what is assumed here, and pyproject.toml allows no v
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 RAY_VERSION = "2.60"
@@ -27,9 +29,12 @@ CLEANUP_CALLBACKS = ("PlacementGroupCleanerCallback",)
 """Callbacks that free the placement groups of a controller that died, which this program does in a job of its own."""
 COORDINATOR = "AutoscalingCoordinator"
 """Name and namespace of the actor through which Ray Train requests resources of the autoscaler; it outlives jobs."""
+COORDINATOR_TITLE = "ray::_AutoscalingCoordinatorActor"
+"""Title of its process."""
 HEAD_NODE = {"node:__internal_head__": 0.001}
 """Resources of a small process that must be on the head node; the name of that node's resource is Ray's own."""
-ABORT_SECONDS = 30
+ABORT_SECONDS = 3
+"""Time that the controller gets to end its workers, which have saved before; on GPUs they may wait for each other."""
 
 
 def port_of_cluster(port: int) -> dict[str, str]:
@@ -70,6 +75,17 @@ def reread_authentication() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
+def error_of_trial(trial: Any) -> Exception | None:
+    """The error that ended a trial of Ray Tune; None if its process died.
+
+    `Trial.get_pickled_error` reads the file that Tune wrote where it will be stored, to which it is copied later.
+    """
+    if trial.pickled_error_file is None:
+        return None
+    error: Exception = pickle.loads(Path(trial.pickled_error_file).read_bytes())
+    return error
+
+
 def build_torch_trainer(
     function: Callable[[dict[str, Any]], None], *, left_out: Collection[str], **options: Any
 ) -> tuple[Any, Callable[[], None]]:
@@ -83,7 +99,7 @@ def build_torch_trainer(
         options: of TorchTrainer.
     """
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import GetTimeoutError, RayError
     from ray.train.torch import TorchTrainer
 
     class Trainer(TorchTrainer):
@@ -100,7 +116,11 @@ def build_torch_trainer(
 
     def abort() -> None:
         if trainer.controller is not None:
-            with suppress(RayError):  # the controller reports that it died
+            try:
                 ray.get(trainer.controller.abort.remote(), timeout=ABORT_SECONDS)
+            except GetTimeoutError:
+                ray.kill(trainer.controller)  # and with it its workers
+            except RayError:
+                pass  # the controller reports that it died
 
     return trainer, abort

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import signal
 import sys
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points, version
 
 import click
 
+from data_prep.common import signals
 from data_prep.common.distribution import check_packages
 from data_prep.common.errors import UserError
 
@@ -57,7 +57,7 @@ class Commands(click.Group):
 
 def main() -> None:
     """Runs a command. Exit status: 2 for an error of the user, 130 after Ctrl-C, 1 for a bug (with a traceback)."""
-    signal.signal(signal.SIGTERM, _interrupt)  # sent by schedulers before they stop a job
+    signals.interrupt_on_stop()
     commands = Commands({point.name: point for point in entry_points(group=GROUP)})
     try:
         check_packages()
@@ -74,10 +74,6 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted: rerun the same command to resume", err=True)
         sys.exit(130)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _version(context: click.Context, parameter: click.Parameter, asked: bool) -> None:

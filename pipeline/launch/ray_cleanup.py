@@ -1,4 +1,4 @@
-"""Leaves a Ray cluster as it was before a search: nothing reserved, nothing running.
+"""Leaves a Ray cluster as it was before a run or a search: nothing reserved, nothing running.
 
 A trial is stopped by killing its process, and with it Ray Train's controller. Its reservations outlive it
 until a watcher in Ray notices. A reservation that was still waiting for CPUs is never noticed: it would take them when
@@ -13,12 +13,13 @@ import time
 import ray
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 from ray.util.state import list_actors, list_jobs
 from ray.util.state.exception import RayStateApiException
 
 from data_prep.common.errors import UserError
 from data_prep.common.ray_internals import COORDINATOR
-from pipeline.launch import ray_train
 
 
 def check_state_service() -> None:
@@ -36,6 +37,16 @@ def check_state_service() -> None:
         ) from None
 
 
+def free_reservations() -> list[str]:
+    """Removes all placement groups of this process's Ray job; returns their hexadecimal ids."""
+    job: str = ray.get_runtime_context().get_job_id()
+    table = placement_group_table()
+    groups = [group for group, content in table.items() if group.endswith(job) and content["state"] != "REMOVED"]
+    for group in groups:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
+    return groups
+
+
 def release(timeout_s: float = 60.0) -> list[str]:
     """Removes all reservations of this job, and waits until its processes have ended.
 
@@ -44,7 +55,7 @@ def release(timeout_s: float = 60.0) -> list[str]:
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        groups = ray_train.free_reservations()
+        groups = free_reservations()
         try:
             processes = _processes()
             if processes == [COORDINATOR] and _is_only_job():
@@ -56,6 +67,13 @@ def release(timeout_s: float = 60.0) -> list[str]:
         if not held or time.monotonic() > deadline:
             return held
         time.sleep(0.5)
+
+
+def leave() -> None:
+    """Does the same at the end of a run, if the cluster's state service is there to be asked."""
+    with contextlib.suppress(UserError):
+        check_state_service()
+        release(timeout_s=5.0)
 
 
 def _processes() -> list[str]:

@@ -23,13 +23,12 @@ from ray.train import (
     WorkerGroupError,
 )
 from ray.train.torch import TorchConfig
-from ray.util import placement_group_table, remove_placement_group
-from ray.util.placement_group import PlacementGroup
 
 from data_prep.common import ray_internals
 from data_prep.common.errors import UserError
 from data_prep.common.ray_cluster import Connection
 from pipeline.config.schema import ClusterSettings
+from pipeline.launch import ray_cleanup
 from pipeline.runs import paths
 from pipeline.runtime import malloc
 from pipeline.tracking.writer import FILE as PROGRESS_FILE
@@ -50,9 +49,17 @@ def fit(spec: WorkerSpec, callbacks: Sequence[UserCallback], connection: Connect
             `cluster.max_failures` allows.
         KeyboardInterrupt: the user interrupted. The workers have ended, and saved within `checkpoint.grace_seconds`.
     """
-    settings, folder = spec.settings, spec.folder
-    stop = folder.path / paths.STOP
+    stop = spec.folder.path / paths.STOP
     stop.unlink(missing_ok=True)
+    try:
+        _fit(spec, callbacks, connection, stop)
+    finally:
+        if connection.own_job and not connection.own_cluster:
+            ray_cleanup.leave()
+
+
+def _fit(spec: WorkerSpec, callbacks: Sequence[UserCallback], connection: Connection, stop: Path) -> None:
+    settings, folder = spec.settings, spec.folder
     failures = settings.cluster.max_failures
     while True:
         trainer, abort = _trainer(spec, callbacks, connection)
@@ -74,7 +81,7 @@ def fit(spec: WorkerSpec, callbacks: Sequence[UserCallback], connection: Connect
                 ) from None
             failures -= 1
             if connection.own_job:
-                free_reservations()
+                ray_cleanup.free_reservations()
             ProgressWriter(folder.path).event(
                 "the controller of the training died: resuming from the latest checkpoint"
             )
@@ -83,16 +90,6 @@ def fit(spec: WorkerSpec, callbacks: Sequence[UserCallback], connection: Connect
         finally:
             stop.unlink(missing_ok=True)
             shutil.rmtree(folder.path / ATTEMPTS, ignore_errors=True)
-
-
-def free_reservations() -> list[str]:
-    """Removes all placement groups of this process's Ray job; returns their hexadecimal ids."""
-    job: str = ray.get_runtime_context().get_job_id()
-    table = placement_group_table()
-    groups = [group for group, content in table.items() if group.endswith(job) and content["state"] != "REMOVED"]
-    for group in groups:
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
-    return groups
 
 
 def _trainer(

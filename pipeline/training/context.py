@@ -5,7 +5,6 @@ A context has the worker's rank and device, receives requests to stop, and repor
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +13,7 @@ from typing import Protocol
 
 import torch
 
+from data_prep.common import signals
 from data_prep.common.distribution import check_packages
 from pipeline.config.schema import Settings
 from pipeline.runs import paths
@@ -63,26 +63,19 @@ class LocalContext:
 
     @contextmanager
     def stoppable(self) -> Iterator[Callable[[], bool]]:
-        """Handles SIGINT and SIGTERM in the main thread; other threads receive no signals."""
+        """Handles signals in the main thread; other threads receive none."""
         requested = threading.Event()
-        if threading.current_thread() is not threading.main_thread():
-            yield requested.is_set
-            return
 
         def on_signal(number: int, frame: object) -> None:
             if requested.is_set():
                 raise KeyboardInterrupt
             requested.set()
 
-        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with signals.handled(on_signal):
             yield requested.is_set
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def preempted(self) -> bool:
-        """Always false: a local process gets no preemption notice except SIGTERM."""
+        """Always false: a local process gets no preemption notice except signals."""
         return False
 
     def report(self, metrics: dict[str, float]) -> None:

@@ -136,7 +136,7 @@ def test_sigkill_at_any_step_changes_no_bit(file: Path, alone: Path, tmp_path: P
     assert_same_bits(alone, run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_run_that_is_asked_to_stop_finishes_its_step_and_saves(
     file: Path, alone: Path, number: signal.Signals
 ) -> None:

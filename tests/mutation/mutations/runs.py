@@ -104,7 +104,7 @@ MUTATIONS = (
     Mutation(
         "what a dead controller had reserved stays reserved",
         "pipeline/launch/ray_train.py",
-        "                free_reservations()\n",
+        "                ray_cleanup.free_reservations()\n",
         "                pass\n",
         (CLUSTER + "test_four_workers_one_of_which_and_whose_controller_are_killed_come_to_the_same_bits",),
     ),

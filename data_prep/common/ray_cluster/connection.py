@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.common import ray_internals
+from data_prep.common import ray_internals, signals
 from data_prep.common.distribution import check_worker_packages
 from data_prep.common.errors import UserError
+from data_prep.common.ray_cluster import processes
 
 LOOPBACK = "127.0.0.1"
 
@@ -41,7 +42,7 @@ class Connection:
 def connect(
     address: str | None, variables: Mapping[str, str] | None = None, *, dashboard: bool = False
 ) -> Iterator[Connection]:
-    """Joins a cluster or starts one, and leaves it (and ends ours) with the body.
+    """Joins a cluster or starts one, and leaves it (and ends ours) with the body, and no process behind.
 
     Inside a Ray process, or where the caller has connected already, that connection is used and left open.
     An existing cluster is joined with the authentication that the environment names (RAY_AUTH_MODE, RAY_AUTH_TOKEN).
@@ -67,26 +68,40 @@ def connect(
         environment |= {**ray_internals.QUIET, **ray_internals.port_of_cluster(port)}
         if "RAY_AUTH_MODE" not in os.environ:  # else the user has decided
             environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
+    mark = secrets.token_hex(16)
     with _environment(environment):
         if address:
-            _init(f"the Ray cluster at {address} cannot be joined", address=address, runtime_env=_runtime(address))
+            runtime = _runtime(address, mark)
+            _init(f"the Ray cluster at {address} cannot be joined", address=address, runtime_env=runtime)
         else:
-            _init(
-                "a local Ray cluster cannot be started",
-                include_dashboard=dashboard,
-                dashboard_host=LOOPBACK,
-                runtime_env=_runtime(f"{LOOPBACK}:{port}"),
-            )
+            with _marked(mark):
+                _init(
+                    "a local Ray cluster cannot be started",
+                    include_dashboard=dashboard,
+                    dashboard_host=LOOPBACK,
+                    runtime_env=_runtime(f"{LOOPBACK}:{port}", mark),
+                )
         try:
             yield Connection(own_cluster=not address, own_job=True)
         finally:
-            ray.shutdown()
+            try:
+                if address:
+                    processes.end_on_nodes(mark)
+            finally:
+                ray.shutdown()
+                if not address:
+                    processes.end_here(mark)
 
 
 def _init(what: str, **options: Any) -> None:
     import ray
 
-    with warnings.catch_warnings(), _signals_as_they_are(), ray_internals.without_log_monitor():
+    with (
+        warnings.catch_warnings(),
+        _signals_as_they_are(),
+        signals.kept_from_children(),
+        ray_internals.without_log_monitor(),
+    ):
         warnings.simplefilter("ignore")
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
@@ -105,9 +120,11 @@ def _signals_as_they_are() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _runtime(address: str) -> dict[str, Any]:
-    """Gives processes of the job the address of their cluster, which Ray's clean-up cannot find among several."""
-    return {"env_vars": {"RAY_ADDRESS": address}} if ":" in address and "://" not in address else {}
+def _runtime(address: str, mark: str) -> dict[str, Any]:
+    """Gives processes of the job their mark, and the address of their cluster, which Ray's clean-up cannot find among
+    several."""
+    known = ":" in address and "://" not in address
+    return {"env_vars": {processes.MARK: mark, **({"RAY_ADDRESS": address} if known else {})}}
 
 
 def _free_port() -> int:
@@ -115,6 +132,19 @@ def _free_port() -> int:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+@contextmanager
+def _marked(mark: str) -> Iterator[None]:
+    """Gives the mark to processes that the body starts, whatever mark this process has."""
+    before = os.environ.get(processes.MARK)
+    os.environ[processes.MARK] = mark
+    try:
+        yield
+    finally:
+        os.environ.pop(processes.MARK)
+        if before is not None:
+            os.environ[processes.MARK] = before
 
 
 @contextmanager
