@@ -26,6 +26,12 @@ PERMANENT_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, Pe
 OPEN_FILES = 64
 """Number of files in object storage that are kept open: opening one costs a request."""
 
+HARMLESS = ("region", "scheme", "endpoint_override", "anonymous", "allow_bucket_creation", "allow_bucket_deletion")
+"""Options of addresses that are shown."""
+_CREDENTIALS = re.compile(r"(?<=://)(?:[^\s/@?]*@|[^\s:/@?]*:[^\s@?]*@)")  # keys may hold slashes
+_OPTIONS = re.compile(r"(://[^\s?]*)(\?[^\s'\"]+)")
+_OPTION = re.compile(r"([?&;])([^=&;]*)=[^&;]*")
+
 Result = TypeVar("Result")
 
 
@@ -81,11 +87,17 @@ def _connect(address: str) -> tuple[fs.FileSystem, str]:
 
 
 def redact(location: str) -> str:
-    """A location without the user name and password before its host, for messages and manifests.
+    """A location, or a text with locations, without secrets, for messages and manifests.
 
-    Only that part of an address is removed: credentials in its options (after ?) would be shown.
+    Removed are user name and password before a host, and the values of options (after ?), such as the signature of a
+    presigned address, but for those of HARMLESS.
     """
-    return re.sub(r"(?<=://)[^/@]*@", "", location)
+    location = _CREDENTIALS.sub("", location)
+    return _OPTIONS.sub(lambda found: found[1] + _OPTION.sub(_hidden, found[2]), location)
+
+
+def _hidden(option: re.Match[str]) -> str:
+    return option[0] if option[2].lower() in HARMLESS else f"{option[1]}{option[2]}=…"
 
 
 def read_range(location: str, offset: int, size: int) -> bytes:

@@ -200,12 +200,6 @@ class CheckpointSettings(Section):
     grace_seconds: Annotated[float, Field(ge=0), MAY_CHANGE] = 60.0
     """Seconds that a run on a cluster has, after Ctrl-C or SIGTERM, to finish its step and save."""
 
-    @model_validator(mode="after")
-    def _check_upload(self) -> Self:
-        if self.upload and "@" in self.upload.partition("://")[2].partition("/")[0]:
-            raise ValueError("upload must not hold a key, as settings are stored: put it into the environment")
-        return self
-
 
 class ClusterSettings(Section):
     """The workers, and the resources of each."""
@@ -245,7 +239,8 @@ class TrackingSettings(Section):
     """Experiment tracking with MLflow."""
 
     uri: Annotated[str | None, MAY_CHANGE] = None
-    """Tracking URI; by default an SQLite database and a folder inside `run.storage`, which need no server."""
+    """Tracking URI; by default an SQLite database and a folder inside `run.storage`, which need no server. A server's
+    password belongs in the environment (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD; PGPASSWORD)."""
     experiment: Annotated[str, MAY_CHANGE] = "phasecollapse"
     """Name of the MLflow experiment."""
     every_steps: Annotated[int, Field(ge=0), MAY_CHANGE] = 50

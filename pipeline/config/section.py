@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from data_prep.common.storage import is_remote, redact
 
 
 class Section(BaseModel):
     """A part of the settings tree: immutable, every field documented, unknown fields forbidden."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="after")
+    def _check_secrets(self) -> Self:
+        """Settings are stored with every run, shown, and sent to MLflow."""
+        for name, value in self:
+            if isinstance(value, str) and is_remote(value) and redact(value) != value:
+                raise ValueError(
+                    f"{name} must not hold a password or key, as settings are stored and shown: put it into the "
+                    "environment (AWS_ACCESS_KEY_ID, MLFLOW_TRACKING_PASSWORD, …)"
+                )
+        return self
 
 
 @dataclass(frozen=True)

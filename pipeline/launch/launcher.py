@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -208,8 +208,8 @@ def _status(tracker: Tracker, folder: RunFolder) -> Iterator[None]:
     except BaseException:
         tracker.end("FAILED")
         raise
-    described = folder.path / paths.ENVIRONMENT
-    tracker.tag(json.loads(described.read_text(encoding="utf-8")))
+    with suppress(OSError, ValueError):  # a finished run may have lost it
+        tracker.tag(json.loads((folder.path / paths.ENVIRONMENT).read_text(encoding="utf-8")))
     final = folder.latest_checkpoint()
     if final is not None:
         tracker.log_file(final, mlflow_run.MODEL_ARTIFACT)

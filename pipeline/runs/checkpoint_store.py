@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -121,12 +121,18 @@ def describe(checkpoint: Path) -> CheckpointDescription:
         return CheckpointDescription(None, {})
 
 
-def damage(checkpoint: Path) -> str | None:
-    """How a checkpoint differs from what was written, in a few words; None if it does not."""
+def damage(checkpoint: Path, names: Collection[str] | None = None) -> str | None:
+    """How a checkpoint differs from what was written, in a few words; None if it does not.
+
+    Args:
+        names: of the files that matter; by default all.
+    """
     files = describe(checkpoint).files
     if not files:
         return f"its {DESCRIPTION} is missing or cannot be read"
     for name, expected in files.items():
+        if names is not None and name not in names:
+            continue
         try:
             if digest(checkpoint / name) != expected:
                 return f"{name} is not what was written"

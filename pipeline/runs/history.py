@@ -3,7 +3,6 @@ for curves."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -11,7 +10,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from data_prep.common.files import write_atomically
+from pipeline.runs import paths
 
 FILE, STEPS = "history.json", "steps.jsonl"
 
@@ -33,12 +35,29 @@ def write(folder: Path, records: Sequence[EpochRecord]) -> None:
 
 
 def read(folder: Path) -> list[EpochRecord]:
-    """The records in `folder`, by epoch; empty before the first epoch is finished."""
+    """The records in the folder of a run or of a checkpoint, by epoch; empty before the first epoch is finished.
+
+    A run whose file is missing or damaged, as after a power failure, has the records of its newest checkpoint.
+
+    Raises:
+        ValueError: the file of a checkpoint is damaged.
+    """
+    damage: ValueError | None = None
     try:
-        text = (folder / FILE).read_text(encoding="utf-8")
+        return _EPOCHS.validate_json((folder / FILE).read_bytes())
     except FileNotFoundError:
-        return []
-    return [EpochRecord(**record) for record in json.loads(text)]
+        pass
+    except ValueError as error:
+        damage = error
+    for checkpoint in reversed(paths.stored_checkpoints(folder)):
+        with suppress(OSError, ValueError):
+            return _EPOCHS.validate_json((checkpoint / FILE).read_bytes())
+    if damage and not (folder / paths.IDENTITY).exists():
+        raise damage
+    return []
+
+
+_EPOCHS = TypeAdapter(list[EpochRecord])
 
 
 @dataclass(frozen=True)
@@ -50,6 +69,9 @@ class StepRecord:
     recorded_at: float
     """Seconds since 1970."""
     metrics: dict[str, float]
+
+
+_STEP = TypeAdapter(StepRecord)
 
 
 class StepLog:
@@ -66,7 +88,7 @@ class StepLog:
         self._file, self._every = folder / STEPS, every
         known = read_steps(folder)
         self._last = known[-1].step if known else 0
-        if self._file.exists():  # without a truncated last line
+        if self._file.exists():  # without damaged lines
             write_atomically(self._file, "".join(map(_line, known)))
 
     def due(self, step: int) -> bool:
@@ -82,13 +104,17 @@ class StepLog:
 
 
 def read_steps(folder: Path) -> list[StepRecord]:
-    """The step records in `folder`, without a truncated last line."""
+    """The step records in `folder`, without lines that are truncated or damaged."""
     try:
-        lines = (folder / STEPS).read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = (folder / STEPS).read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         return []
-    whole = itertools.takewhile(lambda line: line.endswith("\n"), lines)
-    return [StepRecord(**json.loads(line)) for line in whole]
+    records: list[StepRecord] = []
+    for line in lines:
+        if line.endswith(b"\n"):
+            with suppress(ValueError):
+                records.append(_STEP.validate_json(line))
+    return records
 
 
 def _line(record: StepRecord) -> str:

@@ -11,6 +11,8 @@ STOP = "stop"
 """In a run's folder: a file that asks the workers to save and to end; rank 0 removes it when they have."""
 ENVIRONMENT, REPORT, TRACE = "environment.json", "evaluation", "trace.json"
 """In a run's folder: hardware and versions, the report on the last evaluation, and the profiler's trace."""
+IDENTITY_COPY = "identity.yaml"
+"""In a checkpoint: a copy of run.yaml, which replaces one that is missing or damaged."""
 MODEL, SETTINGS, CLASSES = "model.safetensors", "settings.yaml", "classes.json"
 """In a checkpoint: all that a trained network consists of. Its other files are needed to resume training."""
 

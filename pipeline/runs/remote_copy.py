@@ -10,6 +10,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -53,15 +54,18 @@ class Uploads:
         self._changed.clear()
         try:
             filesystem, root = storage.resolve(self._location)
+            folder = f"{root}/{paths.CHECKPOINTS}"
             filesystem.create_dir(root, recursive=True)
             _copy(self._run / paths.IDENTITY, filesystem, f"{root}/{paths.IDENTITY}")
             kept = paths.stored_checkpoints(self._run)
-            there = checkpoints_at(self._location)
-            for checkpoint in kept:
-                if checkpoint.name not in there:
-                    _copy_folder(checkpoint, filesystem, f"{root}/{paths.CHECKPOINTS}/{checkpoint.name}")
-            for name in there - {checkpoint.name for checkpoint in kept}:
-                filesystem.delete_dir(f"{root}/{paths.CHECKPOINTS}/{name}")
+            there = _descriptions(filesystem, folder)
+            for checkpoint in reversed(kept):  # the latest first: the time until a machine is gone may be short
+                if there.get(checkpoint.name) != (checkpoint / DESCRIPTION).read_bytes():
+                    _copy_folder(checkpoint, filesystem, f"{folder}/{checkpoint.name}")
+            names = {checkpoint.name for checkpoint in kept}
+            for name in there.keys() - names:
+                if there[name] is None or (kept and name < kept[-1].name):  # a later one would be a loss
+                    filesystem.delete_dir(f"{folder}/{name}")
         except FileNotFoundError:
             pass  # a checkpoint was replaced meanwhile, and follow() called again
         except (*_Problem, UserError) as error:
@@ -76,22 +80,31 @@ def checkpoints_at(location: str) -> set[str]:
         OSError: the storage is unreachable.
     """
     filesystem, root = storage.resolve(location)
-    selector = fs.FileSelector(f"{root}/{paths.CHECKPOINTS}", recursive=True, allow_not_found=True)
-    found = filesystem.get_file_info(selector)
-    return {Path(info.path).parent.name for info in found if info.base_name == DESCRIPTION}
+    found = _descriptions(filesystem, f"{root}/{paths.CHECKPOINTS}")
+    return {name for name, description in found.items() if description is not None}
+
+
+def _descriptions(filesystem: fs.FileSystem, folder: str) -> dict[str, bytes | None]:
+    """Name of each copy of a checkpoint → its checkpoint.json; None if it has none, because it is incomplete."""
+    found = filesystem.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
+    inside = [info.path.removeprefix(f"{folder}/").split("/") for info in found]
+    descriptions: dict[str, bytes | None] = {parts[0]: None for parts in inside}
+    for name in [parts[0] for parts in inside if parts[1:] == [DESCRIPTION]]:
+        with filesystem.open_input_stream(f"{folder}/{name}/{DESCRIPTION}") as stream:
+            descriptions[name] = stream.read()
+    return descriptions
 
 
 def fetch_identity(location: str, run: Path) -> None:
     """Copies run.yaml into a run's folder that has none, if the location has one.
 
     Raises:
-        UserError: the storage is unreachable.
+        UserError: the storage is unreachable, which is found out here, before a run starts.
     """
-    if (run / paths.IDENTITY).exists():
-        return
     try:
         filesystem, root = storage.resolve(location)
-        if filesystem.get_file_info(f"{root}/{paths.IDENTITY}").type == fs.FileType.File:
+        stored = filesystem.get_file_info(f"{root}/{paths.IDENTITY}").type == fs.FileType.File
+        if stored and not (run / paths.IDENTITY).exists():
             with filesystem.open_input_stream(f"{root}/{paths.IDENTITY}") as stream:
                 write_atomically(run / paths.IDENTITY, stream.read())
     except _Problem as error:
@@ -100,6 +113,9 @@ def fetch_identity(location: str, run: Path) -> None:
 
 def fetch_newest(location: str, run: Path) -> str | None:
     """Fetches the latest undamaged copy of a checkpoint into a run's folder, unless the folder has one as late.
+
+    Args:
+        run: folder of the run; its own checkpoints are undamaged, see :meth:`Checkpoints.recover`.
 
     Returns:
         The name of the checkpoint; None if nothing was fetched.
@@ -135,6 +151,9 @@ def _fetch_checkpoint(location: str, name: str, folder: Path) -> bool:
 
 
 def _copy_folder(folder: Path, filesystem: fs.FileSystem, target: str) -> None:
+    """Copies a checkpoint; a copy that is there already is incomplete from the first moment on to the last."""
+    with suppress(FileNotFoundError):
+        filesystem.delete_file(f"{target}/{DESCRIPTION}")
     filesystem.create_dir(target, recursive=True)
     for file in sorted(folder.iterdir(), key=lambda file: (file.name == DESCRIPTION, file.name)):
         _copy(file, filesystem, f"{target}/{file.name}")

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import yaml
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import partial_path, sync_folder, write_atomically
@@ -31,7 +30,7 @@ from data_prep.format.manifest import Manifest
 from pipeline.config.model_schema import ModelSettings, ResNetSettings
 from pipeline.config.schema import Settings
 from pipeline.config.section import Section
-from pipeline.config.settings_io import differences, flatten, may_change, to_yaml
+from pipeline.config.settings_io import END_OF_DOCUMENT, differences, flatten, may_change, to_yaml
 from pipeline.runs import history, paths, remote_copy
 from pipeline.runs.paths import IDENTITY
 
@@ -66,7 +65,7 @@ class RunFolder:
 
     def begin(self) -> None:
         """Writes the identity of the run, which fixes its settings."""
-        if not (self.path / IDENTITY).exists():
+        if not _holds(self.path / IDENTITY, self.identity):
             write_atomically(self.path / IDENTITY, to_yaml(self.identity))
             sync_folder(self.path.parent)
 
@@ -138,18 +137,30 @@ def remove_unless_begun(path: Path, identity: str, *ours: str) -> None:
 
 
 def read_identity(path: Path) -> RunIdentity | None:
-    """The identity of the run in the folder `path`; None if no run has begun there.
+    """The identity of the run in the folder `path`, or that in its newest checkpoint if run.yaml is missing or damaged;
+    None if no run has begun there.
 
     Raises:
-        UserError: run.yaml is damaged.
+        UserError: run.yaml is damaged, and no checkpoint has a copy.
     """
     file = path / IDENTITY
-    if not file.exists():
-        return None
-    try:
-        return RunIdentity.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise UserError(f"{file} cannot be read ({str(error).splitlines()[0]}): choose another run.name") from None
+    damage: Exception | None = None
+    for candidate in (file, *(stored / paths.IDENTITY_COPY for stored in reversed(paths.stored_checkpoints(path)))):
+        try:
+            text = candidate.read_text(encoding="utf-8")
+            if not text.endswith(END_OF_DOCUMENT):
+                raise ValueError("it is empty or truncated")
+            return RunIdentity.model_validate(yaml.safe_load(text))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            damage = damage or error
+    if damage:
+        raise UserError(
+            f"{file} cannot be read ({str(damage).splitlines()[0]}), and no checkpoint holds a copy: choose another "
+            "run.name, and set start.checkpoint to begin with the weights of this run"
+        )
+    return None
 
 
 def _identify(path: Path, settings: Settings, data: Manifest, start_digest: str | None) -> RunIdentity:
@@ -171,6 +182,13 @@ def _identify(path: Path, settings: Settings, data: Manifest, start_digest: str 
             "restore them to resume it, or choose another run.name"
         )
     return identity
+
+
+def _holds(file: Path, identity: RunIdentity) -> bool:
+    try:
+        return file.read_text(encoding="utf-8") == to_yaml(identity)
+    except (OSError, ValueError):
+        return False
 
 
 def _network_name(model: ModelSettings) -> str:

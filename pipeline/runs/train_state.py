@@ -8,6 +8,7 @@ A checkpoint is a folder that can be read without executing code from it:
     settings.yaml       the resolved settings; a run can be started again from them alone
     classes.json        index, id and name of each class
     history.json        the metrics of each finished epoch
+    identity.yaml       a copy of the run's run.yaml
 
 Order and augmentation of the images are functions of seed, epoch and sample, and the network draws no random numbers
 in training, so no generator has to be saved: a run resumed from a checkpoint ends with the same bits. Running

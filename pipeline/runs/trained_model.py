@@ -18,7 +18,7 @@ from data_prep.format.manifest import ImageClass
 from pipeline import models
 from pipeline.config import settings_io
 from pipeline.config.schema import Settings
-from pipeline.runs import paths
+from pipeline.runs import checkpoint_store, paths
 
 
 class ModelDescription(NamedTuple):
@@ -59,18 +59,38 @@ def load(path: str | Path) -> TrainedModel:
 def find(path: Path) -> Path:
     """The folder of a checkpoint: `path` itself, or the latest checkpoint of the run in the folder `path`.
 
+    Its network has been compared with the hashes that were stored with it.
+
     Raises:
-        UserError: it is neither a checkpoint nor a run that has one.
+        UserError: it is neither a checkpoint nor a run that has one, or the checkpoint is damaged.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist: name the folder of a run, or of one of its checkpoints")
     candidates = [path, *reversed(paths.stored_checkpoints(path))]
     for folder in candidates:
-        if (folder / paths.MODEL).is_file():
-            return folder
+        if (folder / paths.MODEL).is_file() or checkpoint_store.describe(folder).files:
+            return _undamaged(folder)
     if (path / paths.IDENTITY).is_file():
         raise UserError(f"run {path} has no checkpoint yet: train it for one epoch first")
     raise UserError(f"{path} is not a checkpoint, nor a run: it has no {paths.MODEL} and no {paths.CHECKPOINTS}")
+
+
+def _undamaged(checkpoint: Path) -> Path:
+    """The checkpoint itself. One that was copied out of its run without its hashes cannot be compared with them.
+
+    Raises:
+        UserError: it is damaged; names the newest whole one beside it.
+    """
+    files = (paths.MODEL, paths.SETTINGS, paths.CLASSES)
+    if checkpoint.parent.name != paths.CHECKPOINTS and not (checkpoint / checkpoint_store.DESCRIPTION).exists():
+        return checkpoint
+    problem = checkpoint_store.damage(checkpoint, files)
+    if problem is None:
+        return checkpoint
+    others = (one for one in reversed(paths.checkpoints_in(checkpoint.parent)) if one != checkpoint)
+    whole = next((one for one in others if checkpoint_store.damage(one, files) is None), None)
+    remedy = f"name {whole}, the newest one that is whole" if whole else "no other one beside it is whole"
+    raise UserError(f"checkpoint {checkpoint} is damaged ({problem}): {remedy}")
 
 
 def describe(checkpoint: Path) -> ModelDescription:

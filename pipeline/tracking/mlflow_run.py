@@ -28,6 +28,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from data_prep.common.errors import UserError
+from data_prep.common.storage import redact
 from pipeline.config.schema import Settings
 from pipeline.runs import history
 
@@ -49,6 +50,10 @@ class Store:
 
     uri: str
     """URI of a database, such as ``sqlite:////data/runs/mlflow.db``, or of a tracking server."""
+
+    def __str__(self) -> str:
+        """The URI without a password, for messages."""
+        return redact(self.uri)
 
     @property
     def database(self) -> Path | None:
@@ -188,7 +193,7 @@ class Tracker:
                 logger.warning(
                     "tracking.uri: %s is unreachable (%s): training continues, and the missing metrics are sent when "
                     "it answers again, or when the same command is rerun",
-                    self._store.uri,
+                    self._store,
                     _first_line(error),
                 )
             self._unreachable = True
@@ -246,7 +251,6 @@ def serve(store: Store, port: int) -> subprocess.Popen[bytes]:
     The server answers only requests whose Host header names localhost or 127.0.0.1.
     """
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", store.uri]
     command += ["--allowed-hosts", f"127.0.0.1:{port},localhost:{port}"]
     if store.artifacts:
         command += ["--default-artifact-root", store.artifacts, "--no-serve-artifacts"]
@@ -256,7 +260,11 @@ def serve(store: Store, port: int) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # otherwise it starts eight more processes
+        env={
+            **os.environ,
+            "MLFLOW_BACKEND_STORE_URI": store.uri,  # it may hold a password, which all users see in a command line
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # otherwise it starts eight more processes
+        },
     )
 
 
@@ -276,7 +284,7 @@ def _find_or_create_experiment(client: MlflowClient, store: Store, name: str) ->
         experiment = client.get_experiment(client.create_experiment(name, artifact_location=store.artifacts))
     elif experiment.lifecycle_stage != "active":
         raise UserError(
-            f"tracking.experiment: '{name}' was deleted in {store.uri}: restore it there, or choose another name"
+            f"tracking.experiment: '{name}' was deleted in {store}: restore it there, or choose another name"
         )
     return experiment
 
@@ -319,12 +327,12 @@ def _in_sentences(store: Store, wanted: str | None = None) -> Iterator[None]:
     except (*_Problem, ValueError) as error:
         if wanted and not isinstance(error, SQLAlchemyError):
             raise UserError(
-                f"{wanted} is not in {store.uri} ({_first_line(error)}): 'phasecollapse ui' shows what is"
+                f"{wanted} is not in {store} ({_first_line(error)}): 'phasecollapse ui' shows what is"
             ) from None
         raise UserError(
-            f"tracking.uri: {store.uri} is unreachable ({_first_line(error)}): check it, or unset tracking.uri"
+            f"tracking.uri: {store} is unreachable ({_first_line(error)}): check it, or unset tracking.uri"
         ) from None
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return redact(str(error)).splitlines()[0][:200] if str(error) else type(error).__name__

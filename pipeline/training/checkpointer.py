@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import write_atomically
+from pipeline.config.settings_io import to_yaml
 from pipeline.runs import history, paths, remote_copy, train_state
 from pipeline.runs.checkpoint_store import Checkpoints
 from pipeline.runs.train_state import TrainState
@@ -62,11 +63,15 @@ class Checkpointer:
 
     def _find_newest(self) -> Path | None:
         """The newest undamaged checkpoint, fetched from `checkpoint.upload` where that has a newer one."""
-        upload = self._settings.checkpoint.upload
-        location = upload and remote_copy.location_of(upload, self._run.path)
-        if location and (name := remote_copy.fetch_newest(location, self._run.path)):
-            self._progress.event(f"checkpoint {name} was fetched from {location}")
         newest, complaints = self._store.recover()
+        if upload := self._settings.checkpoint.upload:
+            location = remote_copy.location_of(upload, self._run.path)
+            try:
+                if name := remote_copy.fetch_newest(location, self._run.path):
+                    newest = self._run.checkpoints / name
+                    self._progress.event(f"checkpoint {name} was fetched from {location}")
+            except UserError as error:  # it answered when the command started, and ends no run that is under way
+                self._progress.event(f"{error}: resuming from what is here")
         for complaint in complaints:
             self._progress.event(f"{complaint}; resuming from {newest.name if newest else 'the start of the run'}")
         return newest
@@ -116,7 +121,7 @@ class Checkpointer:
             stored = self._store.write(
                 state.position,
                 score,
-                lambda folder: train_state.save(folder, state, self._settings, self._classes),
+                lambda folder: self._write(folder, state),
                 replaces=self._provisional,
             )
         except OSError as error:
@@ -124,6 +129,10 @@ class Checkpointer:
             return None
         self._failed_saves, self._provisional = 0, None
         return stored
+
+    def _write(self, folder: Path, state: TrainState) -> None:
+        train_state.save(folder, state, self._settings, self._classes)
+        (folder / paths.IDENTITY_COPY).write_text(to_yaml(self._run.identity), encoding="utf-8")
 
     def _report_failure(self, error: OSError, *, last: bool) -> None:
         """Warns that a checkpoint could not be stored, and raises where no later one can be waited for."""

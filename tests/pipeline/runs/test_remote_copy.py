@@ -8,13 +8,17 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from pyarrow.fs import FileSelector
 
 from data_prep.common.errors import UserError
+from data_prep.common.storage import resolve
 from pipeline.config import settings_io
 from pipeline.config.schema import Settings
 from pipeline.launch import launcher
 from pipeline.runs import paths, remote_copy
+from pipeline.runs.train_state import TrainState
 from pipeline.tracking import writer
+from pipeline.training import checkpointer
 from pipeline.training.context import LocalContext
 from tests.helpers.object_storage import SECRETS, Storage, object_storage
 from tests.helpers.runs import assert_same_bits
@@ -105,6 +109,51 @@ def test_a_damaged_copy_is_not_used(settings: Callable[..., Settings], storage: 
     assert remote_copy.fetch_newest(remote_copy.location_of(address, run), fetched) == before.name
 
 
+def test_the_newest_whole_checkpoint_of_both_places_is_taken(
+    settings: Callable[..., Settings], storage: Storage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Stops(LocalContext):
+        def report(self, metrics: dict[str, float]) -> None:
+            if metrics["epoch"] == 2:
+                raise KeyboardInterrupt
+
+    alone = launcher.train(settings("run.name=alone"), progress=False)
+    option, run = f"checkpoint.upload={storage.without_key('both')}", tmp_path / "runs" / "uploaded"
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / paths.MODEL).touch()
+    storage.upload(half, "both/uploaded/checkpoints/epoch-00000-step-0000001")  # an upload that was interrupted
+    with monkeypatch.context() as patch:
+        patch.setattr(launcher, "LocalContext", Stops)
+        with pytest.raises(KeyboardInterrupt):
+            launcher.train(settings(option), progress=False)
+    (run / "checkpoints" / "epoch-00002" / paths.MODEL).write_bytes(b"nonsense")
+    resumed = launcher.train(settings(option), progress=False)
+    assert "checkpoint epoch-00002 was fetched from" in (run / writer.EVENTS).read_text()
+    assert_same_bits(alone.folder, resumed.folder)
+    filesystem, root = resolve(remote_copy.location_of(storage.without_key("both"), run))
+    there = filesystem.get_file_info(FileSelector(f"{root}/checkpoints"))
+    assert {info.base_name for info in there} == {path.name for path in paths.stored_checkpoints(run)}
+
+
+def test_storage_that_goes_away_before_a_restart_ends_no_run(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that are replaced restore a checkpoint again, long after the storage answered to the command."""
+    restore = checkpointer.Checkpointer.restore
+    with ExitStack() as server:
+        address = server.enter_context(object_storage()).without_key("later")
+
+        def unplugged(self: checkpointer.Checkpointer, state: TrainState) -> None:
+            server.close()
+            restore(self, state)
+
+        monkeypatch.setattr(checkpointer.Checkpointer, "restore", unplugged)
+        finished = launcher.train(settings(f"checkpoint.upload={address}"), progress=False)
+    assert finished.epochs == 3
+    assert "is unreachable" in (finished.folder / writer.EVENTS).read_text()
+
+
 def test_storage_that_goes_away_stops_no_run_but_must_be_there_when_one_starts(
     settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,5 +174,5 @@ def test_storage_that_goes_away_stops_no_run_but_must_be_there_when_one_starts(
 
 
 def test_keys_stay_out_of_settings(settings: Callable[..., Settings], storage: Storage) -> None:
-    with pytest.raises(UserError, match="upload must not hold a key"):
+    with pytest.raises(UserError, match="upload must not hold a password or key"):
         settings(f"checkpoint.upload={storage.location('x')}")

@@ -14,6 +14,7 @@ from data_prep.common.errors import UserError
 from data_prep.format.manifest import Manifest, load_manifest
 from pipeline.config.schema import Settings
 from pipeline.config.settings_io import flatten, override, resolve
+from pipeline.runs import paths
 from pipeline.runs.run_folder import EXECUTION_ONLY, claim, default_name
 
 
@@ -187,3 +188,25 @@ def test_a_second_process_is_refused_until_the_first_is_gone_however_it_went(
         holder.wait()
     with claim(mine, data):
         pass
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "zeros", "missing"])
+def test_an_identity_that_is_lost_is_that_of_the_newest_checkpoint(data: Manifest, tmp_path: Path, damage: str) -> None:
+    with claim(settings(tmp_path), data) as first:
+        first.begin()
+    file = first.path / paths.IDENTITY
+    checkpoint = first.path / paths.CHECKPOINTS / "epoch-00001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / paths.IDENTITY_COPY).write_bytes(whole := file.read_bytes())
+    damaged = {"empty": b"", "half": whole[: len(whole) // 2], "zeros": b"\0" * len(whole)}
+    file.unlink() if damage == "missing" else file.write_bytes(damaged[damage])
+    with claim(settings(tmp_path), data) as again:
+        again.begin()
+        assert again.identity == first.identity
+    assert file.read_bytes() == whole
+    if damage != "missing":
+        (checkpoint / paths.IDENTITY_COPY).unlink()
+        file.write_bytes(damaged[damage])
+        refused = pytest.raises(UserError, match=r"run\.yaml cannot be read .*: choose another run\.name")
+        with refused, claim(settings(tmp_path), data):
+            pass

@@ -10,6 +10,7 @@ import torch
 from data_prep.common.errors import UserError
 from pipeline.config.model_schema import ModelSettings, ResNetSettings, ScatteringSettings
 from pipeline.runs import paths, trained_model
+from pipeline.runs.checkpoint_store import DESCRIPTION
 from tests.helpers.checkpoints import save_checkpoint
 
 SCATTERING = ScatteringSettings(widths=(3, 4))
@@ -52,6 +53,27 @@ def test_what_is_no_checkpoint_is_refused_with_the_reason(tmp_path: Path) -> Non
     (tmp_path / paths.IDENTITY).touch()
     with pytest.raises(UserError, match=r"has no checkpoint yet"):
         trained_model.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", [paths.MODEL, paths.SETTINGS, paths.CLASSES, DESCRIPTION])
+@pytest.mark.parametrize("damage", ["a byte has changed", "missing"])
+def test_a_checkpoint_that_is_not_what_was_written_is_refused_and_a_whole_one_named(
+    tmp_path: Path, file: str, damage: str
+) -> None:
+    run = tmp_path / "run"
+    whole, last = (run / paths.CHECKPOINTS / name for name in ("epoch-00009", "epoch-00010"))
+    for folder in (whole, last):
+        save_checkpoint(folder, SCATTERING)
+    if damage == "missing":
+        (last / file).unlink()
+    else:
+        content = bytearray((last / file).read_bytes())
+        content[len(content) // 2] ^= 1
+        (last / file).write_bytes(content)
+    for path in (run, last):
+        with pytest.raises(UserError, match=rf"epoch-00010 is damaged .*: name {whole}, the newest one that is whole"):
+            trained_model.load(path)
+    trained_model.load(whole)
 
 
 @pytest.mark.parametrize("file", [paths.MODEL, paths.SETTINGS, paths.CLASSES])
