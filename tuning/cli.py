@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from data_prep.common.errors import UserError
 from pipeline.cli.train import explains_settings
 from pipeline.runtime.imports import quick_imports
 
@@ -49,3 +50,8 @@ def tune(config: Path, overrides: tuple[str, ...]) -> None:
     tracking = settings.train.tracking
     address = f"--uri {tracking.uri}" if tracking.uri else f"--storage {settings.train.run.storage}"
     click.echo(f"curves and settings: phasecollapse ui {address}")
+    if reasons := [row.reason for row in report.rows if row.status == "failed"]:
+        count = f"{len(reasons)} of {len(report.rows)} trials failed"
+        if len(reasons) == len(report.rows):
+            raise UserError(f"{count} ({reasons[0]}): correct the settings, and choose another search.name")
+        click.echo(f"warning: {count}, the first because: {reasons[0]}", err=True)

@@ -16,6 +16,10 @@
 #endif
 
 enum { ROWS_AT_ONCE = 4, LARGEST_REDUCTION = 8 };
+/* Encoders write about ten scans. A small file may claim thousands, each of which takes as long as an image. */
+enum { MOST_SCANS = 100 };
+/* For the coefficients of a progressive image; 170 megapixels in full color need as much. */
+static const long MOST_MEMORY = 1L << 30;
 
 typedef struct {
     struct jpeg_error_mgr manager;
@@ -46,6 +50,18 @@ static void on_error(j_common_ptr decoder) {
     longjmp(((Errors *)decoder->err)->escape, 1);
 }
 
+/* Another decoder must not try either. */
+static void refuse(j_common_ptr decoder, const char *message) {
+    Errors *errors = (Errors *)decoder->err;
+    errors->problem->kind = DAMAGE;
+    snprintf(errors->problem->message, sizeof errors->problem->message, "%s", message);
+    longjmp(errors->escape, 1);
+}
+
+static void on_progress(j_common_ptr decoder) {
+    if (((j_decompress_ptr)decoder)->input_scan_number > MOST_SCANS) refuse(decoder, "it has more than 100 scans");
+}
+
 static void fail(Problem *problem, const char *message) {
     problem->kind = FAILURE;
     snprintf(problem->message, sizeof problem->message, "%s", message);
@@ -73,6 +89,13 @@ static int begin(struct jpeg_decompress_struct *decoder, const Job *job, int by,
     decoder->dct_method = JDCT_IFAST; /* as FFCV's own loader: the same pixels */
     decoder->scale_num = 1;
     decoder->scale_denom = (unsigned int)by;
+    if (jpeg_has_multiple_scans(decoder)) {
+        double blocks = 0;
+        for (int i = 0; i < decoder->num_components; i++)
+            blocks += (double)decoder->comp_info[i].width_in_blocks * decoder->comp_info[i].height_in_blocks;
+        if (blocks * sizeof(JBLOCK) > (double)MOST_MEMORY)
+            refuse((j_common_ptr)decoder, "it is progressive and needs more than 1 GB of memory: store it as a baseline JPEG");
+    }
     jpeg_start_decompress(decoder);
     return 1;
 }
@@ -157,16 +180,27 @@ static void check(struct jpeg_decompress_struct *decoder, const Job *job, Proble
 
 typedef struct {
     struct jpeg_decompress_struct jpeg;
+    struct jpeg_progress_mgr progress;
     Errors errors;
     Scratch scratch;
 } Decoder;
 
-static void open_decoder(Decoder *decoder) {
+/* Returns 0 where there is no memory left for it. */
+static int open_decoder(Decoder *decoder) {
+    Problem unseen = {0};
     memset(decoder, 0, sizeof *decoder);
+    decoder->errors.problem = &unseen;
     decoder->jpeg.err = jpeg_std_error(&decoder->errors.manager);
     decoder->errors.manager.error_exit = on_error;
     decoder->errors.manager.emit_message = on_message;
+    if (setjmp(decoder->errors.escape)) {
+        jpeg_destroy_decompress(&decoder->jpeg);
+        return 0;
+    }
     jpeg_create_decompress(&decoder->jpeg);
+    decoder->progress.progress_monitor = on_progress;
+    decoder->jpeg.progress = &decoder->progress;
+    return 1;
 }
 
 static void close_decoder(Decoder *decoder) {
@@ -177,7 +211,7 @@ static void close_decoder(Decoder *decoder) {
 int decode_images(const Job *jobs, int count, uint8_t *out, int out_height, int out_width, int reduce,
                   Problem *problems) {
     Decoder decoder;
-    open_decoder(&decoder);
+    if (!open_decoder(&decoder)) return -1;
     int found = 0;
     size_t bytes = (size_t)out_height * out_width * 3;
     for (int i = 0; i < count; i++) {
@@ -200,7 +234,10 @@ int check_images(const Job *jobs, int count, Problem *problems) {
     Codes *codes = codes_new();
     if (!codes) return -1;
     Decoder decoder;
-    open_decoder(&decoder);
+    if (!open_decoder(&decoder)) {
+        codes_free(codes);
+        return -1;
+    }
     int found = 0;
     for (int i = 0; i < count; i++) {
         Problem *problem = problems + found;

@@ -66,7 +66,7 @@ static PyObject *python_fill(PyObject *self, PyObject *arguments) {
     Py_BEGIN_ALLOW_THREADS
     found = decode_images(jobs.buf, count, out.buf, height, width, reduce, problems);
     Py_END_ALLOW_THREADS
-    result = to_list(problems, found);
+    result = found < 0 ? PyErr_NoMemory() : to_list(problems, found);
 end:
     free(problems);
     PyBuffer_Release(&jobs);

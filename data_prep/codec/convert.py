@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, JpegImagePlugin
 
 from data_prep.codec import decode
 from data_prep.codec.decode import DecodeError, Severity
@@ -19,6 +21,16 @@ QUALITY = 95
 ORIENTATION = 0x0112  # the EXIF tag of a camera's orientation; 1 is upright
 _TRANSPARENT_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 _REDUCTION = 8
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""Formats that are read, by Pillow's names. Others are never tried: for some, Pillow starts programs."""
+SUFFIXES = frozenset(
+    f".{name}"
+    for names in ("jpg jpeg jpe jfif", "png apng", "webp", "gif", "bmp dib", "tif tiff", "ppm pgm pbm pnm", "jp2 j2k")
+    for name in [*names.split(), "avif"]
+)
+"""Suffixes of files of these formats, in lower case."""
+WHITES = (1.0, 255.0, 65535.0, 2.0**32 - 1)
+"""What white may be in images of floating-point numbers or of 32 bits."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -68,20 +80,20 @@ def to_jpeg(content: bytes, max_side: int, quality: int = QUALITY) -> StoredImag
     """Converts an image file of any format that Pillow reads to a JPEG.
 
     An upright JPEG in gray or color whose sides are at most `max_side`, and which decodes without warnings, keeps its
-    bytes. Every other image is turned upright, converted to RGB (transparency on white, 16 bits to 8), shrunk to
+    bytes. Every other image is turned upright, converted to RGB (transparency on white, more bits to 8), shrunk to
     `max_side` (keeping its aspect ratio) and encoded.
 
     Raises:
         DecodeError: it is not an image, or is damaged.
     """
     with _explained(), _open(content) as image:
-        if _is_plain_jpeg(image) and _is_upright(image) and max(image.size) <= max_side:
+        if _is_plain_jpeg(image) and _turn(image) is None and max(image.size) <= max_side:
             header = _keep(check, content)
-            if header:
+            if header and header.common:
                 return StoredImage(content, JPEG, header.height, header.width, untouched=True)
         shrunk = _shrunk(image, content, max_side)
         buffer = io.BytesIO()
-        shrunk.save(buffer, "JPEG", quality=quality)
+        shrunk.save(buffer, "JPEG", quality=quality, subsampling=_subsampling(image))
         return StoredImage(buffer.getvalue(), JPEG, shrunk.height, shrunk.width, untouched=False)
 
 
@@ -113,7 +125,13 @@ def check(jpeg: bytes) -> JpegHeader:
 def _open(content: bytes) -> Image.Image:
     if not content:
         raise DecodeError("the file is empty")
-    return Image.open(io.BytesIO(content))
+    return Image.open(io.BytesIO(content), formats=_readable_formats())
+
+
+@functools.cache
+def _readable_formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]  # some are there only if Pillow was built with them
 
 
 @contextmanager
@@ -121,10 +139,13 @@ def _explained() -> Iterator[None]:
     """Turns any exception of Pillow's readers, which a damaged file may cause, into a DecodeError."""
     try:
         yield
-    except DecodeError:
+    except (DecodeError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
-        raise DecodeError("it is not an image") from None
+        raise DecodeError(f"it is no image of a format that is read: {', '.join(FORMATS)}") from None
+    except Image.DecompressionBombError as error:
+        pixels, most = (f"{int(number):,}" for number in re.findall(r"\d+", str(error))[:2])
+        raise DecodeError(f"it has {pixels} pixels, more than the {most} that are read: shrink it") from None
     except Exception as error:
         raise DecodeError(str(error) or type(error).__name__) from None
 
@@ -135,15 +156,25 @@ def _plain_header(content: bytes, max_side: int) -> JpegHeader | None:
         header = read_header(content)
     except DecodeError:
         return None
-    return header if header.components in (1, 3) and max(header[:2]) <= max_side and not header.exif else None
+    fits = header.common and header.components in (1, 3) and max(header[:2]) <= max_side
+    return header if fits and not header.exif else None
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:
     return image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")  # MPO: a JPEG with a preview behind it
 
 
-def _is_upright(image: Image.Image) -> bool:
-    return image.getexif().get(ORIENTATION, 1) == 1
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """The transposition that turns a loaded image upright, by its EXIF data (in a TIFF, by its tag); what XMP metadata
+    say of it is not obeyed, as in browsers."""
+    if image.format == "TIFF":
+        return _TURNS.get(image.getexif().get(ORIENTATION, 1))
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif") or b"")
+        return _TURNS.get(exif.get(ORIENTATION, 1))
+    except Exception:  # damaged metadata of an image that is whole
+        return None
 
 
 def _keep(function: Callable[[bytes], Result], jpeg: bytes) -> Result | None:
@@ -162,36 +193,44 @@ def _keep(function: Callable[[bytes], Result], jpeg: bytes) -> Result | None:
         return None
 
 
+def _subsampling(image: Image.Image) -> int:
+    """Of colors: 4:4:4 (0), or as in a JPEG that is stored again."""
+    return max(0, JpegImagePlugin.get_sampling(image)) if isinstance(image, JpegImagePlugin.JpegImageFile) else 0
+
+
 def _shrunk(image: Image.Image, content: bytes, max_side: int) -> Image.Image:
-    """The image, upright, RGB, with sides of at most `max_side`."""
+    """The image, upright, RGB, with sides of at most `max_side`, however it was stored: resized by a triangular filter
+    that is as wide as a pixel of the result, as torchvision does with `antialias=True`."""
+    decoded = None
     if _is_plain_jpeg(image):
-        pixels = _keep(lambda jpeg: _decode_shrunk(jpeg, max_side), content)
-        if pixels is not None:
-            turn = _TURNS.get(image.getexif().get(ORIENTATION, 1))
-            decoded = Image.fromarray(pixels)
-            return decoded if turn is None else decoded.transpose(turn)
-    return _shrunk_by_pillow(image, max_side)
+        decoded = _keep(lambda jpeg: _decode_reduced(jpeg, max_side), content)
+    upright = Image.fromarray(decoded) if decoded is not None else _by_pillow(image)
+    turn = _turn(image)
+    final = _final_size(image.size, max_side)
+    if upright.size != final:
+        upright = upright.resize(final, Image.Resampling.BILINEAR)
+    return upright if turn is None else upright.transpose(turn)
 
 
-def _decode_shrunk(jpeg: bytes, max_side: int) -> np.ndarray:
-    """The pixels of a JPEG, (height, width, 3) uint8, shrunk by averaging areas if a side exceeds `max_side`.
+def _final_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:
+    share = min(1.0, max_side / max(size))
+    return max(1, round(share * size[0])), max(1, round(share * size[1]))
 
-    Large images are reduced while they are decoded, to at least twice their final size.
+
+def _decode_reduced(jpeg: bytes, max_side: int) -> np.ndarray:
+    """The pixels of a JPEG, (height, width, 3) uint8; large images are reduced by averaging while they are decoded, to
+    at least twice their final size.
 
     Raises:
         DecodeError: libjpeg reports a warning or an error.
     """
     header = read_header(jpeg)
     height, width = header[:2]
-    share = min(1.0, max_side / max(height, width))
-    final = tuple(max(1, round(share * side)) for side in (height, width))
     by = 1
-    while by < _REDUCTION and min(height, width) > 4 * by * max(final):
+    while by < _REDUCTION and max(height, width) >= 4 * by * max_side and min(height, width) >= 2 * by:
         by *= 2
     content = np.frombuffer(jpeg, np.uint8)
-    first = (height // by, width // by) if by > 1 else final
-    pixels = _fill(content, JPEG, (height, width), first, reduce=by > 1)
-    return pixels if by == 1 else _fill(pixels.ravel(), RAW, first, final, reduce=False)
+    return _fill(content, JPEG, (height, width), (height // by, width // by), reduce=by > 1)
 
 
 def _fill(content: np.ndarray, mode: int, size: tuple[int, ...], final: tuple[int, ...], reduce: bool) -> np.ndarray:
@@ -203,16 +242,28 @@ def _fill(content: np.ndarray, mode: int, size: tuple[int, ...], final: tuple[in
     return pixels[0]
 
 
-def _shrunk_by_pillow(image: Image.Image, max_side: int) -> Image.Image:
-    size, filter_ = (max_side, max_side), Image.Resampling.LANCZOS
-    if image.format in ("JPEG", "MPO"):  # shrinks while it decodes
-        image.thumbnail(size, filter_)
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits
-        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+def _by_pillow(image: Image.Image) -> Image.Image:
+    """The image as Pillow decodes it, in RGB."""
+    image.load()
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = Image.fromarray(_to_8_bits(np.asarray(image, np.float64), 65535 if ";16" in image.mode else None))
     if image.mode in _TRANSPARENT_MODES or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    image.thumbnail(size, filter_)
-    return image
+    return image.convert("RGB")
+
+
+def _to_8_bits(values: np.ndarray, white: float | None) -> np.ndarray:
+    """Gray values as uint8.
+
+    Args:
+        values: (H, W).
+        white: value of white; by default the smallest of WHITES that no value exceeds, as files do not say it.
+
+    Raises:
+        DecodeError: a value is negative, not finite, or larger than all of WHITES.
+    """
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > WHITES[-1]:
+        raise DecodeError(f"its values reach from {values.min():g} to {values.max():g}, not from 0 to white")
+    white = white or next(one for one in WHITES if values.max() <= one)
+    return (values * (255 / white)).round().astype(np.uint8)

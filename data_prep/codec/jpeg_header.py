@@ -12,6 +12,8 @@ from data_prep.codec.decode import Bytes, DecodeError
 _START_OF_IMAGE = b"\xff\xd8"
 _START_OF_SCAN, _END_OF_IMAGE, _APPLICATION_1 = 0xDA, 0xD9, 0xE1
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those three are tables and a reserved marker
+_COMMON_FRAMES = (0xC0, 0xC1, 0xC2)
+"""Of Huffman codes: baseline, extended, progressive. Others are lossless, hierarchical or arithmetic."""
 _FILL = 0xFFFF
 
 
@@ -22,6 +24,8 @@ class JpegHeader(NamedTuple):
     width: int
     components: int
     """1 is gray, 3 is color, 4 is CMYK (which is not decoded)."""
+    common: bool
+    """Whether every decoder reads it: 8 bits, Huffman codes, baseline or progressive."""
     exif: bool
     """Whether EXIF metadata precede the image; they may hold its orientation."""
 
@@ -47,8 +51,10 @@ def read_header(jpeg: Bytes) -> JpegHeader:
         if marker >> 8 != 0xFF or kind in (_START_OF_SCAN, _END_OF_IMAGE):
             break
         if kind in _START_OF_FRAME:
-            height, width, components = struct.unpack_from(">HHB", view, position + 5)
-            return JpegHeader(height, width, components, exif)
+            precision, height, width, components = struct.unpack_from(">BHHB", view, position + 4)
+            if not height or not width:
+                raise DecodeError(f"its JPEG header claims {height}×{width} pixels")
+            return JpegHeader(height, width, components, precision == 8 and kind in _COMMON_FRAMES, exif)
         exif = exif or (kind == _APPLICATION_1 and view[position + 4 : position + 8] == b"Exif")
         position += 2 + length
     raise DecodeError("its JPEG header is damaged or truncated")

@@ -6,3 +6,16 @@ class UserError(Exception):
 
     The ``phasecollapse`` command prints its text after ``error:``, without a traceback, and exits with status 2.
     """
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text from outside, such as a file's name, for a line on a terminal: control characters and what is no Unicode are
+    shown as escapes, as in ``a\\x1bb``.
+
+    Args:
+        keep: control characters that stay.
+    """
+    return "".join(
+        one if one in keep or one.isprintable() else one.encode("unicode_escape", "surrogatepass").decode()
+        for one in text
+    )

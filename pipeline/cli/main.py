@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import sys
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points, version
@@ -11,9 +12,11 @@ import click
 
 from data_prep.common import signals
 from data_prep.common.distribution import check_packages
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, printable
 
 GROUP = "phasecollapse.commands"
+NEWLINE = "\n"
+"""Errors of a configuration file may have several lines."""
 
 
 class Commands(click.Group):
@@ -58,12 +61,15 @@ class Commands(click.Group):
 def main() -> None:
     """Runs a command. Exit status: 2 for an error of the user, 130 after Ctrl-C, 1 for a bug (with a traceback)."""
     signals.interrupt_on_stop()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text in its encoding
     commands = Commands({point.name: point for point in entry_points(group=GROUP)})
     try:
         check_packages()
         commands.main(prog_name="phasecollapse", standalone_mode=False)
     except UserError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {printable(str(error), keep=NEWLINE)}", err=True)
         sys.exit(2)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()

@@ -64,15 +64,17 @@ def evaluate(
         from pipeline.metrics import report
         from pipeline.tracking import mlflow_run
 
+    if output:
+        report.check_folder(output)
     manifest = load_manifest(data)
     with mlflow_run.checkpoint_of(source, storage, uri) as checkpoint:
         total = manifest.splits[options["split"]].samples
         computing = evaluation.computing(gpu, bfloat16, threads)
         with progress.image_progress(total) as on_images, computing as place:
             result = evaluation.evaluate(checkpoint, data, evaluation.Options(**place, **options), on_images)
+    click.echo(report.to_json(result) if as_json else report.summary(result))
     if output:
         report.write(result, output)
-    click.echo(report.to_json(result) if as_json else report.summary(result))
     if output and not as_json:
         click.echo(f"JSON, CSV and confusion matrix: {output}")
 

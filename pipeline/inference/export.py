@@ -69,12 +69,12 @@ def export(source: Path, kind: str, output: Path | None = None, *, replace: bool
     """
     for package in PACKAGES[kind]:
         _needed(package)
-    network = trained_model.load(source)
     path = output or Path(_name(source) + SUFFIXES[kind])
     if path.suffix != SUFFIXES[kind]:
         raise UserError(f"--output: the name of a file in format {kind} must end in {SUFFIXES[kind]}, not {path.name}")
     if path.exists() and not replace:
         raise UserError(f"--output: {path} exists: name another file, or replace it with --force")
+    network = trained_model.load(source)
     write, load = {"onnx": (_write_onnx, _load_onnx), "torch-export": (_write_program, _load_program)}[kind]
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as scratch, torch.no_grad():

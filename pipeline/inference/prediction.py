@@ -13,14 +13,11 @@ import torch
 
 from data_prep.codec import convert
 from data_prep.codec.decode import JOB, DecodeError, decode_batch
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, printable
 from data_prep.loading.transforms import CenterCrop, Draws, choose_crops
 from data_prep.prepare.spec import MAX_SIDE
 from pipeline.runs import trained_model
 from pipeline.runs.trained_model import TrainedModel
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
-"""Suffixes of the image files in a folder; a file that is named itself is read whatever its suffix."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +49,19 @@ def find(places: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for place in places:
         if place.is_dir():
-            inside = (path for path in sorted(place.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file())
+            inside = (
+                path for path in sorted(place.rglob("*")) if path.suffix.lower() in convert.SUFFIXES and path.is_file()
+            )
             found += [path for path in inside if not path.name.startswith(".")]
         elif place.is_file():
             found.append(place)
         else:
-            raise UserError(f"{place} does not exist: name image files, or folders of them")
+            what = "is not a regular file" if place.exists() else "does not exist"
+            raise UserError(f"{place} {what}: name image files, or folders of them")
     if not found:
-        raise UserError(f"no images in {', '.join(map(str, places))}: their names end in {', '.join(sorted(SUFFIXES))}")
+        raise UserError(
+            f"no images in {', '.join(map(str, places))}: their names end in {', '.join(sorted(convert.SUFFIXES))}"
+        )
     return found
 
 
@@ -95,10 +97,11 @@ def predict(source: Path, files: Iterable[Path], *, top: int = 5, batch_size: in
 
 def to_row(prediction: Prediction) -> str:
     """A prediction as one line of text."""
+    file = printable(prediction.file)
     if prediction.problem:
-        return f"{prediction.file}  cannot be read: {prediction.problem}"
-    answers = (f"{100 * one.probability:5.1f} % {one.name}" for one in prediction.answers)
-    return f"{prediction.file}  {'  '.join(answers)}"
+        return f"{file}  cannot be read: {printable(prediction.problem)}"
+    answers = (f"{100 * one.probability:5.1f} % {printable(one.name)}" for one in prediction.answers)
+    return f"{file}  {'  '.join(answers)}"
 
 
 def to_json(prediction: Prediction) -> str:

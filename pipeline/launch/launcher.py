@@ -33,6 +33,7 @@ from pipeline.tracking.mlflow_run import Tracker
 from pipeline.tracking.watcher import RunWatcher
 from pipeline.training import finetune, trainer
 from pipeline.training.context import LocalContext, WorkerSpec
+from pipeline.training.dataloader import ImageStream, Subset
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -129,6 +130,16 @@ def check(settings: Settings, data: Manifest) -> finetune.Start | None:
         raise UserError(
             f"the data set in {settings.data.path} has {images} training images, too few for "
             f"{settings.cluster.workers} workers: lower cluster.workers"
+        )
+    subsets: tuple[Subset, ...] = ("train", settings.data.evaluate_on)
+    for subset in subsets:  # raises what the workers would
+        ImageStream(
+            Path(settings.data.path),
+            settings.data,
+            subset,
+            batch_size=settings.training.batch_size,
+            seed=settings.training.seed,
+            world_size=max(1, settings.cluster.workers),
         )
     if settings.cluster.gpu and settings.cluster.workers == 0 and not torch.cuda.is_available():
         raise UserError("cluster.gpu is true, but torch sees no GPU on this machine: set it to false")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -71,6 +72,20 @@ def summary(result: EvaluationReport, named: int = 3) -> str:
         )
         lines.append(f"{title}: {', '.join(named_results)}")
     return "\n".join(lines)
+
+
+def check_folder(folder: Path) -> None:
+    """Makes the folder of a report, before the evaluation, and checks that it can be written.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--output: {folder} cannot be written: {error.strerror}; name another folder") from None
 
 
 def write(result: EvaluationReport, folder: Path) -> None:

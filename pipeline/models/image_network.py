@@ -35,8 +35,31 @@ class ImageNetwork(nn.Module):
         self._frozen: list[nn.Module] = []
 
     def forward(self, pixels: Tensor) -> Tensor:  # exported files name their input after it
+        """Logits of a batch, which may be empty.
+
+        Raises:
+            TypeError: pixels are not integers from 0 to 255 in the order (B, H, W, 3).
+        """
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+            raise TypeError(
+                f"pixels are {pixels.dtype} of shape {tuple(pixels.shape)}, and must be torch.uint8 of shape (batch, "
+                "height, width, 3): the network normalizes them itself"
+            )
+        if pixels.shape[0] == 0:  # len() would make a constant of it in an exported program
+            return self._logits_of_nothing(pixels)
         images_BHWC = (pixels.to(self.mean.dtype) - self.mean) / self.deviation
         return self.network(images_BHWC.permute(0, 3, 1, 2)).float()
+
+    def _logits_of_nothing(self, pixels: Tensor) -> Tensor:
+        """Logits (0, classes), of which every parameter has a gradient, zero: a worker whose images are all damaged
+        takes part in the communication of the others. Running statistics stay, unless those of all workers are joined,
+        where it counts as one black image."""
+        training = self.training
+        if not any(getattr(part, "synchronized", False) for part in self.modules()):
+            self.eval()
+        logits = self(pixels.new_zeros((1, *pixels.shape[1:])))[:0]
+        self.train(training)
+        return logits
 
     def freeze(self, parts: Iterable[nn.Module]) -> None:
         """Freezes these parts of the network: they get no gradients, and their running statistics are not updated."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, JpegImagePlugin
+from torchvision.transforms.functional import resize
 
-from data_prep.codec.convert import to_jpeg
+from data_prep.codec.convert import check, keep_unchanged, to_jpeg, to_raw
 from data_prep.codec.decode import DecodeError
 from data_prep.codec.jpeg_header import read_header
 from data_prep.format.beton import JPEG
@@ -78,6 +81,100 @@ def test_damaged_images_are_not_stored(damage: str, max_side: int) -> None:
     }[damage]
     with pytest.raises(DecodeError):
         to_jpeg(damaged, max_side)
+
+
+@pytest.mark.parametrize("format_name", ["EPS", "PDF", "PCX", "TGA", "ICO", "SGI"])
+def test_formats_that_are_not_listed_are_never_tried(
+    format_name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for program in ("gs", "gswin64c"):  # what Pillow starts for EPS
+        (tmp_path / program).write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    content = encode(picture(64, 64), format_name)
+    for convert in (to_jpeg, to_raw):
+        with pytest.raises(DecodeError, match="it is no image of a format that is read: JPEG, "):
+            convert(content, 100)
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("side", [30, 400])
+def test_orientation_is_that_of_exif_whatever_the_size_and_the_way(side: int) -> None:
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    plain = encode(picture(side, side))
+    told = plain[:2] + b"\xff\xe1" + (len(xmp) + 2).to_bytes(2, "big") + xmp + plain[2:]
+    upright = decoded(to_jpeg(plain, 100).content)
+    assert np.array_equal(decoded(to_jpeg(told, 100).content), upright)
+    assert (kept := keep_unchanged([told], 100)[0]) is None or np.array_equal(decoded(kept.content), upright)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    turned = [encode(picture(side, side), kind, exif=exif) for kind in ("JPEG", "PNG", "WEBP", "TIFF")]
+    for content in turned:
+        difference = decoded(to_jpeg(content, 100).content)[::-1, ::-1].astype(int) - upright
+        assert np.abs(difference).mean() < 10
+        assert keep_unchanged([content], 100) == [None]
+
+
+@pytest.mark.parametrize("scale", [1.0, 255.0, 65535.0, 4e9])
+def test_gray_values_of_many_bits_keep_their_brightness(scale: float) -> None:
+    ramp = np.linspace(0, scale, 64 * 64, dtype=np.float32).reshape(64, 64)
+    images = [Image.fromarray(ramp)] + ([Image.fromarray(ramp.astype(np.int32))] if 1 < scale < 2**31 else [])
+    for image in images:
+        stored = to_raw(encode(image, "TIFF"), 64)
+        pixels = np.frombuffer(stored.content, np.uint8).reshape(64, 64, 3)
+        assert np.abs(pixels[..., 0] - np.linspace(0, 255, 64 * 64).reshape(64, 64)).max() < 20
+    ramp[0, 0] = np.nan
+    with pytest.raises(DecodeError, match="not from 0 to white"):
+        to_raw(encode(Image.fromarray(ramp), "TIFF"), 64)
+
+
+@pytest.mark.parametrize("side", [60, 20])
+def test_the_pixels_do_not_depend_on_the_format(side: int) -> None:
+    """A class whose images are PNGs would otherwise be told from one of JPEGs by their sharpness."""
+    generator = np.random.default_rng(0)
+    smooth = Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).resize((400, 400))
+    expected = resize(torch.from_numpy(np.array(smooth)).permute(2, 0, 1), [side, side], antialias=True)
+    for kind in ("JPEG", "PNG", "BMP", "TIFF", "WEBP"):
+        options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
+        stored = to_raw(encode(smooth, kind, **options), side)
+        pixels = np.frombuffer(stored.content, np.uint8).reshape(side, side, 3)
+        error = (pixels.astype(float) - expected.permute(1, 2, 0).numpy()) ** 2
+        assert 10 * np.log10(255**2 / error.mean()) > 40
+
+
+def test_colors_are_stored_in_full_unless_the_source_had_fewer() -> None:
+    def sampling(content: bytes) -> int:
+        return JpegImagePlugin.get_sampling(Image.open(io.BytesIO(content)))
+
+    assert sampling(to_jpeg(encode(picture(), "PNG"), 100).content) == 0
+    for stored in (0, 2):
+        large = encode(picture(300, 300), subsampling=stored)
+        assert sampling(to_jpeg(large, 100).content) == stored
+
+
+def test_progressive_files_cost_bounded_time_and_memory() -> None:
+    content = encode(picture(64, 64), progressive=True)
+    scan = content.index(b"\xff\xda")
+    after = content.index(b"\xff\xc4", scan)  # tables of the second scan
+    endless = content[:after] + content[scan:after] * 5000 + content[after:]
+    with pytest.raises(DecodeError, match="more than 100 scans"):
+        to_jpeg(endless, 100)
+    frame = content.index(b"\xff\xc2")
+    huge = content[: frame + 5] + (20_000).to_bytes(2, "big") * 2 + content[frame + 9 :]
+    with pytest.raises(DecodeError, match="needs more than 1 GB of memory"):
+        check(huge)
+    with pytest.raises(DecodeError, match="it has 400,000,000 pixels, more than"):
+        to_jpeg(huge, 30_000)
+    assert to_jpeg(content, 100).untouched
+
+
+def test_memory_that_is_short_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*arguments: object, **options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", exhausted)
+    with pytest.raises(MemoryError):
+        to_jpeg(encode(picture(), "PNG"), 100)
 
 
 def test_odd_metadata_and_previews_are_no_damage() -> None:

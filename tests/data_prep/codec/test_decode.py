@@ -322,10 +322,18 @@ def test_tables_and_outputs_must_fit() -> None:
 
 
 def test_headers_are_read_without_decoding() -> None:
-    assert read_header(jpeg(noise(30, 40))) == (30, 40, 3, False)
-    assert read_header(jpeg(noise(30, 40).convert("L"), exif=b"Exif\0\0II*\0")) == (30, 40, 1, True)
+    assert read_header(jpeg(noise(30, 40))) == (30, 40, 3, True, False)
+    assert read_header(jpeg(noise(30, 40).convert("L"), exif=b"Exif\0\0II*\0")) == (30, 40, 1, True, True)
     with pytest.raises(DecodeError, match="does not begin like a JPEG"):
         read_header(b"\x89PNG")
+    content = bytearray(jpeg(noise(30, 40)).tobytes())
+    frame = content.index(b"\xff\xc0")
+    for kind, precision, common in ((0xC2, 8, True), (0xC3, 8, False), (0xC9, 8, False), (0xC1, 12, False)):
+        content[frame + 1], content[frame + 4] = kind, precision
+        assert read_header(bytes(content)).common == common
+    content[frame + 5 : frame + 7] = b"\0\0"
+    with pytest.raises(DecodeError, match="claims 0×40 pixels"):
+        read_header(bytes(content))
     with pytest.raises(DecodeError, match="damaged or truncated"):
         read_header(jpeg(noise(30, 40)).tobytes()[:100])
 
