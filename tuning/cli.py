@@ -7,13 +7,14 @@ from pathlib import Path
 
 import click
 
+from data_prep.cli.local_path import LocalPath
 from data_prep.common.errors import UserError
 from pipeline.cli.train import explains_settings
 from pipeline.runtime.imports import quick_imports
 
 
 @click.command(short_help="Search over depth and width of the network; run again to resume.")
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=LocalPath())
 @click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")
 @explains_settings("tuning.config:SearchSettings")
 def tune(config: Path, overrides: tuple[str, ...]) -> None:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from data_prep.cli.local_path import LocalPath
 from data_prep.common.errors import UserError
+from data_prep.common.files import replacing
 
 if TYPE_CHECKING:
     from data_prep.format.manifest import Manifest, SplitName
@@ -22,7 +24,7 @@ SHEET = "contact-sheet.png"
 SHOWN = 20
 """Number of problems that `verify` prints; --json lists more."""
 
-Dataset = click.Path(path_type=Path)
+Dataset = LocalPath()
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -137,7 +139,7 @@ def stage(dataset: str, folder: Path, check: bool) -> None:
 
 @click.command()
 @click.argument("dataset", type=Dataset)
-@click.option("--sheet", type=click.Path(path_type=Path, dir_okay=False), help=f"PNG file  [default: DATASET/{SHEET}]")
+@click.option("--sheet", type=LocalPath(dir_okay=False), help=f"PNG file  [default: DATASET/{SHEET}]")
 @click.option("--no-sheet", is_flag=True, help="Draw no contact sheet.")
 @click.option("--split", type=click.Choice(["train", "validation"]), help="Draw this split only.")
 @click.option("--class", "class_name", metavar="CLASS", help="Draw this class only: an id, a name or an index.")
@@ -198,7 +200,8 @@ def _draw(
 
     image = draw(dataset, splits=splits or SPLITS, class_name=class_name, columns=columns, rows=rows, seed=seed)
     try:
-        image.save(path, "PNG")
+        with replacing(path, flush=False) as file:
+            image.save(file, "PNG")
     except OSError as error:
         reason = error.strerror or error
         raise UserError(

@@ -5,15 +5,21 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
+import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from data_prep.common.errors import UserError
 
+PARTIAL = ".partial"
+"""End of the names of files that are being written."""
 BLOCK = 2**23
 """Bytes in a block that is read, hashed and written."""
 SPARE = 2**24
@@ -98,17 +104,64 @@ def write_atomically(path: Path, content: bytes | str, *, flush: bool = True) ->
         content: text is encoded as UTF-8.
         flush: False leaves out the wait for the disk, for files that are worthless after a power failure.
     """
-    partial = partial_path(path)
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    with replacing(path, flush=flush) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path, *, flush: bool = True) -> Iterator[BufferedRandom]:
+    """Yields a new file, for writing and reading, that gets its name when the body ends, and is removed if it raises.
+
+    Until then its name cannot be guessed, so that no link that was put there is followed, and processes that write the
+    same file at the same time do not share it.
+
+    Args:
+        flush: as for :func:`write_atomically`.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(partial, flags, 0o666), "w+b") as file:
+        try:
+            yield file
+            file.flush()
+            if flush:
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
     if flush:
-        rename_durably(partial, path)
+        sync_folder(path.parent)
+
+
+def partials_of(path: Path) -> list[Path]:
+    """What killed processes have left of :func:`replacing` a file."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}{re.escape(PARTIAL)}")
+    return [entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name)]
+
+
+def own_folder(path: Path) -> Path:
+    """Makes a folder for unfinished work, or takes the one that an interrupted command has left.
+
+    Raises:
+        UserError: there is something else by that name, which might lead elsewhere: a link, a file, or a folder of
+            another user.
+    """
+    with suppress(FileExistsError):
+        path.mkdir(parents=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        kind = "a folder of another user" if stat.S_ISDIR(found.st_mode) else "a link or a file"
+        raise UserError(f"{path} is {kind}, and not the folder of an interrupted command: remove it")
+    return path
+
+
+def discard(path: Path) -> None:
+    """Removes a file, a link (not what it points to), or a folder with all that it holds, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
     else:
-        partial.replace(path)
-
-
-def partial_path(path: Path) -> Path:
-    """The name under which a file or folder is written before it is renamed to `path`."""
-    return path.with_name(f".{path.name}.partial")
+        path.unlink(missing_ok=True)
 
 
 def rename_durably(partial: Path, target: Path) -> None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import mmap
-import os
 import struct
 from collections.abc import Iterable
 from io import BufferedRandom
@@ -30,6 +29,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import numpy as np
 
 from data_prep.common.errors import UserError
+from data_prep.common.files import replacing
 
 VERSION = 2
 JPEG, RAW = 0, 1
@@ -181,16 +181,8 @@ def write_shard(path: Path, samples: Iterable[Sample], capacity: int) -> Written
     Raises:
         ValueError: there is no sample, there are more than `capacity`, or the format cannot hold one.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w+b") as file:
-            written = _write(file, samples, capacity)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return written
+    with replacing(path) as file:
+        return _write(file, samples, capacity)
 
 
 def content_digest(samples: Iterable[Sample]) -> str:

@@ -22,10 +22,9 @@ Count = Annotated[int, Field(ge=0)]
 
 
 def _stays_inside(name: str) -> str:
-    """Rejects names that lead out of the data set's folder: files are removed, moved and copied by them."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.name:
-        raise ValueError(f"'{name}' is not a file inside the data set's folder")
+    """Rejects what is not a plain name of an FFCV file: files are removed, moved and copied by these names."""
+    if PurePosixPath(name).name != name or not name.isprintable() or not name.endswith(".beton"):
+        raise ValueError(f"{name!r} is not the name of an FFCV file inside the data set's folder")
     return name
 
 

@@ -15,24 +15,42 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from data_prep.common.errors import UserError
-from data_prep.common.files import BLOCK, explain_os_errors, locked, require_space, sync_folder, write_atomically
+from data_prep.common.files import (
+    BLOCK,
+    discard,
+    explain_os_errors,
+    locked,
+    replacing,
+    require_space,
+    sync_folder,
+    write_atomically,
+)
 from data_prep.format import beton
 from data_prep.format.beton import METADATA, Shard
-from data_prep.format.manifest import MANIFEST_FILE, File, Manifest, Split, SplitName, load_manifest, read_manifest
+from data_prep.format.manifest import (
+    MANIFEST_FILE,
+    File,
+    FileName,
+    Manifest,
+    Split,
+    SplitName,
+    load_manifest,
+    read_manifest,
+)
 
 MERGED_NOTE = ".merged.json"
 """File in a data set's folder with the names of merged shards, to be removed when the manifest omits them."""
 MERGE_LOCK = ".merge.lock"
+_NAMES = TypeAdapter(list[FileName])
 _ROWS = 2**18  # of metadata or table that are held in memory at once
 
 Advance = Callable[[int], None]
@@ -99,8 +117,8 @@ def _merge_to(folder: Path, output: Path, advance: Advance) -> MergeResult:
                 f"{output} already exists and is not this data set: choose another OUTPUT, or delete it first"
             )
         return MergeResult(output, existing, already_there=True)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a command that was killed
+    partial = output.with_name(f".{output.name}.merging")  # not that of `prepare`
+    discard(partial)  # of a command that was killed
     partial.mkdir()
     try:
         require_space(partial, sum(map(_bytes_needed, manifest.splits.values())), "or choose another disk")
@@ -113,7 +131,7 @@ def _merge_to(folder: Path, output: Path, advance: Advance) -> MergeResult:
         partial.rename(output)
         sync_folder(output.parent)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        discard(partial)
     return MergeResult(output, manifest, already_there=False)
 
 
@@ -144,9 +162,12 @@ def _remove_leftovers(folder: Path, manifest: Manifest) -> None:
     if not note.exists():
         return
     named = {file.file for split in manifest.splits.values() for file in split.files}
-    for name in json.loads(note.read_bytes()):
-        if name not in named:
-            (folder / name).unlink(missing_ok=True)
+    try:
+        merged = _NAMES.validate_json(note.read_bytes())
+    except ValidationError:
+        raise UserError(f"{note} is not what an interrupted merge leaves behind: remove it") from None
+    for name in set(merged) - named:
+        (folder / name).unlink(missing_ok=True)
     note.unlink()
 
 
@@ -171,26 +192,18 @@ def _merge_split(folder: Path, split: Split, target: Path, advance: Advance) -> 
     pieces, page_size = _plan(folder, split)
     last = pieces[-1]
     table_start = last.start + last.end - last.begin
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        with partial.open("wb") as file, ThreadPoolExecutor(2) as hashers:
-            output = _Output(file)
-            output.write(beton.head(page_size, split.samples, table_start))
-            for piece in pieces:
-                for rows in _rows(Shard(piece.path).metadata):
-                    output.write(_moved(rows, piece.start - piece.begin))
-            for piece in pieces:
-                output.fill(piece.start)
-                _copy(piece, output, hashers, advance)
-            for piece in pieces:
-                for table in _rows(Shard(piece.path).table):
-                    output.write(_renumbered(table, piece))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-        sync_folder(target.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(target) as file, ThreadPoolExecutor(2) as hashers:
+        output = _Output(file)
+        output.write(beton.head(page_size, split.samples, table_start))
+        for piece in pieces:
+            for rows in _rows(Shard(piece.path).metadata):
+                output.write(_moved(rows, piece.start - piece.begin))
+        for piece in pieces:
+            output.fill(piece.start)
+            _copy(piece, output, hashers, advance)
+        for piece in pieces:
+            for table in _rows(Shard(piece.path).table):
+                output.write(_renumbered(table, piece))
     merged = File(file=target.name, samples=split.samples, bytes=output.position, sha256=output.digest.hexdigest())
     return split.model_copy(update={"files": [merged]})
 

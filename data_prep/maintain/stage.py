@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -19,9 +18,11 @@ from pathlib import Path
 from data_prep.common.errors import UserError
 from data_prep.common.files import (
     BLOCK,
+    discard,
     explain_os_errors,
     hash_file,
     locked,
+    own_folder,
     require_space,
     sync_folder,
     write_atomically,
@@ -126,9 +127,9 @@ class _Staging:
 
     def run(self) -> None:
         if self.target.exists():  # incomplete or damaged: it is repaired under the hidden name
-            shutil.rmtree(self.partial, ignore_errors=True)
+            discard(self.partial)
             self.target.rename(self.partial)
-        self.partial.mkdir(exist_ok=True)
+        own_folder(self.partial)
         self._remove_leftovers()
         missing = sum(file.bytes - self._present(file) for file in self.files)
         require_space(self.target.parent, missing, "or stage to another disk")
@@ -190,7 +191,8 @@ class _Staging:
     def _append(self, file: File, growing: Path) -> tuple[int, str]:
         """Completes a file; returns its size before, in bytes, and the hash of all of it."""
         digest = hashlib.sha256()
-        with growing.open("a+b", buffering=0) as output:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(growing, flags, 0o666), "a+b", buffering=0) as output:
             start = min(output.seek(0, os.SEEK_END), file.bytes)
             output.truncate(start)
             output.seek(0)

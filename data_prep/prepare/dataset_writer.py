@@ -79,6 +79,7 @@ def prepare(
         UserError: the output exists and is not this data set, another command is writing it, an image cannot be
             decoded, or the disk is full or fails. Complete shards are kept.
     """
+    output = _replaceable(output)
     if output.exists() and not _is_empty_folder(output):
         with explain_os_errors(output):
             return PrepareResult(_check_existing(source, output, spec, executor), already_there=True)
@@ -89,6 +90,20 @@ def prepare(
         manifest = manifest.model_copy(update={"name": output.name})
         folder.finish(manifest, output)
     return PrepareResult(manifest, already_there=False)
+
+
+def _replaceable(output: Path) -> Path:
+    """The folder itself, found by following links: the finished data set is renamed to it.
+
+    Raises:
+        UserError: nothing can be renamed to it; found out now, and not when all shards are written.
+    """
+    with explain_os_errors(output):
+        found = output.resolve()
+        if found.is_dir() and (found.is_mount() or found == Path.cwd()):
+            kind = "the mount point of a disk" if found.is_mount() else "the current folder"
+            raise UserError(f"{output} is {kind}, which cannot be replaced: name a folder in it, {output / 'dataset'}")
+    return found
 
 
 def _is_empty_folder(path: Path) -> bool:

@@ -25,7 +25,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from data_prep.common.errors import UserError
-from data_prep.common.files import locked, sync_folder, write_atomically
+from data_prep.common.files import discard, locked, own_folder, sync_folder, write_atomically
 from data_prep.format.manifest import (
     MANIFEST_FILE,
     SPLITS,
@@ -77,7 +77,7 @@ class PrepareWorkspace:
         folder = self.path / INDEX_FOLDER
         if not folder.is_dir():
             partial = self.path / f"{INDEX_FOLDER}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
+            discard(partial)
             partial.mkdir()
             _store(make(), partial)
             partial.rename(folder)
@@ -98,20 +98,17 @@ class PrepareWorkspace:
         return record if whole else None
 
     def finish(self, manifest: Manifest, output: Path) -> None:
-        """Adds the manifest, removes temporary files, and renames the folder to the output."""
+        """Adds the manifest, renames the folder to the output, and removes temporary files from it."""
         write_atomically(self.path / MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
-        for name in (INDEX_FOLDER, SCRATCH):
-            shutil.rmtree(self.path / name, ignore_errors=True)
-        named = {file.file for split in manifest.splits.values() for file in split.files}
-        for entry in self.path.iterdir():
-            if entry.name not in {*named, MANIFEST_FILE, LOCK}:
-                entry.unlink()
         sync_folder(self.path)
         if output.is_dir():
             output.rmdir()  # empty, or the output would not have been prepared
         self.path.rename(output)
         sync_folder(output.parent)
-        (output / LOCK).unlink(missing_ok=True)
+        named = {file.file for split in manifest.splits.values() for file in split.files}
+        for entry in list(output.iterdir()):  # now that nothing can be lost any more
+            if entry.name not in {*named, MANIFEST_FILE}:
+                discard(entry)
 
 
 @contextmanager
@@ -121,8 +118,7 @@ def claim(output: Path, spec: PrepareSpec, restart: bool) -> Iterator[PrepareWor
     Raises:
         UserError: another command is writing the output, or the folder belongs to other settings.
     """
-    folder = output.with_name(f".{output.name}.partial")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = own_folder(output.with_name(f".{output.name}.partial"))
     with locked(folder / LOCK, busy=f"{output} is being prepared by another command: wait until it ends"):
         try:
             if restart:
@@ -178,7 +174,5 @@ def _check_spec(folder: Path, output: Path, spec: PrepareSpec) -> None:
 
 def _empty(folder: Path) -> None:
     for leftover in folder.iterdir():
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        elif leftover.name != LOCK:
-            leftover.unlink()
+        if leftover.name != LOCK:
+            discard(leftover)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from data_prep.cli.local_path import LocalPath
 from pipeline.runtime.imports import quick_imports
 
 STORAGE = "Folder of the runs, for models:/ and runs:/ [runs]."
@@ -16,13 +17,11 @@ URI = "Tracking store, for models:/ and runs:/ [the one inside --storage]."
 
 @click.command(short_help="Evaluate a trained network on a prepared data set.")
 @click.argument("source")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=LocalPath())
 @click.option(
     "--split", type=click.Choice(["validation", "train"]), default="validation", help="Split to evaluate [validation]."
 )
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="Folder for the report: JSON, CSV and confusion matrix."
-)
+@click.option("--output", type=LocalPath(), help="Folder for the report: JSON, CSV and confusion matrix.")
 @click.option("--flip", is_flag=True, help="Average the predictions of each image and its mirror image.")
 @click.option("--batch-size", type=click.IntRange(1), default=100, help="Images per forward pass [100].")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the decoder, and of torch on a CPU [all cores].")
@@ -31,7 +30,7 @@ URI = "Tracking store, for models:/ and runs:/ [the one inside --storage]."
 )
 @click.option("--gpu", is_flag=True, help="Compute on this machine's first GPU.")
 @click.option("--bfloat16", is_flag=True, help="Compute in bfloat16 mixed precision, as in training.")
-@click.option("--storage", type=click.Path(path_type=Path), default=Path("runs"), help=STORAGE)
+@click.option("--storage", type=LocalPath(), default=Path("runs"), help=STORAGE)
 @click.option("--uri", help=URI)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def evaluate(
@@ -81,10 +80,10 @@ def evaluate(
 
 @click.command(short_help="Predict the classes of image files with a trained network.")
 @click.argument("source")
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=LocalPath())
 @click.option("--top", type=click.IntRange(1), default=5, help="Classes per image [5].")
 @click.option("--batch-size", type=click.IntRange(1), default=64, help="Images per forward pass [64].")
-@click.option("--storage", type=click.Path(path_type=Path), default=Path("runs"), help=STORAGE)
+@click.option("--storage", type=LocalPath(), default=Path("runs"), help=STORAGE)
 @click.option("--uri", help=URI)
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON per image, for programs.")
 def predict(
@@ -123,9 +122,9 @@ def predict(
 
 
 @click.command(short_help="Export a trained network to one file, for ONNX Runtime or torch.export.")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=LocalPath())
 @click.option("--format", "kind", type=click.Choice(["onnx", "torch-export"]), default="onnx", help="Format [onnx].")
-@click.option("--output", type=click.Path(path_type=Path), help="File [named after SOURCE, in the current folder].")
+@click.option("--output", type=LocalPath(), help="File [named after SOURCE, in the current folder].")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def export(source: Path, kind: str, output: Path | None, force: bool) -> None:
     """Exports the network of SOURCE, the folder of a run or of one of its checkpoints, to one file.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from data_prep.cli.local_path import LocalPath
 from data_prep.common.errors import UserError
 from pipeline.runtime.imports import quick_imports
 
@@ -34,7 +35,7 @@ def explains_settings(tree: str) -> Callable[[Command], Command]:
 
 
 @click.command(short_help="Train a network on a prepared data set; run again to resume.")
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=LocalPath())
 @click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")
 @explains_settings("pipeline.config.schema:Settings")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan, without training.")
@@ -88,7 +89,7 @@ def summary(outcome: Outcome, measured_on: str) -> str:
 
 
 @click.command(short_help="Show a network's layers, parameters and costs; needs no data set.")
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=LocalPath())
 @click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")
 @click.option("--classes", type=click.IntRange(1), help="Number of classes [data.classes, or that of the data set].")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -123,7 +124,7 @@ def describe(config: Path, overrides: tuple[str, ...], classes: int | None, as_j
 
 
 @click.command(short_help="Show tracked runs in the browser (MLflow, on this machine only).")
-@click.option("--storage", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of the runs [runs].")
+@click.option("--storage", type=LocalPath(), default=Path("runs"), help="Folder of the runs [runs].")
 @click.option("--uri", help="Tracking store [the one inside --storage].")
 @click.option("--port", type=click.IntRange(0, 65535), default=5000, help="Port [5000, or a free one].")
 def ui(storage: Path, uri: str | None, port: int) -> None:

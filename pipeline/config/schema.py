@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from data_prep.common.parallel import cores
 from pipeline.config.model_schema import ModelSettings, ScatteringSettings
 from pipeline.config.registered import Registered
-from pipeline.config.section import MAY_CHANGE, Fraction, Positive, Section
+from pipeline.config.section import MAY_CHANGE, Fraction, LocalPath, Positive, Section
 
 
 class RunSettings(Section):
@@ -19,16 +19,16 @@ class RunSettings(Section):
     name: Annotated[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None, MAY_CHANGE] = None
     """Folder of the run, inside `storage`; by default composed of the data set, the network and a digest of the
     settings."""
-    storage: Annotated[str, MAY_CHANGE] = "runs"
+    storage: Annotated[LocalPath, MAY_CHANGE] = "runs"
     """Folder that holds the runs; with several nodes, a folder that all of them share."""
 
 
 class DataSettings(Section):
     """The prepared data set, and how its images become batches."""
 
-    path: Annotated[str, MAY_CHANGE]
+    path: Annotated[LocalPath, MAY_CHANGE]
     """Folder written by `phasecollapse prepare` (it holds manifest.json)."""
-    stage: Annotated[str | None, MAY_CHANGE] = None
+    stage: Annotated[LocalPath | None, MAY_CHANGE] = None
     """Folder on a local disk of each node, for a `path` on a network file system: the data set is copied into it, once
     per node, and verified by its hashes before training."""
     image_size: Positive = 64

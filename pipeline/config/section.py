@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from data_prep.common.storage import is_remote, redact
 
@@ -38,5 +38,18 @@ MAY_CHANGE = MayChange()
 With another number of workers, sums are rounded differently and, unless batch statistics are synchronized, each worker
 standardizes with those of another part of a batch; the history records the number of workers.
 """
+
+
+def _check_local(path: str) -> str:
+    if is_remote(path):
+        raise ValueError(
+            "must be a path on this machine or a mounted one, not an address: 'phasecollapse stage' fetches data sets, "
+            "and checkpoint.upload copies runs"
+        )
+    return path
+
+
+LocalPath = Annotated[str, AfterValidator(_check_local)]
+"""A path, and not an address such as s3://bucket/x, which would become a folder ``s3:``."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]

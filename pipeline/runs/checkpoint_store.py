@@ -133,6 +133,8 @@ def damage(checkpoint: Path, names: Collection[str] | None = None) -> str | None
     for name, expected in files.items():
         if names is not None and name not in names:
             continue
+        if Path(name).name != name or not (checkpoint / name).is_file():  # a device would be read for ever
+            return f"{name} is missing or no file"
         try:
             if digest(checkpoint / name) != expected:
                 return f"{name} is not what was written"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.common.files import partial_path, rename_durably, write_atomically
+from data_prep.common.errors import UserError
+from data_prep.common.files import discard, own_folder, partials_of, rename_durably, replacing, write_atomically
 from tests.helpers.disks import disk_log
 
 
@@ -21,13 +22,49 @@ def test_a_file_is_replaced_by_text_or_bytes(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_file_that_cannot_be_written_keeps_its_content(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_keeps_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.json"
     file.write_text("before")
-    partial_path(file).mkdir()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError):
         write_atomically(file, "after")
     assert file.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_no_link_is_followed_and_no_name_guessed(tmp_path: Path) -> None:
+    precious, file = tmp_path / "precious", tmp_path / "a.json"
+    precious.write_text("mine")
+    names = set()
+    for content in ("one", "two"):
+        with replacing(file) as output:
+            [partial] = [entry for entry in tmp_path.iterdir() if entry.suffix == ".partial"]
+            names.add(partial.name)
+            assert partials_of(file) == [partial]
+            output.write(content.encode())
+    assert len(names) == 2
+    file.unlink()
+    file.symlink_to(precious)
+    write_atomically(file, "new")
+    assert precious.read_text() == "mine" and not file.is_symlink()
+
+
+def test_only_a_folder_of_its_own_is_taken_for_unfinished_work(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis").touch()
+    folder = tmp_path / ".out.partial"
+    assert own_folder(folder) == own_folder(folder) == folder
+    folder.rmdir()
+    folder.symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match="is a link or a file, and not the folder of an interrupted command"):
+        own_folder(folder)
+    discard(folder)
+    discard(folder)
+    assert (tmp_path / "precious" / "thesis").exists() and not folder.is_symlink()
 
 
 def test_a_folder_is_on_disk_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

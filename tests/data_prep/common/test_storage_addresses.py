@@ -41,9 +41,7 @@ def test_addresses_without_secrets_stay_as_they_are(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", SECRETS)
-@pytest.mark.parametrize(
-    "field", ["data.path", "tracking.uri", "checkpoint.upload", "start.checkpoint", "cluster.address"]
-)
+@pytest.mark.parametrize("field", ["tracking.uri", "checkpoint.upload", "start.checkpoint", "cluster.address"])
 def test_settings_with_secrets_are_refused_without_showing_them(field: str, address: str) -> None:
     section, name = field.split(".")
     content = {"data": {"path": "x"}}
@@ -51,3 +49,12 @@ def test_settings_with_secrets_are_refused_without_showing_them(field: str, addr
     with pytest.raises(UserError, match=rf"{section}: {name} must not hold a password or key") as error:
         resolve(Settings, content, "run.yaml")
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["data.path", "data.stage", "run.storage"])
+def test_an_address_is_no_path(field: str) -> None:
+    section, name = field.split(".")
+    content: dict[str, dict[str, str]] = {"data": {"path": "x"}}
+    content.setdefault(section, {})[name] = "s3://bucket/x"
+    with pytest.raises(UserError, match=rf"{field}: must be a path on this machine"):
+        resolve(Settings, content, "run.yaml")

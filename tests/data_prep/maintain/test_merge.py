@@ -195,10 +195,10 @@ def test_a_manifest_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> N
     write_dataset(folder)
     path = folder / MANIFEST_FILE
     manifest = json.loads(path.read_text())
-    for name in ("../precious", "/etc/passwd", ""):
+    for name in ("../precious.beton", "/etc/x.beton", "", "manifest.json", "sub/x.beton", "..", "a\x1b.beton"):
         manifest["splits"]["train"]["files"][0]["file"] = name
         path.write_text(json.dumps(manifest))
-        with pytest.raises(UserError, match="not a file inside the data set's folder"):
+        with pytest.raises(UserError, match="is not the name of an FFCV file inside the data set's folder"):
             merge(folder)
 
 

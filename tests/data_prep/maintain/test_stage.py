@@ -327,5 +327,5 @@ def test_impossible_addresses_and_names_are_refused(folder: Path, tmp_path: Path
     assert stage(str(folder), tmp_path / "disk").name.startswith("my-photos-")
     manifest["splits"]["train"]["files"][0]["file"] = "../../escape"
     path.write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="is not a file inside the data set's folder"):
+    with pytest.raises(UserError, match="is not the name of an FFCV file inside the data set's folder"):
         stage(str(folder), tmp_path / "disk")

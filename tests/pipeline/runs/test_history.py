@@ -29,7 +29,9 @@ def test_records_of_epochs_are_on_disk_before_they_replace_older_ones(
     records = [EpochRecord(1, 1.5, {"train/loss": 2.0})]
     with disk_log(monkeypatch) as log:
         history.write(tmp_path, records)
-    assert log == [("flush", tmp_path / f".{FILE}.partial"), ("rename", tmp_path / FILE), ("flush", tmp_path)]
+    [(_, partial), *_] = log
+    assert log == [("flush", partial), ("rename", tmp_path / FILE), ("flush", tmp_path)]
+    assert partial.parent == tmp_path and partial.name.startswith(f".{FILE}.")
     assert history.read(tmp_path) == records
 
 

@@ -141,12 +141,12 @@ def test_a_run_that_did_not_begin_leaves_nothing_and_fixes_no_setting(data: Mani
 
 def test_a_process_killed_while_it_wrote_the_identity_blocks_nothing(data: Manifest, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / ".run.yaml.partial").write_text("id: 1f")
+    (tmp_path / "mine" / ".run.yaml.0123456789abcdef.partial").write_text("id: 1f")
     with pytest.raises(UserError, match="refused"), claim(settings(tmp_path, "run.name=mine"), data):
         raise UserError("refused")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / ".run.yaml.partial").write_text("id: 1f")
+    (tmp_path / "mine" / ".run.yaml.0123456789abcdef.partial").write_text("id: 1f")
     with claim(settings(tmp_path, "run.name=mine"), data) as run:
         run.begin()
     assert not list((tmp_path / "mine").glob(".*.partial"))

@@ -1,0 +1,31 @@
+"""The type of command-line arguments that are paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from data_prep.common.errors import UserError
+from data_prep.common.storage import is_remote, redact
+
+
+class LocalPath(click.Path):
+    """A path on this machine. An address such as s3://bucket/x, which would become a folder ``s3:``, is refused."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path.
+
+        Raises:
+            UserError: it is an address.
+        """
+        if isinstance(value, str) and is_remote(value):
+            name = param.opts[0] if param and param.opts[0].startswith("-") else (param and param.human_readable_name)
+            raise UserError(
+                f"{name}: {redact(value)} is an address: name a path on this machine, and copy from there or to there"
+            )
+        return super().convert(value, param, ctx)
