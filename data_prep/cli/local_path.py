@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from data_prep.common.errors import UserError
-from data_prep.common.storage import is_remote, redact
 
 
 class LocalPath(click.Path):
@@ -23,7 +22,9 @@ class LocalPath(click.Path):
         Raises:
             UserError: it is an address.
         """
-        if isinstance(value, str) and is_remote(value):
+        if isinstance(value, str) and "://" in value:
+            from data_prep.common.storage import redact
+
             name = param.opts[0] if param and param.opts[0].startswith("-") else (param and param.human_readable_name)
             raise UserError(
                 f"{name}: {redact(value)} is an address: name a path on this machine, and copy from there or to there"

@@ -138,6 +138,12 @@ def prepare(paths: tuple[str, ...], cluster: str | None, workers: int | None, re
     *given, output = paths
     if len(given) > 1:
         raise UserError(f"prepare takes a SOURCE and an OUTPUT, but got {len(paths)} arguments: {' '.join(paths)}")
+    if "://" in output:
+        from data_prep.common.storage import redact
+
+        raise UserError(
+            f"OUTPUT: {redact(output)} is an address: prepare into a folder on this machine, and copy it there"
+        )
     name = given[0] if given else DEFAULT_SOURCE
     if not given and Path(output, "train").is_dir():
         raise UserError(
@@ -236,6 +242,8 @@ def _write(
     with ExitStack() as bar:
 
         def on_estimate(estimate: Estimate) -> None:
+            for sentence in estimate.passed_over:
+                click.echo(f"warning: {sentence}", err=True)
             click.echo(_format_estimate(estimate), err=True)
             bar.enter_context(progress.shown(estimate.images))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,9 +16,17 @@ IMAGENET = "imagenet"
 
 
 def number(ids: Iterable[str], known: dict[str, str] | None = None) -> list[ImageClass]:
-    """Classes in the order of `ids`, which are numbered 0, 1, 2, …; a name is `known`, or ImageNet's, or the id."""
+    """Classes in the order of `ids`, which are numbered 0, 1, 2, …; a name is `known`, or ImageNet's, or the id.
+
+    Where two classes have the same name, such as ImageNet's cranes, the id stands behind it.
+    """
     names = {**imagenet(), **(known or {})}
-    return [ImageClass(index=index, id=name, name=names.get(name, name)) for index, name in enumerate(ids)]
+    named = [(one, names.get(one, one)) for one in ids]
+    times = Counter(name for _, name in named)
+    return [
+        ImageClass(index=index, id=one, name=f"{name} ({one})" if times[name] > 1 else name)
+        for index, (one, name) in enumerate(named)
+    ]
 
 
 @functools.cache

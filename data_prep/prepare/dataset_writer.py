@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -51,6 +51,8 @@ class Estimate(NamedTuple):
     bytes: int
     seconds: float
     free_bytes: int
+    passed_over: Sequence[str] = ()
+    """Sentences on files of the source that are not among the images."""
 
 
 def prepare(
@@ -98,6 +100,10 @@ def _replaceable(output: Path) -> Path:
     Raises:
         UserError: nothing can be renamed to it; found out now, and not when all shards are written.
     """
+    try:
+        output.name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{output} is not in UTF-8: choose another output") from None
     with explain_os_errors(output):
         found = output.resolve()
         if found.is_dir() and (found.is_mount() or found == Path.cwd()):
@@ -149,7 +155,7 @@ def _write(
     missing = [shard for shard in plan if records[shard] is None]
     if missing:
         estimate = _estimate(folder.path, index, spec, missing, executor.count * threads)
-        on_estimate(estimate)
+        on_estimate(estimate._replace(passed_over=index.passed_over))
         if estimate.bytes > estimate.free_bytes:
             raise UserError(
                 f"the data set needs about {estimate.bytes / 1e9:.1f} GB, but {folder.path.parent} has "

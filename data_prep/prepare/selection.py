@@ -60,7 +60,7 @@ class Selection:
             path = scratch / f"{split}-chosen.arrow"
             write_table(self._choose(table, split, renumbered), path)
             tables[split] = map_table(path)
-        return ImageIndex(chosen_classes, tables)
+        return ImageIndex(chosen_classes, tables, whole.passed_over)
 
     def _choose(self, table: pa.Table, split: SplitName, renumbered: np.ndarray) -> Iterator[pa.RecordBatch]:
         labels = renumbered[table["label"].to_numpy()]
@@ -83,6 +83,8 @@ def _find(classes: list[ImageClass], name: str) -> ImageClass:
     for each in classes:
         if name in (each.id, each.name):
             return each
+    if several := [each.id for each in classes if each.name == f"{name} ({each.id})"]:
+        raise UserError(f"{name} is the name of several classes: name one by its id, {' or '.join(several)}")
     known = [text for each in classes for text in (each.id, each.name)]
     close = difflib.get_close_matches(name, known, 3)
     hint = f": did you mean {', '.join(close)}?" if close else ""

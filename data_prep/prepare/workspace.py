@@ -41,7 +41,7 @@ from data_prep.prepare.spec import PrepareSpec
 from data_prep.sources.image_index import ImageIndex, map_table, write_table
 
 LOCK, SPEC_FILE, INDEX_FOLDER, SCRATCH = ".lock", "request.json", "listing", "scratch"
-_CLASSES = "classes.json"
+_CLASSES, _PASSED_OVER = "classes.json", "passed-over.json"
 
 
 class ShardRecord(Record):
@@ -139,7 +139,7 @@ def load_index(folder: Path) -> ImageIndex:
         path = stored / f"{split}.arrow"
         if path.exists():
             splits[split] = map_table(path)
-    return ImageIndex(classes, splits)
+    return ImageIndex(classes, splits, json.loads((stored / _PASSED_OVER).read_text(encoding="utf-8")))
 
 
 def record_path(folder: Path, split: SplitName, number: int) -> Path:
@@ -150,6 +150,7 @@ def record_path(folder: Path, split: SplitName, number: int) -> Path:
 def _store(index: ImageIndex, folder: Path) -> None:
     classes = json.dumps([each.model_dump() for each in index.classes])
     (folder / _CLASSES).write_text(classes, encoding="utf-8")
+    (folder / _PASSED_OVER).write_text(json.dumps(list(index.passed_over)), encoding="utf-8")
     for split, table in index.splits.items():
         write_table(table.to_batches(), folder / f"{split}.arrow")
 

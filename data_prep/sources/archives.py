@@ -7,6 +7,7 @@ import gzip
 import io
 import lzma
 import os
+import posixpath
 import shutil
 import tarfile
 import zlib
@@ -18,7 +19,7 @@ from data_prep.common import storage
 from data_prep.common.errors import UserError
 from data_prep.common.parallel import Executor
 from data_prep.sources.folders import FOLDERS, arrange
-from data_prep.sources.image_index import ImageIndex, IndexedImage
+from data_prep.sources.image_index import ImageIndex, IndexedImage, PassedOver, is_clutter
 
 BLOCK = 2**20
 """Bytes in a block that is read."""
@@ -48,7 +49,9 @@ class ArchivedFolders:
         """
         plain = self._archive.partition("?")[0].endswith(".tar")
         archive = self._archive if plain else str(self._decompress(scratch))
-        return arrange(self.location, _below_root(scan(archive)), scratch, self._names)
+        passed_over = PassedOver()
+        found = _below_root(with_links(archive, passed_over))
+        return arrange(self.location, found, scratch, self._names, passed_over=passed_over)
 
     def _decompress(self, scratch: Path) -> Path:
         plain = scratch / "source.tar"
@@ -65,11 +68,46 @@ class ArchivedFolders:
         return plain
 
 
-def scan(archive: str, start: int = 0, end: int | None = None) -> Iterator[IndexedImage]:
+def with_links(archive: str, passed_over: PassedOver) -> Iterator[IndexedImage]:
+    """The files in a plain tar archive, and then those that links in it stand for, under the names of the links.
+
+    Raises:
+        UserError: see :func:`scan`.
+    """
+    links: dict[str, str] = {}
+    yield from scan(archive, on_link=links.__setitem__)
+    if not links:
+        return
+    targets: dict[str, str | None] = {name: _end_of(name, links) for name in links}
+    wanted = set(targets.values())
+    there = {image.name: image for image in scan(archive) if image.name in wanted}
+    for name, target in targets.items():
+        if target in there:
+            yield there[target]._replace(name=name)
+        else:
+            passed_over.add("links that lead nowhere, pipes and devices", name)
+
+
+def _end_of(name: str, links: dict[str, str]) -> str | None:
+    """The file at the end of a chain of links; None if the chain has none."""
+    for _ in range(len(links) + 1):
+        if name not in links:
+            return name
+        name = links[name]
+    return None
+
+
+def scan(
+    archive: str,
+    start: int = 0,
+    end: int | None = None,
+    on_link: Callable[[str, str], None] = lambda name, target: None,
+) -> Iterator[IndexedImage]:
     """The files in a plain tar archive, as ranges of its bytes, in its order.
 
     Args:
         start, end: range of the archive, if it is itself inside a file.
+        on_link: called with the name of each hard or symbolic link, and that of the member that it leads to.
 
     Raises:
         UserError: the archive cannot be read, is truncated or damaged.
@@ -86,6 +124,10 @@ def scan(archive: str, start: int = 0, end: int | None = None) -> Iterator[Index
                         break
                     if member.isfile():
                         yield IndexedImage(member.name.removeprefix("./"), archive, member.offset_data, member.size)
+                    elif member.islnk() or member.issym():
+                        folder = posixpath.dirname(member.name) if member.issym() else ""
+                        target = posixpath.normpath(posixpath.join(folder, member.linkname))
+                        on_link(member.name.removeprefix("./"), target)
                     name, members.members = member.name, []  # type: ignore[attr-defined]  # it would keep all it has seen
             file.seek(-(-after // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
             closed = after <= end and len(file.read(tarfile.BLOCKSIZE)) == tarfile.BLOCKSIZE
@@ -108,14 +150,14 @@ def _buffered(archive: str) -> BinaryIO:
 
 
 def _below_root(found: Iterator[IndexedImage]) -> Iterator[IndexedImage]:
-    """Images with paths relative to the parent of a split's folder, without files elsewhere and hidden ones."""
+    """Files with paths relative to the parent of a split's folder, where they are in one."""
     splits = {name for names in FOLDERS.values() for name in names}
     for image in found:
         parts = image.name.split("/")
-        if parts[-1].startswith("."):
-            continue
         start = next((place for place, part in enumerate(parts[:-2]) if part in splits), None)
-        if start is not None:
+        if start is None or is_clutter("/".join(parts[:start])):
+            yield image  # to be counted
+        else:
             yield image._replace(name="/".join(parts[start:]))
 
 

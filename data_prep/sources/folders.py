@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,14 @@ from data_prep.common.errors import UserError
 from data_prep.common.parallel import Executor
 from data_prep.format import class_names
 from data_prep.format.manifest import SPLITS, SplitName
-from data_prep.sources.image_index import ImageIndex, ImageIndexBuilder, IndexedImage
+from data_prep.sources.image_index import (
+    HIDDEN_OR_CLUTTER,
+    ImageIndex,
+    ImageIndexBuilder,
+    IndexedImage,
+    PassedOver,
+    is_clutter,
+)
 from data_prep.sources.registry import ImageSource
 
 FOLDERS: dict[SplitName, tuple[str, ...]] = {
@@ -39,8 +47,8 @@ def open_source(location: str, class_names: Path | str | None = None) -> ImageSo
 class ClassFolders:
     """A folder `{train,val}/<class id>/<image files>`.
 
-    Every file in a class folder counts as an image, with any name, except hidden files (.DS_Store); a file that is no
-    image is reported when it is read. Classes are numbered in the alphabetical order of their ids.
+    Every file in a class folder counts as an image, with any name, except hidden files and known clutter; a file that
+    is no image is reported when it is read. Classes are numbered in the alphabetical order of their ids.
 
     Args:
         root: path or address of the folder that holds a folder `train` and one called val, valid, validation or test.
@@ -72,7 +80,8 @@ class ClassFolders:
             return arrange(self.location, found, scratch, self._names)
         root = Path(self._root)
         known = next((class_names.read_names(root / name) for name in NAME_FILES if (root / name).is_file()), {})
-        return arrange(self.location, _walk(root), scratch, self._names, known)
+        passed_over = PassedOver()
+        return arrange(self.location, _walk(root, passed_over), scratch, self._names, known, passed_over)
 
 
 def arrange(
@@ -81,16 +90,26 @@ def arrange(
     scratch: Path,
     names: Path | str | None,
     known: dict[str, str] | None = None,
+    passed_over: PassedOver | None = None,
 ) -> ImageIndex:
-    """The index of images whose paths are SPLIT/CLASS/FILE; other files are ignored.
+    """The index of images whose paths are SPLIT/CLASS/FILE; other files are passed over.
+
+    Args:
+        passed_over: counts them, and those that were passed over before.
 
     Raises:
         UserError: a split has no images, splits have different classes, images lie too deep, or `names` lacks a class.
     """
     builders: dict[str, ImageIndexBuilder] = {}
+    passed_over = passed_over or PassedOver()
     for image in found:
         split, *rest = image.name.split("/")
+        if is_clutter(image.name):
+            passed_over.add(HIDDEN_OR_CLUTTER, image.name)
+            continue
         if len(rest) < 2 or split not in _SPLIT_FOLDERS:
+            if image.name not in NAME_FILES:
+                passed_over.add("in no folder of a class", image.name)
             continue
         if len(rest) > 2:
             raise UserError(
@@ -113,7 +132,7 @@ def arrange(
     if missing:
         raise UserError(f"{names} has no line for {_some(missing)}: add a line 'id name' for every class")
     tables = {split: each.table(ids) for split, each in chosen.items()}
-    return ImageIndex(class_names.number(ids, given or known), tables)
+    return ImageIndex(class_names.number(ids, given or known), tables, passed_over.sentences())
 
 
 def _class_ids(location: str, splits: dict[SplitName, ImageIndexBuilder]) -> list[str]:
@@ -129,31 +148,43 @@ def _class_ids(location: str, splits: dict[SplitName, ImageIndexBuilder]) -> lis
     return sorted(ids["train"])
 
 
-def _walk(root: Path) -> Iterable[IndexedImage]:
+def _walk(root: Path, passed_over: PassedOver) -> Iterable[IndexedImage]:
     """The files of a local folder; raises a UserError at an empty class folder."""
     for names in FOLDERS.values():
         split = next((name for name in names if (root / name).is_dir()), None)
-        for folder in sorted(_visible(root / split), key=_name) if split else ():
-            if not folder.is_dir():
+        for folder in _entries(root / split) if split else ():
+            if _kind(folder) != stat.S_IFDIR or is_clutter(folder.name):
+                yield IndexedImage(f"{split}/{folder.name}", folder.path, 0, 0)  # to be counted
                 continue
-            entries = sorted(_visible(Path(folder.path)), key=_name)
-            if not entries:
+            listed = 0
+            for entry in _entries(Path(folder.path)):
+                name = f"{split}/{folder.name}/{entry.name}"
+                kind = _kind(entry)
+                if kind == stat.S_IFDIR:
+                    yield IndexedImage(f"{name}/…", entry.path, 0, 0)
+                elif kind != stat.S_IFREG:  # reading a pipe would wait for ever
+                    passed_over.add("links that lead nowhere, pipes and devices", name)
+                else:
+                    listed += not is_clutter(name)
+                    yield IndexedImage(name, entry.path, 0, entry.stat().st_size)
+            if not listed:
                 raise UserError(
                     f"class folder {folder.path} has no images: add some, or remove the class from every split"
                 )
-            for entry in entries:
-                deeper = "/…" if entry.is_dir() else ""
-                yield IndexedImage(f"{split}/{folder.name}/{entry.name}{deeper}", entry.path, 0, entry.stat().st_size)
 
 
-def _name(entry: os.DirEntry[str]) -> str:
-    return entry.name
+def _kind(entry: os.DirEntry[str]) -> int:
+    """What an entry, or the end of a link, is; 0 if a link leads nowhere or in a circle."""
+    try:
+        return stat.S_IFMT(entry.stat().st_mode)
+    except OSError:
+        return 0
 
 
-def _visible(folder: Path) -> list[os.DirEntry[str]]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
+            return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"folder {folder} cannot be read: {error.strerror}") from None
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, printable
 from data_prep.format.manifest import SPLITS, ImageClass, SplitName
 
 IMAGES = pa.schema(
@@ -34,6 +34,37 @@ BATCH_ROWS = 2**14
 """Number of images of an index that are in memory at a time."""
 CACHE_KILOBYTES = 2**14
 """Memory of an index builder, in kB; it keeps the rest on the disk."""
+
+
+CLUTTER = frozenset(
+    {"thumbs.db", "desktop.ini", "icon\r", "@eadir", "__macosx", "lost+found", "#recycle", "$recycle.bin"}
+)
+"""Names, in lower case, of files and folders that desktops, network drives and archivers leave behind."""
+HIDDEN_OR_CLUTTER = "hidden files and known clutter"
+
+
+def is_clutter(path: str) -> bool:
+    """Whether a file, or a folder that it is in, is hidden or clutter; `path` is relative to the source's root."""
+    return any(part.startswith(".") or part.lower() in CLUTTER for part in path.split("/"))
+
+
+class PassedOver:
+    """Counts of files by the reason for which they were passed over, with an example of each."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, str]] = {}
+
+    def add(self, reason: str, path: str) -> None:
+        """Counts a file."""
+        count, example = self._found.get(reason, (0, path))
+        self._found[reason] = (count + 1, example)
+
+    def sentences(self) -> list[str]:
+        """One for each reason."""
+        return [
+            f"{count} passed over ({reason}), such as {printable(path)}"
+            for reason, (count, path) in self._found.items()
+        ]
 
 
 class IndexedImage(NamedTuple):
@@ -59,7 +90,13 @@ class ImageIndexBuilder:
         self._rows: list[tuple[str, str, str, int, int]] = []
         database = folder / f"{split}.sqlite"
         database.unlink(missing_ok=True)  # left by an interrupted command
-        self._database = sqlite3.connect(database, isolation_level=None)
+        try:
+            self._database = sqlite3.connect(database, isolation_level=None)
+        except sqlite3.OperationalError as error:
+            raise UserError(
+                f"{database} cannot be opened ({error}): its path has {len(str(database))} characters, choose an "
+                "output with a shorter one"
+            ) from None
         for setting in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{CACHE_KILOBYTES}"):
             self._database.execute(f"PRAGMA {setting}")
         self._database.execute(
@@ -154,6 +191,8 @@ class ImageIndex:
     classes: list[ImageClass]
     splits: dict[SplitName, pa.Table]
     """Tables of the schema IMAGES, in an order that depends on the content of the source alone."""
+    passed_over: Sequence[str] = ()
+    """Sentences on files that are not listed."""
 
     def samples(self) -> int:
         """Number of images in all splits."""

@@ -19,6 +19,10 @@ _NAMES: dict[SplitName, re.Pattern[str]] = {
 }
 
 
+MOST_CLASSES = 100_000
+"""Labels are smaller: larger ones are no numbers of classes, but hashes or identities."""
+
+
 class LabelledImage(NamedTuple):
     """An image, and the number of its class."""
 
@@ -33,10 +37,10 @@ def files_of_splits(location: str, suffix: str) -> dict[SplitName, list[str]]:
         UserError: a split has no files.
     """
     names = [entry.name for entry in storage.list_files(location) if entry.name.endswith(suffix)]
-    found: dict[SplitName, list[str]] = {
-        split: [storage.join(location, *name.split("/")) for name in names if _NAMES[split].search(name)]
-        for split in SPLITS
-    }
+    found: dict[SplitName, list[str]] = {split: [] for split in SPLITS}
+    for name in names:
+        if split_name := _split_of(name):
+            found[split_name].append(storage.join(location, *name.split("/")))
     # A test split beside a validation split has no labels, as in ImageNet.
     if any(re.search("val", name) for name in names):
         found["validation"] = [each for each in found["validation"] if re.search("val", each.rsplit("/", 1)[-1])]
@@ -47,6 +51,17 @@ def files_of_splits(location: str, suffix: str) -> dict[SplitName, list[str]]:
                 f"hold {'train' if split == 'train' else 'val, validation or test'}"
             )
     return found
+
+
+def _split_of(path: str) -> SplitName | None:
+    """The split that a file's name says, or else the name of the nearest folder that says one."""
+    for part in reversed(path.split("/")):
+        said = [split for split in SPLITS if _NAMES[split].search(part)]
+        if len(said) == 1:
+            return said[0]
+        if said:
+            raise UserError(f"{path} is named after both splits: rename it")
+    return None
 
 
 def to_index(
@@ -65,7 +80,7 @@ def to_index(
     largest = -1
     for split in SPLITS:
         for label, image in images[split]:
-            if label < 0 or (given and label >= len(given)):
+            if not 0 <= label < (len(given) if given else MOST_CLASSES):
                 raise UserError(f"{image.name} of {location} has label {label}, which no class has")
             largest = max(largest, label)
             builders[split].add(str(label), image)

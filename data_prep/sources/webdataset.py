@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from data_prep.codec.convert import SUFFIXES
 from data_prep.common import storage
 from data_prep.common.errors import UserError
 from data_prep.common.parallel import Advance, Executor
 from data_prep.format.manifest import SPLITS, SplitName
 from data_prep.sources.archives import scan
-from data_prep.sources.image_index import ImageIndex, IndexedImage
+from data_prep.sources.image_index import HIDDEN_OR_CLUTTER, ImageIndex, IndexedImage, PassedOver, is_clutter
 from data_prep.sources.labelled import LabelledImage, files_of_splits, to_index
 from data_prep.sources.registry import FolderNames
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "ppm", "bmp")
 LABELS = ("cls", "json")
 
 
@@ -52,43 +53,65 @@ class WebDataset:
             UserError: a shard is damaged, or an image has no label.
         """
         shards = files_of_splits(self._folder, ".tar")
-        images: dict[SplitName, Iterable[LabelledImage]] = {
-            split: (each for found in executor.map(_read_shard, shards[split]) for each in found) for split in SPLITS
-        }
-        return to_index(self.location, images, scratch, self._names)
+        passed_over = PassedOver()
+
+        def images_of(split: SplitName) -> Iterator[LabelledImage]:
+            for images, others in executor.map(_read_shard, shards[split]):
+                for reason, path in others:
+                    passed_over.add(reason, path)
+                yield from images
+
+        images: dict[SplitName, Iterable[LabelledImage]] = {split: images_of(split) for split in SPLITS}
+        index = to_index(self.location, images, scratch, self._names)
+        return replace(index, passed_over=passed_over.sentences())
 
 
-def _read_shard(archive: str, advance: Advance) -> list[LabelledImage]:
-    """The images of a shard."""
-    return list(_pair(archive, scan(archive)))
+def _read_shard(archive: str, advance: Advance) -> tuple[list[LabelledImage], list[tuple[str, str]]]:
+    """The images of a shard, and the reasons and paths of other members."""
+    others: list[tuple[str, str]] = []
+    return list(_pair(archive, scan(archive, on_link=lambda name, _: others.append(("links", name))), others)), others
 
 
-def _pair(archive: str, members: Iterator[IndexedImage]) -> Iterator[LabelledImage]:
+def _pair(archive: str, members: Iterator[IndexedImage], others: list[tuple[str, str]]) -> Iterator[LabelledImage]:
     """Images with their labels; the members of a key are consecutive."""
     key: str | None = None
     parts: dict[str, IndexedImage] = {}
     for member in members:
+        if is_clutter(member.name):
+            others.append((HIDDEN_OR_CLUTTER, member.name))
+            continue
         folder, _, name = member.name.rpartition("/")
         stem, _, suffix = name.partition(".")
         if (found := f"{folder}/{stem}") != key:
-            yield from _label(archive, key, parts)
+            yield from _label_all(archive, key, parts, others)
             key, parts = found, {}
         parts[suffix.lower()] = member
-    yield from _label(archive, key, parts)
+    yield from _label_all(archive, key, parts, others)
 
 
-def _label(archive: str, key: str | None, parts: dict[str, IndexedImage]) -> Iterator[LabelledImage]:
-    image = next((parts[suffix] for suffix in IMAGES if suffix in parts), None)
-    if image is None:
-        return
+def _label_all(
+    archive: str, key: str | None, parts: dict[str, IndexedImage], others: list[tuple[str, str]]
+) -> Iterator[LabelledImage]:
+    """The image KEY.jpg of a sample; without one, all of its images, such as KEY.left.jpg."""
+    images = [suffix for suffix in parts if f".{suffix.rpartition('.')[2]}" in SUFFIXES]
+    plain = [suffix for suffix in images if "." not in suffix]
+    for suffix in plain[:1] or images:
+        yield _label(archive, key, parts, suffix)
+    if parts and not images:
+        others.append(("samples without an image", next(iter(parts.values())).name))
+
+
+def _label(archive: str, key: str | None, parts: dict[str, IndexedImage], kind: str) -> LabelledImage:
+    image, prefix = parts[kind], kind.rpartition(".")[0]
     place = f"{storage.redact(archive)}: {image.name}"
-    suffix = next((suffix for suffix in LABELS if suffix in parts), None)
+    names = [f"{prefix}.{label}" for label in LABELS if prefix] + [*LABELS]
+    suffix = next((name for name in names if name in parts), None)
     if suffix is None:
         raise UserError(f"{place} has no label: it needs a member {(key or '').strip('/')}.cls, or .json with a label")
     text = storage.read_range(archive, parts[suffix].offset, parts[suffix].size)
     try:
-        label = int(text) if suffix == "cls" else int(json.loads(text)["label"])
+        label = int(text) if suffix.endswith("cls") else int(json.loads(text)["label"])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{place} has a label that is not a number: {text[:40]!r}") from None
     shard = archive.partition("?")[0].rsplit("/", 1)[-1]
-    yield LabelledImage(label, image._replace(name=f"{shard}/{image.name}"))
+    return LabelledImage(label, image._replace(name=f"{shard}/{image.name}"))

@@ -7,8 +7,6 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from data_prep.common.storage import is_remote, redact
-
 
 class Section(BaseModel):
     """A part of the settings tree: immutable, every field documented, unknown fields forbidden."""
@@ -19,7 +17,7 @@ class Section(BaseModel):
     def _check_secrets(self) -> Self:
         """Settings are stored with every run, shown, and sent to MLflow."""
         for name, value in self:
-            if isinstance(value, str) and is_remote(value) and redact(value) != value:
+            if isinstance(value, str) and "://" in value and _redact(value) != value:
                 raise ValueError(
                     f"{name} must not hold a password or key, as settings are stored and shown: put it into the "
                     "environment (AWS_ACCESS_KEY_ID, MLFLOW_TRACKING_PASSWORD, …)"
@@ -40,8 +38,14 @@ standardizes with those of another part of a batch; the history records the numb
 """
 
 
+def _redact(address: str) -> str:
+    from data_prep.common import storage  # imports pyarrow, which most settings do not need
+
+    return storage.redact(address)
+
+
 def _check_local(path: str) -> str:
-    if is_remote(path):
+    if "://" in path:
         raise ValueError(
             "must be a path on this machine or a mounted one, not an address: 'phasecollapse stage' fetches data sets, "
             "and checkpoint.upload copies runs"

@@ -17,7 +17,7 @@ from data_prep.common.errors import UserError
 from data_prep.common.files import hash_file
 from data_prep.format import beton
 from data_prep.format.manifest import MANIFEST_FILE, load_manifest
-from data_prep.maintain.merge import bytes_to_read, merge
+from data_prep.maintain.merge import MERGED_NOTE, bytes_to_read, merge
 from tests.helpers.datasets import content, save, write_dataset
 from tests.helpers.disks import fill, small_disk
 
@@ -200,6 +200,31 @@ def test_a_manifest_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> N
         path.write_text(json.dumps(manifest))
         with pytest.raises(UserError, match="is not the name of an FFCV file inside the data set's folder"):
             merge(folder)
+
+
+@pytest.mark.parametrize(
+    "note",
+    ['["../thesis"]', '["/thesis"]', '["manifest.json"]', '["."]', '{"a": 1}', "[1]", "no JSON", '["a/b.beton"]'],
+)
+def test_a_note_from_elsewhere_removes_nothing(tmp_path: Path, note: str) -> None:
+    folder = tmp_path / "set"
+    write_dataset(folder)
+    (tmp_path / "thesis").touch()
+    (folder / MERGED_NOTE).write_text(note.replace('"/', f'"{tmp_path}/'))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"\.merged\.json is not what an interrupted merge leaves behind: remove it"):
+        merge(folder)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_link_beside_the_output_is_removed_and_not_followed(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis").touch()
+    (tmp_path / ".out.merging").symlink_to(tmp_path / "home")
+    (tmp_path / ".out.partial").symlink_to(tmp_path / "home")
+    assert len(merge(tmp_path / "set", tmp_path / "out").manifest.splits["train"].files) == 1
+    assert (tmp_path / "home" / "thesis").exists() and (tmp_path / ".out.partial").is_symlink()
 
 
 def test_a_second_merge_is_refused_while_the_first_runs(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from data_prep.common.errors import UserError
 from data_prep.format.manifest import MANIFEST_FILE, load_manifest
 from data_prep.maintain import remote_reader
 from data_prep.maintain.merge import merge
-from data_prep.maintain.stage import stage
+from data_prep.maintain.stage import folder_name, stage
 from tests.helpers.checkout import ROOT
 from tests.helpers.datasets import content, write_dataset
 from tests.helpers.disks import fill, small_disk
@@ -53,7 +53,7 @@ PROGRAM = """
 import os, signal, sys, threading, time
 from pathlib import Path
 from data_prep.maintain import remote_reader
-from data_prep.maintain.stage import stage
+from data_prep.maintain.stage import folder_name, stage
 remote_reader.BLOCK = 2**18
 location, folder, kill_after, others = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 copied, lock = 0, threading.Lock()
@@ -311,6 +311,17 @@ def test_object_storage_that_is_damaged_missing_or_away_is_reported_without_its_
     ) as error:
         stage(location, tmp_path / "disk")
     assert "secret" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_link_in_the_place_of_unfinished_work_is_not_followed(folder: Path, tmp_path: Path) -> None:
+    name = folder_name(load_manifest(folder))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis").touch()
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / f".{name}.partial").symlink_to(tmp_path / "home")
+    with pytest.raises(UserError, match="is a link or a file, and not the folder of an interrupted command: remove it"):
+        stage(str(folder), tmp_path / "disk")
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["thesis"]
 
 
 def test_impossible_addresses_and_names_are_refused(folder: Path, tmp_path: Path) -> None:

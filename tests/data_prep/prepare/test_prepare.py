@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -24,6 +26,7 @@ from data_prep.prepare.spec import PrepareSpec
 from data_prep.sources.folders import ClassFolders
 from data_prep.sources.image_index import ImageIndex
 from data_prep.sources.textures import Textures
+from tests.helpers.disks import small_disk
 from tests.helpers.images import encode, picture
 
 
@@ -294,6 +297,62 @@ def test_an_output_below_a_file_is_named(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file.* cannot be read or written \(Not a directory\)"):
         run(photos, tmp_path / "file" / "out")
+
+
+def test_an_output_that_cannot_be_replaced_is_found_out_before_an_image_is_written(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_disk(tmp_path / "disk", 64) as disk:
+        with pytest.raises(
+            UserError, match="disk is the mount point of a disk, which cannot be replaced: name a folder"
+        ):
+            run(photos, disk)
+        assert list(disk.iterdir()) == []
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match="is the current folder, which cannot be replaced"):
+        run(photos, ".")
+    with pytest.raises(UserError, match=r"OUTPUT: s3://bucket/x is an address"):
+        run(photos, "s3://me:secret@bucket/x")
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "disk", "here"}
+
+
+def test_an_output_that_is_a_link_is_what_it_leads_to(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "large")
+    run(photos, tmp_path / "out")
+    assert (tmp_path / "out").is_symlink() and load_manifest(tmp_path / "large").digest
+
+
+def test_finished_shards_outlive_an_output_that_could_not_be_renamed_to(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def busy(path: Path, target: Path) -> Path:
+        if target.name == "out":
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", busy)
+
+        with pytest.raises(UserError, match="busy"):
+            run(photos, tmp_path / "out")
+    before = {path.name: path.stat().st_ino for path in (tmp_path / ".out.partial").glob("*.beton")}
+    assert before
+    run(photos, tmp_path / "out")
+    assert {path.name: path.stat().st_ino for path in (tmp_path / "out").glob("*.beton")} == before
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".beton", ".json"}
+
+
+def test_work_is_not_continued_behind_a_link(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis").touch()
+    (tmp_path / ".out.partial").symlink_to(tmp_path / "home")
+    with pytest.raises(UserError, match="is a link or a file, and not the folder of an interrupted command: remove it"):
+        run(photos, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["thesis"]
 
 
 def test_damaged_data_sets_are_refused(textures: Path, tmp_path: Path) -> None:
