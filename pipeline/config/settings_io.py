@@ -10,7 +10,8 @@ import json
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -48,8 +49,11 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def override(content: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+def override(content: dict[str, Any], assignments: Sequence[str], tree: type[Section] | None = None) -> dict[str, Any]:
     """A copy of `content` with the ``section.field=value`` of each assignment applied; values are read as YAML.
+
+    Args:
+        tree: of the settings; what its fields of text are given stays as it was written, such as run.name=20240101.
 
     Raises:
         UserError: an assignment is not of that form, or goes through something that is not a section.
@@ -64,6 +68,8 @@ def override(content: dict[str, Any], assignments: Sequence[str]) -> dict[str, A
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise UserError(f"override '{assignment}': the value is not valid YAML") from None
+        if tree and value is not None and not isinstance(value, str) and _takes_text(tree, keys):
+            value = text
         section = result
         for key in keys[:-1]:
             inner = section.get(key)
@@ -75,6 +81,26 @@ def override(content: dict[str, Any], assignments: Sequence[str]) -> dict[str, A
             section = section[key]
         section[keys[-1]] = value
     return result
+
+
+def _takes_text(tree: type[Section], keys: Sequence[str]) -> bool:
+    """Whether the field of these names holds text, and nothing else."""
+    field = tree.model_fields.get(keys[0])
+    if field is None:
+        return False
+    if len(keys) > 1:
+        return any(_takes_text(section, keys[1:]) for section in sections(field.annotation).values())
+    kinds = _kinds(field.annotation)
+    return str in kinds and kinds <= {str, NoneType}
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that a field may have, without what annotates them."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return {kind for part in get_args(annotation) for kind in _kinds(part)}
+    return {annotation}
 
 
 def resolve(tree: type[Tree], content: Mapping[str, Any], source: str) -> Tree:
@@ -98,7 +124,7 @@ def load(path: Path, assignments: Sequence[str] = ()) -> Settings:
     content = load_yaml(path)
     if "search" in content and "train" in content:
         raise UserError(f"{path} describes a search, not a run: phasecollapse tune {path}")
-    return resolve(Settings, override(content, assignments), str(path))
+    return resolve(Settings, override(content, assignments, Settings), str(path))
 
 
 def explain(tree: type[Section], prefix: str = "") -> str:
@@ -203,4 +229,6 @@ def _explain(problem: Any, tree: type[Section], source: str) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error" and not message.startswith("Input should be"):  # it names the fields itself
         return f"{source}: {path + ': ' if path else ''}{message}"
+    if problem["type"] == "string_type" and isinstance(problem["input"], int | float):
+        message = "it is text: put it into quotes"  # YAML makes a number of 20240101, and true of on
     return f"{source}: setting '{path}' is {problem['input']!r}: {message}"

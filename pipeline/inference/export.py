@@ -3,8 +3,8 @@
     pixels   uint8 (B, H, W, 3), RGB; any B, H and W as in training
     logits   float32 (B, classes)
 
-The file includes the normalization of pixels and the names of the classes. Before it gets its name, it is run on
-batches of sizes other than the traced one, and must give the network's logits.
+The file includes the normalization of pixels, the names and ids of the classes, and what was done to images before.
+Before it gets its name, it is run on batches of sizes other than the traced one, and must give the network's logits.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from torch import Tensor
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import rename_durably
+from data_prep.prepare.spec import MAX_SIDE
 from pipeline.runs import paths, trained_model
 from pipeline.runs.trained_model import TrainedModel
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch-export": ()}
 """Packages that a format needs besides PyTorch."""
-CLASSES_FILE = "classes.json"
-"""Extra file in a torch.export file; ONNX files have the metadata key `classes`."""
+CLASSES_FILE, IDS_FILE, PREPROCESSING_FILE = "classes.json", "class_ids.json", "preprocessing.json"
+"""Extra files in a torch.export file; ONNX files have these metadata keys without the suffix."""
 TRACED_BATCH, CHECKED_BATCHES = 2, (1, 3)
 TOLERANCE = 1e-4
 """Largest accepted difference between logits, relative to the largest logit if that is above 1."""
@@ -135,8 +136,29 @@ def _trace(network: TrainedModel) -> torch.export.ExportedProgram:
     return program
 
 
+def _extras(network: TrainedModel) -> dict[str, str]:
+    """What an image's pixels and a logit mean, as JSON by the name of its file."""
+    data = network.settings.data
+    preprocessing = {
+        "orientation": "upright, by EXIF",
+        "color": "RGB, transparency on white",
+        "longest_side": MAX_SIDE["jpeg"],
+        "longest_side_filter": "triangle, antialiased (Pillow's BILINEAR)",
+        "crop": "central square",
+        "crop_share_of_shorter_side": data.center_crop,
+        "size": data.image_size,
+        "size_filter": "area average (Pillow's BOX), linear where it enlarges",
+        "type": "uint8",
+    }
+    return {
+        CLASSES_FILE: json.dumps(network.classes),
+        IDS_FILE: json.dumps(network.class_ids),
+        PREPROCESSING_FILE: json.dumps(preprocessing),
+    }
+
+
 def _write_program(program: torch.export.ExportedProgram, network: TrainedModel, path: Path) -> None:
-    torch.export.save(program, path, extra_files={CLASSES_FILE: json.dumps(network.classes)})
+    torch.export.save(program, path, extra_files=_extras(network))
 
 
 def _load_program(path: Path, classes: tuple[str, ...]) -> Run:
@@ -154,7 +176,7 @@ def _write_onnx(program: torch.export.ExportedProgram, network: TrainedModel, pa
     model = written.model_proto  # type: ignore[union-attr]
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    onnx.helper.set_model_props(model, {"classes": json.dumps(network.classes)})
+    onnx.helper.set_model_props(model, {name.removesuffix(".json"): text for name, text in _extras(network).items()})
     if model.ByteSize() > LARGEST_ONNX:
         raise UserError("--format: the network is larger than 2 GiB, the maximum of an ONNX file: use torch-export")
     path.write_bytes(model.SerializeToString())

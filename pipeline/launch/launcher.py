@@ -234,7 +234,8 @@ def _followed(
     folder: RunFolder, tracker: Tracker, starting_point: finetune.Start | None, shown: bool
 ) -> Iterator[None]:
     """While the body runs, sends what workers write into the run's folder to MLflow and the display."""
-    epochs, done = folder.identity.settings.training.epochs, len(folder.history())
+    # Without a checkpoint, what the history says is lost.
+    epochs, done = folder.identity.settings.training.epochs, len(folder.history()) if folder.latest_checkpoint() else 0
     display = Display(epochs, shown)
     state = f"resumes after epoch {done} of {epochs}" if done else f"starts, epochs: {epochs}"
     display.announce(f"run {folder.path.name} {state}")

@@ -36,6 +36,7 @@ class TrainedModel:
     """In evaluation mode, on the CPU: uint8 RGB pixels (B, H, W, 3) → logits (B, classes)."""
     classes: tuple[str, ...]
     """The name of each class, in the order of the logits."""
+    class_ids: tuple[str, ...]
     settings: Settings
     """Settings of the run; images must be settings.data.image_size pixels wide and high."""
 
@@ -53,7 +54,8 @@ def load(path: str | Path) -> TrainedModel:
     settings, classes = describe(folder)
     network = models.build(settings.model, len(classes), settings.data.image_size, settings.training.seed)
     put_weights(folder, network)
-    return TrainedModel(network.eval(), tuple(one.name for one in classes), settings)
+    names, ids = (tuple(getattr(one, field) for one in classes) for field in ("name", "id"))
+    return TrainedModel(network.eval(), names, ids, settings)
 
 
 def find(path: Path) -> Path:

@@ -37,6 +37,23 @@ def test_overrides_are_read_as_yaml_and_win_over_the_file(tmp_path: Path) -> Non
     assert settings.training.batch_size == 128, "settings that are not given have their defaults"
 
 
+@pytest.mark.parametrize("text", ["20240101", "1_2", "on", "1e3", "0123456789", "2024-01-01", "1.5", "0x1f"])
+def test_what_a_field_of_text_is_given_stays_as_it_was_written(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, MINIMAL)
+    settings = settings_io.load(path, [f"run.name={text}", f"tracking.experiment={text}"])
+    assert (settings.run.name, settings.tracking.experiment) == (text, text)
+    assert settings_io.load(path, ["data.digest=0123456789"]).data.digest == "0123456789"
+    assert settings_io.load(path, ["run.name=null", "run.name='12'"]).run.name == "12"
+    assert settings_io.load(path, ["run.name=null"]).run.name is None
+    search = write(tmp_path, "train: {data: {path: x}}\nsearch: {depths: [2], widths: [4]}\n")
+    assert search_config.load(search, [f"search.name={text}"]).search.name == text
+
+
+def test_a_number_in_a_file_where_text_belongs_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'run\.name' is 20240101: it is text: put it into quotes"):
+        settings_io.load(write(tmp_path, MINIMAL + "run: {name: 20240101}\n"))
+
+
 def test_the_resolved_tree_reads_back_equal(tmp_path: Path) -> None:
     settings = settings_io.load(write(tmp_path, MINIMAL), ["data.crop_scale=[0.1, 0.9]", "data.classes=7"])
     assert settings_io.load(write(tmp_path, settings_io.to_yaml(settings))) == settings

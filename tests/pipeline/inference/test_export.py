@@ -14,13 +14,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from data_prep.common.errors import UserError
 from pipeline import models
 from pipeline.cli import models as model_commands
 from pipeline.config.model_schema import ModelSettings, ResNetSettings, ScatteringSettings
-from pipeline.inference import export
+from pipeline.inference import export, prediction
 from pipeline.runs import paths
+from tests.helpers.checkout import ROOT
 from tests.helpers.checkpoints import save_checkpoint
 
 RESNET = ResNetSettings(family="resnet", depth=20, stem="cifar", width_multiplier=0.25)
@@ -113,6 +115,39 @@ def test_the_command_says_what_it_wrote_and_how_to_use_it(
         exec("\n".join(lines), names)
         assert tuple(names["logits"].shape) == (2, 3)  # type: ignore[attr-defined]
         assert names["classes"] == CLASSES
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_documentation_predict_what_the_command_predicts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On photograph-like images of many sizes, a gray one and a turned one."""
+    save_checkpoint(tmp_path / "saved", ScatteringSettings(widths=(4, 8)), size=64)
+    export.export(tmp_path / "saved", "onnx", tmp_path / "NAME.onnx")
+    monkeypatch.chdir(tmp_path)
+    guide = (ROOT / "docs" / "guides" / "deploy.md").read_text(encoding="utf-8")
+    [lines] = [block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "onnxruntime" in block]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    generator = np.random.default_rng(0)
+    for height, width, turned in (
+        (480, 640, False),
+        (900, 1300, False),
+        (70, 64, False),
+        (50, 40, False),
+        (90, 70, True),
+    ):
+        coarse = generator.integers(0, 256, (height // 10, width // 10, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        image.save("photo.jpg", quality=95, **({"exif": exif} if turned else {}))
+        names: dict[str, Any] = {"print": lambda *values: None}
+        exec(lines, names)
+        [one] = prediction.predict(tmp_path / "saved", [Path("photo.jpg")], top=3)
+        ours = [{answer.name: answer.probability for answer in one.answers}[name] for name in names["classes"]]
+        theirs = torch.from_numpy(names["logits"][0]).softmax(0).tolist()
+        assert np.abs(np.subtract(ours, theirs)).max() < 0.03
+        ids = json.loads(names["session"].get_modelmeta().custom_metadata_map["class_ids"])
+        assert ids == [f"n-{letter}" for letter in "abc"]
 
 
 def test_a_file_is_replaced_only_when_asked(saved: Path, tmp_path: Path) -> None:
