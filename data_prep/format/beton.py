@@ -143,6 +143,7 @@ class Shard:
         # Subtraction instead of a sum: damaged numbers near 2^64 would wrap around.
         fits = (size > 0) & (start <= self.data_end) & (size <= self.data_end - np.minimum(start, self.data_end))
         fits &= raw | (image["mode"] == JPEG)
+        fits &= (image["height"] > 0) & (image["width"] > 0)
         fits &= ~raw | (size == 3 * image["height"].astype(np.uint64) * image["width"])
         if not np.all(fits):
             sample = int(np.asarray(samples)[np.argmin(fits)])

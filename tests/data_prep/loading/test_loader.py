@@ -239,6 +239,32 @@ def test_labels_outside_of_the_classes_are_refused(tmp_path: Path) -> None:
         list(open_loader(copy).epoch(0))
 
 
+@pytest.mark.parametrize(
+    ("mode", "field", "value"),
+    [
+        (JPEG, "height", 0),
+        (JPEG, "width", 0),
+        (JPEG, "height", 65535),
+        (RAW, "height", 0),
+        (RAW, "width", 60000),
+        (JPEG, "mode", 7),
+    ],
+)
+def test_sizes_in_the_index_that_cannot_be_true_are_damage(tmp_path: Path, mode: int, field: str, value: int) -> None:
+    copy = tmp_path / "sizes"
+    datasets.write_dataset(copy, {"train": (30,), "validation": (4,)})
+    path = copy / "train-00000.beton"
+    content = bytearray(path.read_bytes())
+    rows = np.frombuffer(content, beton.METADATA, 30, beton.METADATA_START)
+    sample = int(np.flatnonzero(rows["image"]["mode"] == mode)[0])
+    rows["image"][field][sample] = value
+    path.write_bytes(content)
+    with pytest.raises(
+        UserError, match=rf"(size or mode of sample {sample} are invalid|sample {sample} .* it has \d+×)"
+    ):
+        list(open_loader(copy).epoch(0))
+
+
 # What is left behind
 
 
