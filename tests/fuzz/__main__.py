@@ -1,4 +1,4 @@
-"""Reads damaged JPEG files and shards, and ends with status 1 at the first that is not handled as it should be.
+"""Reads damaged files (JPEGs, shards, archives, manifests), and ends with status 1 at the first that is handled wrongly.
 
     python -m tests.fuzz [--seconds 60] [--seed 0] [--case N] [--progress FILE]
 
@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.fuzz.archives import ArchiveFuzzer, ManifestFuzzer
 from tests.fuzz.jpegs import JpegFuzzer
 from tests.fuzz.shards import ShardFuzzer
 
-SHARD_EVERY = 20
-"""One case in so many is a shard: each writes a file."""
+FILE_EVERY = 20
+"""One case in so many is a shard, an archive or a manifest: each writes a file."""
 
 
 def fuzz(seed: int, first: int = 0, cases: int = sys.maxsize, seconds: float = 60, progress: Path | None = None) -> int:
@@ -31,7 +32,7 @@ def fuzz(seed: int, first: int = 0, cases: int = sys.maxsize, seconds: float = 6
     """
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        jpegs, shards = JpegFuzzer(), ShardFuzzer(Path(folder))
+        jpegs, files = JpegFuzzer(), [each(Path(folder)) for each in (ShardFuzzer, ArchiveFuzzer, ManifestFuzzer)]
         for ran in range(cases):
             if time.monotonic() > deadline:
                 return ran
@@ -40,7 +41,8 @@ def fuzz(seed: int, first: int = 0, cases: int = sys.maxsize, seconds: float = 6
                 progress.write_text(f"{number}\n", encoding="utf-8")
             random = np.random.default_rng([seed, number])
             try:
-                (shards if number % SHARD_EVERY == 0 else jpegs).case(random)
+                kind, others = divmod(number, FILE_EVERY)
+                (jpegs if others else files[kind % len(files)]).case(random)
             except Exception as error:
                 raise AssertionError(f"case {number} of seed {seed}: {type(error).__name__}: {error}") from error
     return cases
