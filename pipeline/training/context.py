@@ -44,6 +44,9 @@ class WorkerContext(Protocol):
     def stoppable(self) -> AbstractContextManager[Callable[[], bool]]:
         """Yields a function that returns whether the run should stop, to be called on rank 0 while it trains."""
 
+    def wait_for_all(self) -> None:
+        """Waits until every rank has called it, without a limit of time."""
+
     def preempted(self) -> bool:
         """Whether a worker's machine is about to be taken away; called on every rank, with the same result."""
 
@@ -73,6 +76,9 @@ class LocalContext:
 
         with signals.handled(on_signal):
             yield requested.is_set
+
+    def wait_for_all(self) -> None:
+        """Does nothing: there is no other."""
 
     def preempted(self) -> bool:
         """Always false: a local process gets no preemption notice except signals."""
@@ -114,6 +120,12 @@ class RayContext:
         yield self._stop.exists
         if self.rank == 0:
             self._stop.unlink(missing_ok=True)
+
+    def wait_for_all(self) -> None:
+        """Waits at Ray Train's own barrier."""
+        from ray.train.collective import barrier
+
+        barrier()
 
     def preempted(self) -> bool:
         """Whether Ray knows that a worker's node is being drained."""

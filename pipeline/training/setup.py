@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -13,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from data_prep.common.errors import UserError
+from data_prep.common.files import format_bytes
+from data_prep.common.progress import format_duration
 from data_prep.format.manifest import ImageClass, load_manifest
 from data_prep.maintain.stage import stage
 from pipeline import models
@@ -20,6 +23,7 @@ from pipeline.config.schema import Settings
 from pipeline.runs import paths
 from pipeline.runs.train_state import TrainState
 from pipeline.runtime.precision import disable_tf32
+from pipeline.tracking.writer import ProgressWriter
 from pipeline.training import finetune, loop
 from pipeline.training.context import WorkerContext, WorkerSpec
 from pipeline.training.dataloader import ImageStream, Subset
@@ -61,7 +65,8 @@ def open_data(spec: WorkerSpec, context: WorkerContext) -> RunData:
         )
     folder = Path(settings.data.path)
     if settings.data.stage:
-        folder = stage(settings.data.path, Path(settings.data.stage))  # one worker of a node copies, the others wait
+        folder = _stage(settings.data.path, Path(settings.data.stage), ProgressWriter(run.path))
+        context.wait_for_all()  # as long as it takes: the process group waits for half an hour at most
     if (digest := load_manifest(folder).digest) != run.identity.data_digest:
         raise UserError(
             f"data.path: {folder} on node {platform.node()} is another data set ({digest[:12]}) than where the run "
@@ -72,6 +77,19 @@ def open_data(spec: WorkerSpec, context: WorkerContext) -> RunData:
         open_stream(folder, settings, "train", context),
         open_stream(folder, settings, settings.data.evaluate_on, context),
     )
+
+
+def _stage(location: str, folder: Path, progress: ProgressWriter) -> Path:
+    """The staged data set; one worker of a node copies it, the others wait."""
+    node, started = platform.node(), time.monotonic()
+
+    def on_copy(size: int) -> None:
+        progress.event(f"node {node} copies the data set to {folder}, {format_bytes(size)}")
+
+    staged = stage(location, folder, on_copy=on_copy)
+    if (seconds := time.monotonic() - started) > 60:
+        progress.event(f"node {node} has the data set after {format_duration(seconds)}")
+    return staged
 
 
 def open_stream(folder: Path, settings: Settings, subset: Subset, context: WorkerContext) -> ImageStream:

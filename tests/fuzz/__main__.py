@@ -1,4 +1,4 @@
-"""Reads damaged files (JPEGs, shards, archives, manifests), and ends with status 1 at the first that is handled wrongly.
+"""Reads damaged files (JPEGs, shards, archives, manifests), and ends with status 1 at the first handled wrongly.
 
     python -m tests.fuzz [--seconds 60] [--seed 0] [--case N] [--progress FILE]
 

@@ -76,6 +76,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits_in_the_same_tracked_run(
     assert resumed.epochs == EPOCHS
     assert not resumed.already_finished
     assert_same_bits(whole.folder, resumed.folder)
+    assert "copies the data set to" in (resumed.folder / "events.log").read_text(encoding="utf-8")
     timed = dict.fromkeys(("train/images_per_second", "train/seconds", "train/waiting_for_data", "train/saving"), 0)
     assert whole.metrics | timed == resumed.metrics | timed
     points = MlflowClient(mlflow_run.default_store(storage).uri).get_metric_history(run_id, "step/loss")
