@@ -134,10 +134,10 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[BufferedRandom]:
         sync_folder(path.parent)
 
 
-def partials_of(path: Path) -> list[Path]:
-    """What killed processes have left of :func:`replacing` a file."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}{re.escape(PARTIAL)}")
-    return [entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name)]
+def partials_in(folder: Path, name: str | None = None) -> list[Path]:
+    """What killed processes have left of :func:`replacing` files in a folder, or the file called `name` alone."""
+    pattern = re.compile(rf"\.{re.escape(name) if name else '.+'}\.[0-9a-f]{{16}}{re.escape(PARTIAL)}")
+    return [entry for entry in folder.iterdir() if pattern.fullmatch(entry.name)]
 
 
 def own_folder(path: Path) -> Path:

@@ -29,6 +29,7 @@ from data_prep.common.files import (
     discard,
     explain_os_errors,
     locked,
+    partials_in,
     replacing,
     require_space,
     sync_folder,
@@ -157,7 +158,9 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _remove_leftovers(folder: Path, manifest: Manifest) -> None:
-    """Removes the merged shards that the manifest does not name."""
+    """Removes the merged shards that the manifest does not name, and files that were being written."""
+    for leftover in partials_in(folder):
+        leftover.unlink()
     note = folder / MERGED_NOTE
     if not note.exists():
         return

@@ -25,7 +25,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from data_prep.common.errors import UserError
-from data_prep.common.files import discard, locked, own_folder, sync_folder, write_atomically
+from data_prep.common.files import discard, locked, own_folder, partials_in, sync_folder, write_atomically
 from data_prep.format.manifest import (
     MANIFEST_FILE,
     SPLITS,
@@ -124,6 +124,8 @@ def claim(output: Path, spec: PrepareSpec, restart: bool) -> Iterator[PrepareWor
             if restart:
                 _empty(folder)
             _check_spec(folder, output, spec)
+            for leftover in partials_in(folder):
+                leftover.unlink(missing_ok=True)
             yield PrepareWorkspace(folder)
         finally:
             if folder.is_dir() and not any(folder.glob("*-*.json")):

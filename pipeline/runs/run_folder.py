@@ -25,7 +25,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from data_prep.common.errors import UserError
-from data_prep.common.files import partials_of, sync_folder, write_atomically
+from data_prep.common.files import partials_in, sync_folder, write_atomically
 from data_prep.format.manifest import Manifest
 from pipeline.config.model_schema import ModelSettings, ResNetSettings
 from pipeline.config.schema import Settings
@@ -66,7 +66,7 @@ class RunFolder:
     def begin(self) -> None:
         """Writes the identity of the run, which fixes its settings."""
         if not _holds(self.path / IDENTITY, self.identity):
-            for leftover in partials_of(self.path / IDENTITY):
+            for leftover in partials_in(self.path, IDENTITY):
                 leftover.unlink()
             write_atomically(self.path / IDENTITY, to_yaml(self.identity))
             sync_folder(self.path.parent)
@@ -132,7 +132,7 @@ def remove_unless_begun(path: Path, identity: str, *ours: str) -> None:
     """Removes the files named in `ours`, then the folder `path`, if its file `identity` was never written."""
     if (path / identity).exists():
         return
-    for file in (*(path / name for name in ours), *partials_of(path / identity)):
+    for file in (*(path / name for name in ours), *partials_in(path, identity)):
         file.unlink(missing_ok=True)
     with suppress(OSError):  # it holds files of the user
         path.rmdir()
@@ -168,7 +168,7 @@ def read_identity(path: Path) -> RunIdentity | None:
 def _identify(path: Path, settings: Settings, data: Manifest, start_digest: str | None) -> RunIdentity:
     identity = read_identity(path)
     if identity is None:
-        ours = {LOCK, OWNER, *(file.name for file in partials_of(path / IDENTITY))}
+        ours = {LOCK, OWNER, *(file.name for file in partials_in(path, IDENTITY))}
         foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
         if foreign:
             raise UserError(f"{path} exists and is not a run (it holds {foreign[0]}): choose another run.name")

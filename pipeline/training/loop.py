@@ -293,13 +293,11 @@ def warm_up_ddp_buckets(network: nn.Module, images: int, size: int, compute: Com
         size: their side in pixels.
     """
     network.train()
-    before = [(value, value.clone()) for value in _statistics(network)]
+    restore = remember_statistics(network)
     pixels = torch.zeros((images, size, size, 3), dtype=torch.uint8, device=compute.device)
     compute.logits(network, pixels).sum().backward()
     network.zero_grad()
-    with torch.no_grad():
-        for value, kept in before:
-            value.copy_(kept)
+    restore()
 
 
 def exposed_comm_fraction(network: nn.Module) -> float:
@@ -330,6 +328,18 @@ def broadcast_running_stats(network: nn.Module) -> None:
     if world_size() > 1:
         for value in _statistics(network):
             dist.broadcast(value, src=0)
+
+
+def remember_statistics(network: nn.Module) -> Callable[[], None]:
+    """A function that restores the running statistics of a network to what they are now."""
+    remembered = [(value, value.clone()) for value in _statistics(network)]
+
+    @torch.no_grad()
+    def restore() -> None:
+        for value, before in remembered:
+            value.copy_(before)
+
+    return restore
 
 
 def _statistics(network: nn.Module) -> list[Tensor]:

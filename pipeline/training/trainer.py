@@ -110,6 +110,7 @@ class Trainer:
     def evaluate(self, epoch: int) -> EvaluationEnd | None:
         """Evaluates the network after an epoch, over all ranks; None if the run was stopped, with its state saved."""
         state, subset = self.state, self.settings.data.evaluate_on
+        restore_statistics = loop.remember_statistics(state.eval_model)
         if state.average:
             batches = itertools.islice(self.data.training.epoch(epoch), BATCH_STATS_STEPS)
             loop.recompute_batch_stats(state.eval_model, batches, self.compute)
@@ -132,6 +133,7 @@ class Trainer:
             after_step=after_step,
         )
         if metrics is None:
+            restore_statistics()  # a resumed run computes those of averaged weights again, from the same ones
             self.announce(self.checkpointer.save_within_epoch(state))
             return None
         evaluation = EvaluationEnd(epoch, subset, metrics, classification)

@@ -19,7 +19,7 @@ from data_prep.common.errors import UserError
 from pipeline.config import settings_io
 from pipeline.config.schema import DataSettings, Settings
 from pipeline.launch import launcher
-from pipeline.runs import paths, trained_model
+from pipeline.runs import history, paths, trained_model
 from pipeline.runs.checkpoint_store import DAMAGED
 from pipeline.runs.paths import RunPosition
 from pipeline.tracking import writer
@@ -150,9 +150,13 @@ def test_a_run_that_is_asked_to_stop_finishes_its_step_and_saves(
     assert not list(run.glob("checkpoints/partial-*"))
 
 
+@pytest.mark.parametrize("averaged", [False, True])
 def test_a_stop_within_an_evaluation_is_saved_too_and_changes_no_bit(
-    settings: Callable[..., Settings], alone: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Callable[..., Settings], alone: Path, monkeypatch: pytest.MonkeyPatch, averaged: bool
 ) -> None:
+    changes = ["optimizer.ema_decay=0.9"] if averaged else []
+    if averaged:
+        alone = launcher.train(settings("run.name=alone-averaged", *changes), progress=False).folder
     phase = writer.ProgressWriter.phase
 
     def stopping(self: writer.ProgressWriter, epoch: int, name: str, steps: int) -> Callable[[int], None]:
@@ -164,10 +168,12 @@ def test_a_stop_within_an_evaluation_is_saved_too_and_changes_no_bit(
         patch.setattr(writer.ProgressWriter, "phase", stopping)
         patch.setattr("pipeline.runtime.coordination.RankCoordinator.ASK_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
-            launcher.train(settings(), progress=False)
+            launcher.train(settings(*changes), progress=False)
     run = alone.with_name(settings().run.name or "")
     assert paths.stored_checkpoints(run)[-1].name == RunPosition(1, STEPS).name
-    assert_same_bits(alone, launcher.train(settings(), progress=False).folder)
+    assert_same_bits(alone, launcher.train(settings(*changes), progress=False).folder)
+    losses = [[record.metrics["validation/loss"] for record in history.read(one)] for one in (alone, run)]
+    assert losses[0] == losses[1]
 
 
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(

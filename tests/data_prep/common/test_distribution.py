@@ -65,7 +65,8 @@ def test_ray_is_not_started_in_a_folder_that_would_hide_packages_from_its_worker
 ) -> None:
     other = hide(tmp_path, name, "folder")
     (tmp_path / "run.yaml").write_text(
-        f"data: {{path: {textures}, image_size: 16}}\nmodel: {{widths: [4]}}\ntraining: {{batch_size: 40}}\n"
+        f"data: {{path: {textures}, image_size: 16, flip: false}}\nmodel: {{widths: [4]}}\n"
+        "training: {batch_size: 40}\n"
     )
     done = run(tmp_path, ["-P", *COMMAND, "train", "run.yaml", "cluster.workers=1"])
     assert (done.returncode, done.stdout) == (2, "")

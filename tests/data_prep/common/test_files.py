@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.common.errors import UserError
-from data_prep.common.files import discard, own_folder, partials_of, rename_durably, replacing, write_atomically
+from data_prep.common.files import discard, own_folder, partials_in, rename_durably, replacing, write_atomically
 from tests.helpers.disks import disk_log
 
 
@@ -44,7 +44,7 @@ def test_no_link_is_followed_and_no_name_guessed(tmp_path: Path) -> None:
         with replacing(file) as output:
             [partial] = [entry for entry in tmp_path.iterdir() if entry.suffix == ".partial"]
             names.add(partial.name)
-            assert partials_of(file) == [partial]
+            assert partials_in(tmp_path, "a.json") == partials_in(tmp_path) == [partial]
             output.write(content.encode())
     assert len(names) == 2
     file.unlink()

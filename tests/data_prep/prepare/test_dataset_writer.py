@@ -78,7 +78,7 @@ import os, signal, sys
 
 
 def die(event, arguments):
-    if event == "open" and str(arguments[0]).endswith(".beton.partial"):
+    if event == "open" and ".beton." in str(arguments[0]) and str(arguments[0]).endswith(".partial"):
         for number in range(2):
             try:
                 os.close(os.open(f"{MARKS}/died{number}", os.O_CREAT | os.O_EXCL))
