@@ -63,7 +63,7 @@ class Command:
 
     def end(self) -> tuple[int, str, str]:
         """Waits: exit status, standard output, standard error."""
-        output, complaint = self.process.communicate(timeout=300)
+        output, complaint = self.process.communicate(timeout=900)
         return self.process.returncode, output, complaint
 
     def family(self) -> list[psutil.Process]:
@@ -75,7 +75,7 @@ class Command:
         family = [child for child in self.family() if not child.cmdline()[0].endswith("Agent")]
         self.process.send_signal(signal.SIGKILL)
         self.process.communicate()
-        _, alive = psutil.wait_procs(family, timeout=60)
+        _, alive = psutil.wait_procs(family, timeout=180)
         assert alive == []
 
     def close(self) -> None:

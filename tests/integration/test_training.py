@@ -237,6 +237,6 @@ def test_a_second_start_is_refused_and_ctrl_c_ends_run_and_cluster(
     os.killpg(command.process.pid, signal.SIGINT)  # as a terminal does
     status, _, complaint = command.end()
     assert (status, complaint) == (130, "\ninterrupted: rerun the same command to resume\n")
-    assert psutil.wait_procs(family, timeout=60)[1] == []
+    assert psutil.wait_procs(family, timeout=180)[1] == []
     (run,) = MlflowClient(mlflow_run.default_store(tmp_path / "runs").uri).search_runs(["1"])
     assert run.info.status == "KILLED"

@@ -45,6 +45,6 @@ with connect(None):
 def test_the_process_that_counts_progress_may_die_with_its_node(tmp_path: Path) -> None:
     killed, result = tmp_path / "killed", tmp_path / "result"
     command = [sys.executable, "-c", PROGRAM, str(killed), str(result)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert killed.exists() and result.read_text() == "[0, 1, 4, 9, 16, 25]"

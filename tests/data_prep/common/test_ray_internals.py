@@ -80,7 +80,7 @@ with connect(None):
     address = ray.get(ray.remote(num_cpus=0, resources=ray_internals.HEAD_NODE)(os.getenv).remote("RAY_ADDRESS"))
     print(address.split(":")[1] == ray.get_runtime_context().gcs_address.split(":")[1])
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "True", done.stderr
 
 

@@ -220,4 +220,52 @@ MUTATIONS = (
         "",
         ("tests/data_prep/maintain/test_stage.py::test_impossible_addresses_and_names_are_refused",),
     ),
+    # data from outside
+    Mutation(
+        "a process that does not exit outlives its cluster",
+        "data_prep/common/ray_cluster/processes.py",
+        "                process.kill()",
+        "                pass",
+        (
+            "tests/data_prep/common/test_ray_cluster.py::test_a_cluster_of_our_own_leaves_no_process_even_if_one_does_not_exit",
+        ),
+    ),
+    Mutation(
+        "a decoder of any format is tried",
+        "data_prep/codec/convert.py",
+        ", formats=_readable_formats())",
+        ")",
+        ("tests/data_prep/codec/test_convert.py::test_formats_that_are_not_listed_are_never_tried",),
+    ),
+    Mutation(
+        "names of files that are being written can be guessed",
+        "data_prep/common/files.py",
+        '    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")',
+        '    partial = path.with_name(f".{path.name}.0123456789abcdef{PARTIAL}")',
+        ("tests/data_prep/common/test_files.py::test_no_link_is_followed_and_no_name_guessed",),
+    ),
+    Mutation(
+        "a folder behind a link is taken for unfinished work",
+        "data_prep/common/files.py",
+        "    found = path.lstat()",
+        "    found = path.stat()",
+        ("tests/data_prep/common/test_files.py::test_only_a_folder_of_its_own_is_taken_for_unfinished_work",),
+    ),
+    Mutation(
+        "clutter counts as images",
+        "data_prep/sources/folders.py",
+        "        if is_clutter(image.name):",
+        "        if False:",
+        ("tests/data_prep/sources/test_passed_over.py::test_clutter_is_passed_over_and_counted_wherever_it_lies",),
+    ),
+    Mutation(
+        "records of finished shards are removed before the output has its name",
+        "data_prep/prepare/workspace.py",
+        "        self.path.rename(output)\n",
+        "        for entry in self.path.glob('*-*.json'):\n            entry.unlink()\n"
+        "        self.path.rename(output)\n",
+        (
+            "tests/data_prep/prepare/test_prepare.py::test_finished_shards_outlive_an_output_that_could_not_be_renamed_to",
+        ),
+    ),
 )

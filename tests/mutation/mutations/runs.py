@@ -169,4 +169,37 @@ MUTATIONS = (
         "",
         ("tests/pipeline/runtime/test_precision.py",),
     ),
+    # what is stored, and what is damaged
+    Mutation(
+        "weights whose bytes have changed are used",
+        "pipeline/runs/trained_model.py",
+        "            return _undamaged(folder)",
+        "            return folder",
+        (
+            "tests/pipeline/runs/test_trained_model.py::test_a_checkpoint_that_is_not_what_was_written_is_refused_and_a_whole_one_named",
+        ),
+    ),
+    Mutation(
+        "settings hold passwords",
+        "pipeline/config/section.py",
+        "_redact(value) != value",
+        "False",
+        (
+            "tests/data_prep/common/test_storage_addresses.py::test_settings_with_secrets_are_refused_without_showing_them",
+        ),
+    ),
+    Mutation(
+        "a damaged line of steps hides the others",
+        "pipeline/runs/history.py",
+        "            with suppress(ValueError):\n                records.append",
+        "            if True:\n                records.append",
+        ("tests/pipeline/runs/test_history.py::test_a_damaged_line_costs_no_other",),
+    ),
+    Mutation(
+        "a copy that is later than all local checkpoints is removed",
+        "pipeline/runs/remote_copy.py",
+        "(kept and name < kept[-1].name)",
+        "True",
+        ("tests/pipeline/runs/test_remote_copy.py::test_no_copy_that_is_later_than_all_checkpoints_is_removed",),
+    ),
 )

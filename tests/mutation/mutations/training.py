@@ -150,4 +150,11 @@ MUTATIONS = (
         "nodes[0]",
         ("tests/pipeline/runtime/test_numa.py",),
     ),
+    Mutation(
+        "statistics of averaged weights are computed twice after a stop",
+        "pipeline/training/trainer.py",
+        "            restore_statistics()",
+        "            pass",
+        ("tests/faults/test_resume.py::test_a_stop_within_an_evaluation_is_saved_too_and_changes_no_bit",),
+    ),
 )

@@ -136,6 +136,20 @@ def test_the_newest_whole_checkpoint_of_both_places_is_taken(
     assert {info.base_name for info in there} == {path.name for path in paths.stored_checkpoints(run)}
 
 
+def test_no_copy_that_is_later_than_all_checkpoints_is_removed(
+    settings: Callable[..., Settings], storage: Storage
+) -> None:
+    address = storage.without_key("later-copies")
+    run = launcher.train(settings(f"checkpoint.upload={address}"), progress=False).folder
+    last = paths.stored_checkpoints(run)[-1]
+    shutil.rmtree(last)
+    location, problems = remote_copy.location_of(address, run), list[str]()
+    uploads = remote_copy.Uploads(location, run, problems.append)
+    uploads.follow()
+    uploads.close()
+    assert not problems and last.name in remote_copy.checkpoints_at(location)
+
+
 def test_storage_that_goes_away_before_a_restart_ends_no_run(
     settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
