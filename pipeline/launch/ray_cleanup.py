@@ -70,8 +70,8 @@ def release(timeout_s: float = 60.0) -> list[str]:
 
 
 def leave() -> None:
-    """Does the same at the end of a run, if the cluster's state service is there to be asked."""
-    with contextlib.suppress(UserError):
+    """Does the same at the end of a run, if the cluster and its state service are there to be asked."""
+    with contextlib.suppress(UserError, RayError, RayStateApiException):
         check_state_service()
         release(timeout_s=5.0)
 
