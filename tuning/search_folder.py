@@ -20,7 +20,7 @@ from typing import Literal
 
 import yaml
 from filelock import FileLock, Timeout
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import write_atomically
@@ -55,6 +55,9 @@ class Record(Section):
     def error(self) -> float | None:
         """The error after that epoch."""
         return self.errors[self.epochs] if self.errors else None
+
+
+_RECORDS = TypeAdapter(dict[str, Record])
 
 
 class Identity(Section):
@@ -99,8 +102,12 @@ class SearchFolder:
     def read_records(self) -> None:
         """Takes the records from disk."""
         if self._file.exists():
-            content = json.loads(self._file.read_text(encoding="utf-8"))
-            self.records = {name: Record.model_validate(one) for name, one in content.items()}
+            try:
+                self.records = _RECORDS.validate_json(self._file.read_bytes())
+            except ValidationError as error:
+                raise UserError(
+                    f"{self._file} cannot be read ({str(error).splitlines()[0]}): choose another search.name"
+                ) from None
 
 
 @contextmanager

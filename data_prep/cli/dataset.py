@@ -108,7 +108,8 @@ def verify(dataset: Path, hashes_only: bool, threads: int | None, reader: str, a
         checked = "every file has its hash" if hashes_only else "every hash agrees and every image decodes"
         if reader == "ffcv":
             checked = "stock FFCV reads the same labels and pixels"
-        click.echo(f"{dataset} is whole, {checked}: {_describe(manifest)}")
+        state = "can be read" if reader == "ffcv" else "is whole"
+        click.echo(f"{dataset} {state}, {checked}: {_describe(manifest)}")
 
 
 @click.command()

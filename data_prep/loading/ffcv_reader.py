@@ -39,7 +39,7 @@ class FfcvFile:
     """
 
     def __init__(self, path: Path) -> None:
-        _import_ffcv()
+        import_ffcv()
         from ffcv.libffcv import imdecode
         from ffcv.reader import Reader
 
@@ -126,7 +126,7 @@ class FfcvLoader:
         threads: int,
         subset_indices: np.ndarray | None,
     ) -> Any:
-        _import_ffcv()
+        import_ffcv()
         from ffcv.fields.decoders import CenterCropRGBImageDecoder, IntDecoder, RandomResizedCropRGBImageDecoder
         from ffcv.loader import Loader, OrderOption
         from ffcv.transforms import RandomHorizontalFlip
@@ -192,7 +192,7 @@ def _threads_as_they_are() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _import_ffcv() -> ModuleType:
+def import_ffcv() -> ModuleType:
     try:
         with _threads_as_they_are():
             import ffcv

@@ -11,7 +11,7 @@ from data_prep.codec.decode import DecodeError, decode
 from data_prep.common.errors import UserError
 from data_prep.format.beton import RAW, Sample, Shard
 from data_prep.format.manifest import read_manifest
-from data_prep.loading.ffcv_reader import FfcvFile
+from data_prep.loading.ffcv_reader import FfcvFile, import_ffcv
 from data_prep.maintain.verification_report import VerificationReport
 
 
@@ -25,6 +25,7 @@ def compare_with_ffcv(folder: Path, advance: Callable[[int], None] = lambda coun
     Raises:
         UserError: the package ffcv is not installed, or the manifest is missing or damaged.
     """
+    import_ffcv()
     report = VerificationReport(read_manifest(folder))
     for split in report.manifest.splits.values():
         for file in split.files:

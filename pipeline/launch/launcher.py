@@ -132,10 +132,10 @@ def check(settings: Settings, data: Manifest) -> finetune.Start | None:
             f"{settings.cluster.workers} workers: lower cluster.workers"
         )
     subsets: tuple[Subset, ...] = ("train", settings.data.evaluate_on)
-    for subset in subsets:  # raises what the workers would
+    for subset in subsets:  # raises what the workers would; stock FFCV's loader needs their process group
         ImageStream(
             Path(settings.data.path),
-            settings.data,
+            settings.data.model_copy(update={"reader": "native"}),
             subset,
             batch_size=settings.training.batch_size,
             seed=settings.training.seed,

@@ -45,6 +45,15 @@ def test_records_are_there_in_the_next_session(tmp_path: Path, data: Manifest) -
         assert folder.record("never seen") == Record()
 
 
+@pytest.mark.parametrize("damage", ["", "[1]", '{"8-8": {"status": "lost"}}', '{"8-8"'])
+def test_damaged_records_are_named(tmp_path: Path, data: Manifest, damage: str) -> None:
+    with search_folder.claim(settings(tmp_path), data) as folder:
+        folder.begin()
+    (folder.path / "trials.json").write_text(damage)
+    with pytest.raises(UserError, match=r"trials\.json cannot be read"), search_folder.claim(settings(tmp_path), data):
+        pass
+
+
 def test_a_second_process_is_refused(tmp_path: Path, data: Manifest) -> None:
     with (
         search_folder.claim(settings(tmp_path), data),

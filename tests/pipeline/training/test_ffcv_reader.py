@@ -19,6 +19,8 @@ from data_prep.loading.ffcv_reader import FfcvFile
 from data_prep.maintain.ffcv_check import compare_with_ffcv
 from data_prep.maintain.merge import merge
 from pipeline.config import settings_io
+from pipeline.config.schema import Settings
+from pipeline.launch import launcher
 from pipeline.runs import history
 from tests.helpers.runs import write_configuration
 
@@ -129,3 +131,18 @@ def test_without_ffcv_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(builtins, "__import__", without_ffcv)
     with pytest.raises(UserError, match=r"install it: pip install 'phasecollapse\[ffcv\]'"):
         FfcvFile(tmp_path / "a.beton")
+
+
+def test_a_run_of_several_workers_is_checked_before_they_start(merged: Path, tmp_path: Path) -> None:
+    """Stock FFCV's loader needs the workers' process group."""
+    settings = settings_io.resolve(
+        Settings,
+        {
+            "data": {"path": str(merged), "reader": "ffcv", "image_size": 16, "flip": False},
+            "cluster": {"workers": 2},
+            "checkpoint": {"every_steps": 0},
+            "training": {"batch_size": 16},
+        },
+        "test",
+    )
+    launcher.check(settings, load_manifest(merged))
