@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import TypeVar
 
@@ -27,18 +27,21 @@ class Registry(Mapping[str, Value]):
 
     Args:
         setting: field or option that names one, for error messages.
+        reserved: names that have another meaning, and cannot be registered.
     """
 
-    def __init__(self, setting: str) -> None:
-        self._setting = setting
+    def __init__(self, setting: str, reserved: Collection[str] = ()) -> None:
+        self._setting, self._reserved = setting, frozenset(reserved)
         self._values: dict[str, Value] = {}
 
     def register(self, name: str, value: Value) -> Value:
         """Adds an implementation and returns it.
 
         Raises:
-            ValueError: the name is taken.
+            ValueError: the name is taken or reserved.
         """
+        if name in self._reserved:
+            raise ValueError(f"{self._setting}: '{name}' has another meaning; choose another name")
         if name in self._values:
             raise ValueError(f"{self._setting}: '{name}' is registered already")
         self._values[name] = value

@@ -15,7 +15,9 @@ from torch import Tensor
 from data_prep.common.registry import Registry
 from pipeline.runtime.collectives import sum_over_ranks, world_size
 
-METRICS: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("metric")
+MEASURED = ("loss", "top1", "top5", "skipped_images")
+"""What every evaluation measures."""
+METRICS: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("metric", reserved=MEASURED)
 """Metrics of evaluations beside loss, top-1 and top-5: functions of logits (B, C) and labels (B,) whose result, a
 scalar tensor, is the sum over the images. The mean over all images is reported as ``validation/NAME``."""
 

@@ -10,6 +10,7 @@ import pytest
 
 from data_prep.common.errors import UserError
 from data_prep.common.registry import Registry
+from pipeline.metrics.epoch import METRICS
 
 
 def test_an_unknown_name_is_answered_with_those_there_are() -> None:
@@ -54,3 +55,13 @@ def test_a_module_named_in_the_environment_is_imported_before_the_first_lookup(
         text=True,
     )
     assert expected in done.stdout + done.stderr
+
+
+def test_what_has_another_meaning_cannot_be_registered() -> None:
+    registry: Registry[int] = Registry("metric", reserved=("loss",))
+    with pytest.raises(ValueError, match="metric: 'loss' has another meaning"):
+        registry.register("loss", 1)
+    assert registry.register("recall", 2) == 2
+    for name in ("loss", "top1", "top5", "skipped_images"):
+        with pytest.raises(ValueError, match=f"'{name}' has another meaning"):
+            METRICS.register(name, lambda logits, labels: logits.sum())
