@@ -4,7 +4,6 @@ for curves."""
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -95,12 +94,12 @@ class StepLog:
         """Whether `step`, counted over all epochs, ends an interval that has no record yet."""
         return self._every > 0 and step % self._every == 0 and step > self._last
 
-    def add(self, step: int, metrics: dict[str, float]) -> None:
-        """Appends the record of the interval that ends with `step`."""
-        self._last = step
+    def add(self, record: StepRecord) -> None:
+        """Appends a record."""
+        self._last = record.step
         # A full disk is reported when a checkpoint is saved.
         with suppress(OSError), self._file.open("a", encoding="utf-8") as file:
-            file.write(_line(StepRecord(step, time.time(), metrics)))
+            file.write(_line(record))
 
 
 def read_steps(folder: Path) -> list[StepRecord]:

@@ -33,13 +33,10 @@ class RankCoordinator:
     """Gives all ranks the same action after each step, of training and of evaluation.
 
     Args:
-        stop_requested: returns whether the run is to stop; called on rank 0 only.
+        stop_requested: returns at once whether the run is to stop; called on rank 0 only, after each step.
         save_seconds: interval of the action SAVE; None for never.
         preemption_poll_seconds: interval of the action POLL; None for never.
     """
-
-    ASK_SECONDS = 0.25
-    """Minimum seconds between two calls of `stop_requested`, which may read a network file system."""
 
     def __init__(
         self,
@@ -50,7 +47,6 @@ class RankCoordinator:
         self._stop_requested = stop_requested
         self._every = {StepAction.SAVE: save_seconds, StepAction.POLL: preemption_poll_seconds}
         self._last = dict.fromkeys(self._every, time.monotonic())
-        self._asked = 0.0
         # A process group of its own, so that its messages wait neither for gradients nor for a GPU.
         self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if world_size() > 1 else None
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
@@ -79,10 +75,7 @@ class RankCoordinator:
             if seconds is not None and now - self._last[timed] >= seconds:
                 self._last[timed] = now
                 action |= timed
-        if now - self._asked >= self.ASK_SECONDS:
-            self._asked = now
-            action |= StepAction.STOP if self._stop_requested() else StepAction.NOTHING
-        return action
+        return action | StepAction.STOP if self._stop_requested() else action
 
     def _arrived(self) -> StepAction:
         if self._pending is None:

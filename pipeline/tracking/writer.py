@@ -7,6 +7,7 @@ dies harms no run.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.common.files import write_atomically
+from pipeline.runtime.background import BackgroundCalls
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +47,12 @@ class ProgressWriter:
     Args:
         folder: of the run.
         silent: write nothing, as on all ranks but the first.
+        background: the thread that writes; by default the caller's.
     """
 
-    def __init__(self, folder: Path, silent: bool = False) -> None:
+    def __init__(self, folder: Path, silent: bool = False, background: BackgroundCalls | None = None) -> None:
         self._file = folder / FILE
-        self._silent = silent
+        self._silent, self._background = silent, background
         self._last = 0.0
 
     def phase(self, epoch: int, phase: str, steps: int) -> Callable[[int], None]:
@@ -57,21 +60,32 @@ class ProgressWriter:
 
         def on_step(step: int) -> None:
             now = time.monotonic()
-            if not self._silent and now - self._last >= INTERVAL:
+            waiting = self._background is not None and not self._background.idle
+            if not self._silent and not waiting and now - self._last >= INTERVAL:
                 self._last = now
-                position = json.dumps(Position(epoch, phase, step, steps))
-                with contextlib.suppress(OSError):  # a full disk is reported when a checkpoint is saved
-                    # Not flushed: that would stall training twice a second, and a resumed run starts with a new file.
-                    write_atomically(self._file, position, flush=False)
+                self._call(functools.partial(self._write, Position(epoch, phase, step, steps)))
 
         return on_step
 
     def event(self, message: str) -> None:
         """Appends an event, a message for the user, to the events of the run."""
-        if self._silent:
-            return
+        if not self._silent:
+            self._call(functools.partial(self._append, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}\n"))
+
+    def _call(self, write: Callable[[], None]) -> None:
+        if self._background:
+            self._background.submit(write)
+        else:
+            write()
+
+    def _write(self, position: Position) -> None:
+        with contextlib.suppress(OSError):  # a full disk is reported when a checkpoint is saved
+            # Not flushed: the file is rewritten twice a second, and a resumed run starts with a new one.
+            write_atomically(self._file, json.dumps(position), flush=False)
+
+    def _append(self, line: str) -> None:
         try:
             with self._file.with_name(EVENTS).open("a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}\n")
+                file.write(line)
         except OSError:  # the event may be that the storage is full or away
-            logger.warning(message)
+            logger.warning(line.rstrip())

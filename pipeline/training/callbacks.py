@@ -5,6 +5,7 @@ To add one from outside, register its builder in CALLBACKS and name it in the se
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,10 @@ from data_prep.common.registry import Registry
 from pipeline.metrics import report
 from pipeline.metrics.classification import ClassificationMetrics
 from pipeline.runs import paths, remote_copy
-from pipeline.runs.history import StepLog
+from pipeline.runs.history import StepLog, StepRecord
 from pipeline.runs.remote_copy import Uploads
 from pipeline.runs.train_state import TrainState
+from pipeline.runtime.background import BackgroundCalls
 from pipeline.runtime.coordination import StepAction
 from pipeline.tracking.writer import ProgressWriter
 from pipeline.training import loop
@@ -81,12 +83,16 @@ CALLBACKS: Registry[Callable[[WorkerSpec, WorkerContext, TrainState], Callback]]
 
 
 def default_callbacks(
-    spec: WorkerSpec, context: WorkerContext, state: TrainState, progress: ProgressWriter
+    spec: WorkerSpec,
+    context: WorkerContext,
+    state: TrainState,
+    progress: ProgressWriter,
+    background: BackgroundCalls,
 ) -> list[Callback]:
     """The callbacks of every run, in the order in which they are called, then those of `training.callbacks`."""
     callbacks: list[Callback] = [WeightAverage(state), Progress(progress), Preemption(context, progress)]
     if context.rank == 0:
-        callbacks.append(StepCurves(spec))
+        callbacks.append(StepCurves(spec, background))
         if spec.profile:
             callbacks.insert(0, Profiler(spec, context, progress))
         if spec.settings.checkpoint.upload:
@@ -127,12 +133,14 @@ class Progress(Callback):
 class StepCurves(Callback):
     """Writes the metrics of every `tracking.every_steps` steps."""
 
-    def __init__(self, spec: WorkerSpec) -> None:
+    def __init__(self, spec: WorkerSpec, background: BackgroundCalls) -> None:
         self._log = StepLog(spec.folder.path, spec.settings.tracking.every_steps)
+        self._background = background
 
     def on_step_end(self, event: StepEnd) -> StepAction:
         if self._log.due(event.number):
-            self._log.add(event.number, event.step.recent())
+            record = StepRecord(event.number, time.time(), event.step.recent())
+            self._background.submit(lambda: self._log.add(record))
         return StepAction.NOTHING
 
 

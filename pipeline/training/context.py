@@ -20,6 +20,9 @@ from pipeline.runs import paths
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runtime import numa
 
+ASK_SECONDS = 0.25
+"""Interval in seconds at which a worker looks for a request to stop."""
+
 
 @dataclass(frozen=True)
 class WorkerSpec:
@@ -117,9 +120,23 @@ class RayContext:
     @contextmanager
     def stoppable(self) -> Iterator[Callable[[], bool]]:
         """The launching process requests a stop by creating a file; rank 0 removes it when the state is saved."""
-        yield self._stop.exists
-        if self.rank == 0:
-            self._stop.unlink(missing_ok=True)
+        if self.rank != 0:
+            yield lambda: False
+            return
+        requested, ended = threading.Event(), threading.Event()
+        thread = threading.Thread(target=self._watch, args=(requested, ended), name="stop", daemon=True)
+        thread.start()
+        try:
+            yield requested.is_set
+        finally:
+            ended.set()
+        self._stop.unlink(missing_ok=True)
+
+    def _watch(self, requested: threading.Event, ended: threading.Event) -> None:
+        """Looks for the file in a thread, as the file system may take its time."""
+        while not requested.is_set() and not ended.wait(ASK_SECONDS):
+            if self._stop.exists():
+                requested.set()
 
     def wait_for_all(self) -> None:
         """Waits at Ray Train's own barrier."""

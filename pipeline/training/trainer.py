@@ -18,6 +18,7 @@ from pipeline.config.schema import Settings
 from pipeline.metrics.classification import ClassificationMetrics
 from pipeline.metrics.epoch import EpochTotals
 from pipeline.runs.history import EpochRecord
+from pipeline.runtime.background import BackgroundCalls
 from pipeline.runtime.coordination import RankCoordinator, StepAction
 from pipeline.tracking.writer import ProgressWriter
 from pipeline.training import loop, setup
@@ -43,14 +44,16 @@ class Trainer:
         self.data = setup.open_data(spec, context)
         self.state = setup.build_state(self.settings, self.data, context.device)
         self.training_form = setup.TrainingForm(self.settings, self.state, self.data, context, self.compute)
-        self.progress = ProgressWriter(spec.folder.path, silent=context.rank != 0)
+        self.background = BackgroundCalls()
+        self.progress = ProgressWriter(spec.folder.path, context.rank != 0, self.background)
         self.checkpointer = Checkpointer(spec, context, self.data, self.progress)
         self.checkpointer.restore(self.state)
-        self.callbacks = default_callbacks(spec, context, self.state, self.progress)
+        self.callbacks = default_callbacks(spec, context, self.state, self.progress, self.background)
 
     def fit(self) -> bool:
         """Trains the epochs that are left; False if the run was stopped, with its state saved."""
         with ExitStack() as at_the_end:
+            at_the_end.callback(self.background.close)
             for callback in self.callbacks:
                 at_the_end.callback(callback.on_fit_end)
             with self.context.stoppable() as stop_requested:

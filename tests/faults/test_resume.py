@@ -166,7 +166,6 @@ def test_a_stop_within_an_evaluation_is_saved_too_and_changes_no_bit(
 
     with monkeypatch.context() as patch:
         patch.setattr(writer.ProgressWriter, "phase", stopping)
-        patch.setattr("pipeline.runtime.coordination.RankCoordinator.ASK_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             launcher.train(settings(*changes), progress=False)
     run = alone.with_name(settings().run.name or "")

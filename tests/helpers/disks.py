@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +22,29 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
         pytest.skip(f"needs the right to mount a small disk: {done.stderr.decode().strip()}")
     try:
         yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextmanager
+def hanging_disk(folder: Path, image: Path) -> Iterator[Callable[[bool], None]]:
+    """A new disk, mounted at `folder`; yields a function that lets its writers wait (True), or continue."""
+
+    def run(*command: object) -> None:
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"needs the right to mount a disk: {done.stderr.strip()}")
+
+    def freeze(hangs: bool) -> None:
+        subprocess.run(["fsfreeze", "--freeze" if hangs else "--unfreeze", folder], check=True)
+
+    folder.mkdir()
+    with image.open("wb") as file:
+        file.truncate(2**25)
+    run("mkfs.ext4", "-q", "-F", image)
+    run("mount", "-o", "loop", image, folder)
+    try:
+        yield freeze
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
 

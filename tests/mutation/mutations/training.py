@@ -130,6 +130,20 @@ MUTATIONS = (
     ),
     # pipeline/runtime
     Mutation(
+        "a step waits for the storage of its records",
+        "pipeline/training/callbacks.py",
+        "            self._background.submit(lambda: self._log.add(record))\n",
+        "            self._log.add(record)\n",
+        ("tests/pipeline/training/test_trainer.py::test_storage_that_does_not_answer_delays_no_step",),
+    ),
+    Mutation(
+        "a step waits for the storage of its position",
+        "pipeline/tracking/writer.py",
+        "            self._background.submit(write)\n",
+        "            write()\n",
+        ("tests/pipeline/training/test_trainer.py::test_storage_that_does_not_answer_delays_no_step",),
+    ),
+    Mutation(
         "ranks act on a wish as soon as they have it",
         "pipeline/runtime/coordination.py",
         "        return agreed\n",

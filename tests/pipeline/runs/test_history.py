@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from pipeline.runs import history, paths
-from pipeline.runs.history import FILE, STEPS, EpochRecord, StepLog, read_steps
+from pipeline.runs.history import FILE, STEPS, EpochRecord, StepLog, StepRecord, read_steps
 from tests.helpers.disks import disk_log
 
 
@@ -16,7 +17,7 @@ def write(folder: Path, first: int, last: int, every: int = 2) -> None:
     log = StepLog(folder, every)
     for step in range(first, last + 1):
         if log.due(step):
-            log.add(step, {"step/loss": float(step)})
+            log.add(StepRecord(step, time.time(), {"step/loss": float(step)}))
 
 
 def steps(folder: Path) -> list[int]:

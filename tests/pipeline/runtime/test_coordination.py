@@ -5,14 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import pytest
-
 from pipeline.runtime.coordination import RankCoordinator, StepAction
 from tests.helpers.ranks import in_ranks
 
 
-def test_one_process_gets_its_wishes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RankCoordinator, "ASK_SECONDS", 0.0)
+def test_one_process_gets_its_wishes_at_once() -> None:
     asked = iter([False, True])
     control = RankCoordinator(lambda: next(asked), save_seconds=3600, preemption_poll_seconds=0)
     assert control.after_step() == StepAction.POLL
@@ -32,7 +29,6 @@ def test_time_to_save_starts_again_after_a_save() -> None:
 
 def twenty_steps(rank: int) -> list[int]:
     """Steps after which there was something to do. Ranks do not take equally long; only the first one has a wish."""
-    RankCoordinator.ASK_SECONDS = 0.0
     steps = 0
     control = RankCoordinator(lambda: rank == 1 or steps == 10)
     seen = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +18,12 @@ from data_prep.prepare.dataset_writer import prepare
 from data_prep.prepare.spec import PrepareSpec
 from data_prep.sources.textures import Textures
 from pipeline.config import settings_io
-from pipeline.runs import paths, run_folder, trained_model
+from pipeline.runs import history, paths, run_folder, trained_model
+from pipeline.runtime.coordination import StepAction
 from pipeline.training import loop, trainer
+from pipeline.training.callbacks import Callback, StepEnd
 from pipeline.training.context import LocalContext, WorkerSpec
+from tests.helpers.disks import hanging_disk
 from tests.helpers.runs import write_configuration
 
 
@@ -69,6 +74,38 @@ def test_the_trained_weights_are_stored_before_an_evaluation_that_fails(
     [final] = paths.stored_checkpoints(job.folder.path)[-1:]
     assert final.name == "epoch-00001"
     assert all(torch.equal(value, trained[name]) for name, value in trained_model.read_weights(final).items())
+
+
+def test_storage_that_does_not_answer_delays_no_step(textures: Path, tmp_path: Path) -> None:
+    with hanging_disk(tmp_path / "disk", tmp_path / "image") as hangs:
+        changes = ("training.epochs=1", "run.name=one", f"run.storage={tmp_path / 'disk'}", "tracking.every_steps=1")
+        settings = settings_io.load(write_configuration(tmp_path, textures, "cluster.workers=0", *changes), [])
+        steps: list[int] = []
+        in_time: list[bool] = []
+        rescue = threading.Timer(20, hangs, [False])  # where a step waits, nothing else would end the test
+
+        class Hang(Callback):
+            def on_step_end(self, event: StepEnd) -> StepAction:
+                time.sleep(0.2)  # so that the position is written several times
+                if event.number == 3:
+                    hangs(True)
+                    rescue.start()
+                if event.number == 9:
+                    in_time.append(rescue.is_alive())
+                    rescue.cancel()
+                    if in_time[0]:
+                        hangs(False)
+                steps.append(event.number)
+                return StepAction.NOTHING
+
+        with run_folder.claim(settings, load_manifest(textures), None) as run:
+            run.begin()
+            job = WorkerSpec(settings, run)
+            training = trainer.Trainer(job, LocalContext(job))
+            training.callbacks.append(Hang())
+            assert training.fit()
+        assert in_time == [True]
+        assert [record.step for record in history.read_steps(run.path)] == steps == list(range(1, 13))
 
 
 def test_a_run_that_is_not_interrupted_keeps_no_checkpoint_from_before_its_last_evaluation(job: WorkerSpec) -> None:
