@@ -13,7 +13,7 @@ from ray.tune.result import TRAINING_ITERATION
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from data_prep.common.errors import UserError
-from data_prep.common.registry import Registry
+from data_prep.common.registry import Registry, explain_faults
 from tuning.config import SearchSettings
 from tuning.search_folder import Record
 
@@ -54,10 +54,16 @@ def build_scheduler(settings: SearchSettings, records: Iterable[tuple[str, Recor
         records: of the trials of an interrupted search, by name. Trials that have not ended report again by themselves.
 
     Raises:
-        UserError: a scheduler from elsewhere needs more of a trial that has ended than its results.
+        UserError: a scheduler from elsewhere cannot be built, or needs more of a trial that has ended than its
+            results.
     """
     chosen = settings.search.scheduler
-    scheduler = SCHEDULERS.find(chosen)(settings)
+    with explain_faults(f"search.scheduler: the builder of {chosen}"):
+        scheduler = SCHEDULERS.find(chosen)(settings)
+    if not isinstance(scheduler, TrialScheduler):
+        raise UserError(
+            f"search.scheduler: the builder of {chosen} returns {type(scheduler).__name__}: return a TrialScheduler"
+        )
     for name, record in records:
         if record.status != "pending":
             try:

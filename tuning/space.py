@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.common.errors import UserError
-from data_prep.common.registry import Registry
+from data_prep.common.registry import Registry, explain_faults
 from pipeline.config.schema import Settings
 from pipeline.config.settings_io import override, resolve
 from tuning.config import SearchSettings
@@ -76,9 +76,14 @@ def candidates(settings: SearchSettings) -> list[Candidate]:
     """The networks that a search tries, each once: those of its searcher, then those of `search.candidates`.
 
     Raises:
-        UserError: a candidate's widths are not a list of numbers, or it sets what trials must share.
+        UserError: a candidate's widths are not a list of numbers, or it sets what trials must share; or the registered
+            searcher raises an exception, or returns something else.
     """
-    chosen = SEARCHERS.find(settings.search.searcher)(settings)
+    searcher = settings.search.searcher
+    with explain_faults(f"search.searcher: {searcher}"):
+        chosen = list(SEARCHERS.find(searcher)(settings))
+    if strange := [one for one in chosen if not isinstance(one, Candidate)]:
+        raise UserError(f"search.searcher: {searcher} returns {strange[0]!r}: return a list of Candidates")
     named = [_named(dict(content)) for content in settings.search.candidates]
     return list({candidate.name: candidate for candidate in [*chosen, *named]}.values())
 

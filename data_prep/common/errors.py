@@ -8,6 +8,15 @@ class UserError(Exception):
     """
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was too small, that of a GPU or the computer's."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's, which is imported later than this module
+        or "DefaultCPUAllocator" in str(error)
+    )
+
+
 def printable(text: str, keep: str = "") -> str:
     """Text from outside, such as a file's name, for a line on a terminal: control characters and what is no Unicode are
     shown as escapes, as in ``a\\x1bb``.

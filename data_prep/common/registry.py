@@ -11,11 +11,15 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import traceback
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TypeVar
 
-from data_prep.common.errors import UserError
+from data_prep.common.distribution import HOME, PACKAGES
+from data_prep.common.errors import UserError, is_out_of_memory
 
 GROUP, VARIABLE = "phasecollapse.extensions", "PHASECOLLAPSE_EXTENSIONS"
 
@@ -73,6 +77,33 @@ class Registry(Mapping[str, Value]):
         if name not in self:
             raise UserError(f"{self._setting} is '{name}'; choose one of: {', '.join(self)}")
         return self[name]
+
+
+@contextmanager
+def explain_faults(what: str) -> Iterator[None]:
+    """Names registered code in the errors that it raises.
+
+    Args:
+        what: begins the sentence, such as "metric confidence".
+
+    Raises:
+        UserError: the body raised an exception; says where. It is raised from that exception. Errors for users, of this
+            distribution's own code, and of a memory that is too small stay as they are.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever the code raises
+        if is_out_of_memory(error):
+            raise
+        # Behind this function and its caller; none if the code cannot be called as it is.
+        called = traceback.extract_tb(error.__traceback__)[2:3]
+        if any(Path(frame.filename).is_relative_to(HOME / name) for frame in called for name in PACKAGES):
+            raise
+        where = "".join(f" in {frame.filename}, line {frame.lineno}" for frame in called)
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{what} failed{where} ({reason}): correct it") from error
 
 
 @functools.cache

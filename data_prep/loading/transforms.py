@@ -17,7 +17,7 @@ import numpy as np
 
 from data_prep.common.counter_rng import Purpose, uniform
 from data_prep.common.errors import UserError
-from data_prep.common.registry import Registry
+from data_prep.common.registry import Registry, explain_faults
 
 ATTEMPTS = 10
 _EACH = 4
@@ -171,11 +171,23 @@ AUGMENTATIONS.register("random_erasing", RandomErasing())
 
 
 def choose_crops(augmentations: Sequence[Augmentation], heights: np.ndarray, widths: np.ndarray, draws: Draws) -> Crops:
-    """The crops of images of these sizes (N,): whole images, changed by each augmentation in turn."""
+    """The crops of images of these sizes (N,): whole images, changed by each augmentation in turn.
+
+    Raises:
+        UserError: an augmentation raises an exception, or returns a rectangle that leaves its image; names it.
+    """
     zeros = np.zeros(len(heights), np.int64)
     crops = Crops(zeros, zeros, heights, widths, np.zeros(len(heights), bool))
     for stream, augmentation in enumerate(augmentations):
-        crops = augmentation.crop(crops, heights, widths, replace(draws, stream=stream))
+        with explain_faults(f"augmentation {type(augmentation).__name__}"):
+            crops = Crops(*augmentation.crop(crops, heights, widths, replace(draws, stream=stream)))
+            inside = (crops.top >= 0) & (crops.left >= 0) & (crops.height > 0) & (crops.width > 0)
+            inside &= (crops.top + crops.height <= heights) & (crops.left + crops.width <= widths)
+        if not inside.all() or len(inside) != len(heights):
+            raise UserError(
+                f"augmentation {type(augmentation).__name__} returned a rectangle that is empty or leaves its image: "
+                "correct its method crop"
+            )
     return crops
 
 
@@ -183,15 +195,17 @@ def augment_pixels(augmentations: Sequence[Augmentation], pixels_NHWC: np.ndarra
     """Changes decoded pixels (N, H, W, 3) uint8 in place, by each augmentation in turn.
 
     Raises:
-        UserError: an augmentation returns an array of another shape or type; names it.
+        UserError: an augmentation raises an exception, or returns an array of another shape or type; names it.
     """
     for stream, augmentation in enumerate(augmentations):
-        augmented = augmentation.apply(pixels_NHWC, replace(draws, stream=stream))
+        with explain_faults(f"augmentation {type(augmentation).__name__}"):
+            augmented = augmentation.apply(pixels_NHWC, replace(draws, stream=stream))
         if augmented is pixels_NHWC:
             continue
-        if augmented.shape != pixels_NHWC.shape or augmented.dtype != np.uint8:
+        shape, dtype = getattr(augmented, "shape", None), getattr(augmented, "dtype", type(augmented).__name__)
+        if shape != pixels_NHWC.shape or dtype != np.uint8:
             raise UserError(
-                f"augmentation {type(augmentation).__name__} returned {augmented.dtype} {augmented.shape} instead of "
-                f"uint8 {pixels_NHWC.shape}: correct its method apply"
+                f"augmentation {type(augmentation).__name__} returned {dtype} {shape or ''} instead of uint8 "
+                f"{pixels_NHWC.shape}: correct its method apply"
             )
         pixels_NHWC[:] = augmented

@@ -26,7 +26,7 @@ from data_prep.prepare.shard_writer import ShardPlan, WriteShard
 from data_prep.prepare.spec import PrepareSpec
 from data_prep.prepare.workspace import PrepareWorkspace, ShardRecord
 from data_prep.sources.image_index import ImageIndex
-from data_prep.sources.registry import ImageSource
+from data_prep.sources.registry import ImageSource, list_images
 
 PROBES = 32
 """Number of images from which disk space and time are estimated."""
@@ -87,7 +87,7 @@ def prepare(
             return PrepareResult(_check_existing(source, output, spec, executor), already_there=True)
     with explain_os_errors(output), warnings.catch_warnings(), workspace.claim(output, spec, restart) as folder:
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what counts is whether the image decodes
-        index = folder.index(lambda: source.list(folder.scratch, executor))
+        index = folder.index(lambda: list_images(source, folder.scratch, executor))
         manifest = _write(folder, index, spec, executor, threads, on_estimate)
         manifest = manifest.model_copy(update={"name": output.name})
         folder.finish(manifest, output)
@@ -129,7 +129,7 @@ def _check_existing(source: ImageSource, output: Path, spec: PrepareSpec, execut
         scratch = output.with_name(f".{output.name}.listing")
         scratch.mkdir(exist_ok=True)
         try:
-            same = source.list(scratch, executor).digest() == existing.source.digest
+            same = list_images(source, scratch, executor).digest() == existing.source.digest
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         if same:

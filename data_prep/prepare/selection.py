@@ -14,7 +14,7 @@ from data_prep.common.errors import UserError
 from data_prep.common.parallel import Executor
 from data_prep.format.manifest import ImageClass, SplitName
 from data_prep.sources.image_index import BATCH_ROWS, IMAGES, ImageIndex, map_table, pick, write_table
-from data_prep.sources.registry import ImageSource
+from data_prep.sources.registry import ImageSource, list_images
 
 
 class Selection:
@@ -49,7 +49,7 @@ class Selection:
         Raises:
             UserError: there is no such class, or a split has no images of the classes.
         """
-        whole = self._source.list(scratch, executor)
+        whole = list_images(self._source, scratch, executor)
         chosen = [_find(whole.classes, name) for name in self._classes] or whole.classes
         kept = sorted({each.index for each in chosen})
         chosen_classes = [whole.classes[old].model_copy(update={"index": new}) for new, old in enumerate(kept)]

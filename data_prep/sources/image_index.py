@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_prep.common.errors import UserError, printable
 from data_prep.format.manifest import SPLITS, ImageClass, SplitName
@@ -215,3 +217,25 @@ class ImageIndex:
                 for name in chunk.to_pylist():
                     digest.update(name.encode() + b"\0")
         return digest.hexdigest()
+
+
+def find_fault(index: ImageIndex) -> str | None:
+    """What contradicts itself in an index, as a clause; None if nothing does."""
+    if not isinstance(index, ImageIndex):
+        return f"{type(index).__name__} stands instead of an ImageIndex"
+    ids = [each.id for each in index.classes]
+    if twice := [one for one, count in Counter(ids).items() if count > 1]:
+        return f"two classes have the id {printable(twice[0])}"
+    if set(index.splits) != set(SPLITS):
+        return f"the splits are {', '.join(map(str, index.splits)) or 'missing'} instead of {', '.join(SPLITS)}"
+    for split, table in index.splits.items():
+        if not isinstance(table, pa.Table) or table.schema != IMAGES:
+            return f"the images of the {split} split are no table of the schema IMAGES"
+        if any(column.null_count for column in table.columns):
+            return f"an image of the {split} split lacks a value"
+        for name, least, end in (("label", 0, len(ids)), ("offset", 0, 2**63), ("size", 0, 2**31)):
+            limits = pc.min_max(table[name]).as_py()
+            if table.num_rows and not (least <= limits["min"] and limits["max"] < end):
+                found = f"from {limits['min']} to {limits['max']}"
+                return f"the {name} of images of the {split} split is {found}, outside {least} … {end - 1}"
+    return None

@@ -14,16 +14,17 @@ import importlib
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from data_prep.common.errors import UserError
-from data_prep.common.registry import Registry
+from data_prep.common.registry import Registry, explain_faults
 
 if TYPE_CHECKING:
     from data_prep.common.parallel import Executor
     from data_prep.sources.image_index import ImageIndex
 
 
+@runtime_checkable
 class ImageSource(Protocol):
     """Images of two splits, with their classes."""
 
@@ -82,15 +83,22 @@ class SourceType:
 
     def recognizes(self, folder: FolderNames) -> bool:
         """Whether a location holds a source of this kind."""
-        return bool(importlib.import_module(self.module).recognizes(folder))
+        with explain_faults(f"source {self.module}: recognizes"):
+            return bool(importlib.import_module(self.module).recognizes(folder))
 
     def open(self, location: str, **options: Any) -> ImageSource:
         """The source at a location, with a value for any of `options`.
 
         Raises:
-            UserError: there is nothing that it can read.
+            UserError: there is nothing that it can read; or a source from elsewhere fails.
         """
-        source: ImageSource = importlib.import_module(self.module).open_source(location, **options)
+        with explain_faults(f"source {self.module}: open_source"):
+            source = importlib.import_module(self.module).open_source(location, **options)
+        if not isinstance(source, ImageSource):
+            raise UserError(
+                f"source {self.module}: open_source returns {type(source).__name__}, without all of location, options, "
+                "kind and list: return an ImageSource"
+            )
         return source
 
 
@@ -131,6 +139,21 @@ def open_source(
             others = ", ".join(other for other, each in SOURCES.items() if name in each.options)
             raise UserError(f"--{name.replace('_', '-')} is for {others}, not for {kind}: leave it out")
     return source.open(location, **given)
+
+
+def list_images(source: ImageSource, scratch: Path, executor: Executor) -> ImageIndex:
+    """The images of a source, checked: a source may come from elsewhere.
+
+    Raises:
+        UserError: the source fails, or its index contradicts itself; or as :meth:`ImageSource.list` says.
+    """
+    from data_prep.sources.image_index import find_fault
+
+    with explain_faults(f"source {source.kind}: list"):
+        index = source.list(scratch, executor)
+        if fault := find_fault(index):
+            raise UserError(f"source {source.kind}: list returns an index in which {fault}: correct it")
+    return index
 
 
 def recognize(location: str) -> str:

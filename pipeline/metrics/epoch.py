@@ -6,13 +6,14 @@ A metric is one entry of the mapping that is given to ``update``: ``{"loss": los
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from data_prep.common.registry import Registry
+from data_prep.common.errors import UserError
+from data_prep.common.registry import Registry, explain_faults
 from pipeline.runtime.collectives import sum_over_ranks, world_size
 
 MEASURED = ("loss", "top1", "top5", "skipped_images")
@@ -20,6 +21,23 @@ MEASURED = ("loss", "top1", "top5", "skipped_images")
 METRICS: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("metric", reserved=MEASURED)
 """Metrics of evaluations beside loss, top-1 and top-5: functions of logits (B, C) and labels (B,) whose result, a
 scalar tensor, is the sum over the images. The mean over all images is reported as ``validation/NAME``."""
+
+
+def registered_sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """The metrics of METRICS by name, summed over the images of a batch: logits (B, C), labels (B,).
+
+    Raises:
+        UserError: one raises an exception, or returns something other than a scalar tensor.
+    """
+    sums = {}
+    for name, metric in METRICS.items():
+        with explain_faults(f"metric {name}"):
+            value = metric(logits, labels)
+        if not isinstance(value, Tensor) or value.dim() > 0:
+            found = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(f"metric {name} returns {found} instead of a scalar tensor: the sum over the images")
+        sums[name] = value.to(logits.device)
+    return sums
 
 
 @dataclass(frozen=True)
@@ -57,19 +75,23 @@ class EpochTotals:
 
 
 class NamedSums:
-    """Sums by name, in float64 on the device; the names are those of the first update."""
+    """Sums by name, in float64 on the device.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        names: by default those of the first update.
+    """
+
+    def __init__(self, device: torch.device, names: Iterable[str] = ()) -> None:
         self._device = device
-        self._names: tuple[str, ...] = ()
-        self._sums = torch.zeros(0, dtype=torch.float64, device=device)
+        self._names = tuple(names)
+        self._sums = torch.zeros(len(self._names), dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def update(self, values: Mapping[str, Tensor]) -> None:
         """Adds a scalar to each sum; never waits for the device.
 
         Raises:
-            ValueError: the names are not those of the first update.
+            ValueError: the names are others.
         """
         if not self._names:
             self._names = tuple(values)

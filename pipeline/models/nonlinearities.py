@@ -13,13 +13,15 @@ the modulus is taken as 0.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from data_prep.common.registry import Registry
+from data_prep.common.errors import UserError
+from data_prep.common.registry import Registry, explain_faults
 from pipeline.models.fused import collapsed_features, modulus
 
 EPSILON = 1e-6
@@ -44,6 +46,28 @@ class Nonlinearity:
 
 
 NONLINEARITIES: Registry[Nonlinearity] = Registry("model.nonlinearity")
+
+
+@functools.cache
+def find(name: str) -> Nonlinearity:
+    """The non-linearity called `name`, tried once on coefficients of a few positions.
+
+    Raises:
+        UserError: there is none; or it raises an exception, or returns something other than ρ(z).
+    """
+    nonlinearity = NONLINEARITIES.find(name)
+    z_SPTFMNBC = torch.linspace(-2.0, 2.0, 72, device="cpu").view(1, 2, 1, 3, 2, 1, 2, 3)
+    parameters = [torch.full((3, 1, 1, 1, 3), float(start), device="cpu") for start in nonlinearity.parameters.values()]
+    with explain_faults(f"model.nonlinearity: {name}"), torch.no_grad():
+        result = nonlinearity.function(z_SPTFMNBC.clone(), *parameters)
+    expected = (1, 1 if nonlinearity.real else 2, *z_SPTFMNBC.shape[2:])
+    if not isinstance(result, Tensor) or result.shape != expected or not result.is_floating_point():
+        found = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+        raise UserError(
+            f"model.nonlinearity: {name} returns {found} for z {tuple(z_SPTFMNBC.shape)} instead of floating-point "
+            f"numbers {expected}, as real is {nonlinearity.real}: correct it"
+        )
+    return nonlinearity
 
 
 def collapse(z: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ parameters for 10 classes), this one projects it, as the larger networks do (272
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.common.errors import UserError
-from data_prep.common.registry import Registry
+from data_prep.common.registry import Registry, explain_faults
 from pipeline.models.batch_stats import BatchNorm
 from pipeline.runtime import activation_checkpointing
 
@@ -44,6 +45,27 @@ class RealNonlinearity:
 
 NONLINEARITIES: Registry[RealNonlinearity] = Registry("model.nonlinearity")
 """To add one, write its function and register it."""
+
+
+@functools.cache
+def find_nonlinearity(name: str) -> RealNonlinearity:
+    """The non-linearity called `name`, tried once on a few numbers.
+
+    Raises:
+        UserError: there is none; or it raises an exception, or returns something other than ρ(x).
+    """
+    nonlinearity = NONLINEARITIES.find(name)
+    x_BCHW = torch.linspace(-2.0, 2.0, 24, device="cpu").view(2, 3, 2, 2)
+    parameters = [torch.full((3, 1, 1), float(start), device="cpu") for start in nonlinearity.parameters.values()]
+    with explain_faults(f"model.nonlinearity: {name}"), torch.no_grad():
+        result = nonlinearity.function(x_BCHW.clone(), *parameters)
+    if not isinstance(result, Tensor) or (result.shape, result.dtype) != (x_BCHW.shape, x_BCHW.dtype):
+        found = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+        raise UserError(
+            f"model.nonlinearity: {name} returns {found} for x of float32 {tuple(x_BCHW.shape)} instead of as many "
+            "numbers of that type: correct it"
+        )
+    return nonlinearity
 
 
 def soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
@@ -81,7 +103,7 @@ class Activation(nn.Module):
 
     def __init__(self, name: str, channels: int) -> None:
         super().__init__()
-        nonlinearity = NONLINEARITIES.find(name)
+        nonlinearity = find_nonlinearity(name)
         self.name = name
         self.function, self.learned = nonlinearity.function, tuple(nonlinearity.parameters)
         for parameter, start in nonlinearity.parameters.items():

@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data_prep.common.errors import UserError
+from pipeline.models import nonlinearities
 from pipeline.models.batch_stats import BatchNorm
 from pipeline.models.fused import by_position, normalize
-from pipeline.models.nonlinearities import NONLINEARITIES
 from pipeline.models.projection import Projection
 from pipeline.models.wavelet_transform import WaveletTransform, output_size
 from pipeline.models.wavelets import Octave
@@ -63,7 +63,7 @@ class BlockConfig:
         Raises:
             UserError: ρ is unknown, or a value is given for a parameter that it does not have.
         """
-        values = dict(NONLINEARITIES.find(self.nonlinearity).parameters)
+        values = dict(nonlinearities.find(self.nonlinearity).parameters)
         for name, chosen in (("gain", self.operator_gain), ("bias", self.operator_bias)):
             if chosen is not None and name not in values:
                 raise UserError(f"model.operator_{name}: {self.nonlinearity} has no {name}; leave it out")
@@ -87,7 +87,7 @@ class Block(nn.Module):
         self.in_channels, self.out_channels = channels
         self.parts, self.kind = parts, kind
         self.wavelets = wavelets
-        self.nonlinearity = NONLINEARITIES.find(kind.nonlinearity)
+        self.nonlinearity = nonlinearities.find(kind.nonlinearity)
         self.nonlinearity_parameters = kind.nonlinearity_parameters()
         acted_on = wavelets.filters if kind.skip else wavelets.filters - 1
         for name, start in self.nonlinearity_parameters.items():

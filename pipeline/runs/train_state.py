@@ -107,6 +107,7 @@ def restore(folder: Path, training: TrainState) -> None:
         trained_model.put_weights(folder, training.network, LAST)
     try:
         state: dict[str, Any] = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
+        _check_optimizer(folder, training.optimizer, state["optimizer"]["param_groups"])
         training.optimizer.load_state_dict(state["optimizer"])
         training.schedule.load_state_dict(state["schedule"])
         training.epoch_in_progress = _totals_from_file(state["under_way"])
@@ -115,6 +116,20 @@ def restore(folder: Path, training: TrainState) -> None:
         training.history = history.read(folder)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"checkpoint {folder} is damaged ({trained_model.first_line(error)}): remove it") from None
+
+
+def _check_optimizer(folder: Path, optimizer: Optimizer, stored: list[dict[str, Any]]) -> None:
+    """A name may stand for another optimizer than when the run was stopped, if a package outside this one defines it.
+
+    Raises:
+        UserError: the optimizer has other options than the one that was stored. (Versions of torch add some to both.)
+    """
+    ours, theirs = ({*group} - {"params"} for group in (optimizer.param_groups[0], stored[0]))
+    if (new := sorted(ours - theirs)) and (gone := sorted(theirs - ours)):
+        raise UserError(
+            f"optimizer.kind: checkpoint {folder} is of another optimizer, with {', '.join(gone)} instead of "
+            f"{', '.join(new)}: register the former again, or start a new run with start.checkpoint"
+        )
 
 
 def _serialized(network: models.ImageNetwork) -> bytes:

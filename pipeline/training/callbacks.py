@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import profiler
 
 from data_prep.common.errors import UserError
-from data_prep.common.registry import Registry
+from data_prep.common.registry import Registry, explain_faults
 from pipeline.metrics import report
 from pipeline.metrics.classification import ClassificationMetrics
 from pipeline.runs import paths, remote_copy
@@ -98,8 +98,45 @@ def default_callbacks(
         if spec.settings.checkpoint.upload:
             callbacks.append(Upload(spec, spec.settings.checkpoint.upload, progress))
     callbacks.append(FinalReport(spec, context, progress))
-    named = [CALLBACKS.find(name)(spec, context, state) for name in spec.settings.training.callbacks]
-    return callbacks + named
+    for name in spec.settings.training.callbacks:
+        with explain_faults(f"training.callbacks: the builder of {name}"):
+            callback = CALLBACKS.find(name)(spec, context, state)
+        callbacks.append(NamedCallback(name, callback, progress))
+    return callbacks
+
+
+class NamedCallback(Callback):
+    """A callback of `training.callbacks`, which is named in the errors of its hooks.
+
+    Raises:
+        UserError: a hook raises an exception, or returns something other than a StepAction. Not at the end of training,
+            whose result it cannot change any more: there it is an event of the run.
+    """
+
+    def __init__(self, name: str, callback: Callback, progress: ProgressWriter) -> None:
+        self._what, self._callback, self._progress = f"callback {name}", callback, progress
+
+    def on_step_end(self, event: StepEnd) -> StepAction:
+        with explain_faults(f"{self._what}: on_step_end"):
+            action = self._callback.on_step_end(event)
+        if not isinstance(action, StepAction):
+            raise UserError(f"{self._what}: on_step_end returns {action!r}: return StepAction.NOTHING, or another one")
+        return action
+
+    def on_evaluation_end(self, event: EvaluationEnd) -> None:
+        with explain_faults(f"{self._what}: on_evaluation_end"):
+            self._callback.on_evaluation_end(event)
+
+    def on_checkpoint(self, checkpoint: Path) -> None:
+        with explain_faults(f"{self._what}: on_checkpoint"):
+            self._callback.on_checkpoint(checkpoint)
+
+    def on_fit_end(self) -> None:
+        try:
+            with explain_faults(f"{self._what}: on_fit_end"):
+                self._callback.on_fit_end()
+        except UserError as error:
+            self._progress.event(str(error))
 
 
 class WeightAverage(Callback):

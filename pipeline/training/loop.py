@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from data_prep.common.errors import UserError
-from pipeline.metrics.epoch import METRICS, EpochAccumulator, EpochTotals, NamedSums
+from pipeline.metrics.epoch import METRICS, EpochAccumulator, EpochTotals, NamedSums, registered_sums
 from pipeline.metrics.nonfinite import NonFiniteGuard
 from pipeline.runtime.collectives import sum_over_ranks, world_size
 
@@ -234,7 +234,7 @@ def evaluation_sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         "loss": nn.functional.cross_entropy(logits, labels, reduction="sum"),
         "top1": correct[:, 0].sum(),
         "top5": correct.sum(),
-        **{name: metric(logits, labels) for name, metric in METRICS.items()},
+        **registered_sums(logits, labels),
     }
 
 
@@ -262,9 +262,7 @@ def evaluate(
         `after_step` ended it.
     """
     network.eval()
-    image_sums = NamedSums(compute.device)
-    nothing = torch.zeros(0, 1, device=compute.device)
-    image_sums.update(evaluation_sums(nothing, nothing[:, 0].long()))  # a rank without batches has the same names
+    image_sums = NamedSums(compute.device, ("loss", "top1", "top5", *METRICS))  # also on a rank without batches
     images = skipped = 0
     for step, (batch, _, labels, logits) in enumerate(forward_pass(network, batches, compute), 1):
         image_sums.update(evaluation_sums(logits, labels))

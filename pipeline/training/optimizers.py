@@ -8,7 +8,8 @@ from typing import Any
 
 from torch.optim import SGD, AdamW, Optimizer
 
-from data_prep.common.registry import Registry
+from data_prep.common.errors import UserError
+from data_prep.common.registry import Registry, explain_faults
 from pipeline.config.schema import OptimizerSettings
 from pipeline.models import ImageNetwork
 
@@ -41,11 +42,22 @@ OPTIMIZERS.register("adamw", OptimizerKind(adamw, state_tensors=2))
 
 
 def build_optimizer(network: ImageNetwork, settings: OptimizerSettings) -> Optimizer:
-    """The optimizer of all parameters that are not frozen, in two groups: with weight decay, and without."""
+    """The optimizer of all parameters that are not frozen, in two groups: with weight decay, and without.
+
+    Raises:
+        UserError: the registered builder raises an exception, or builds something else.
+    """
     exempt = network.no_decay_names()
     trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
     groups = [
         {"params": [value for name, value in trained if name not in exempt], "weight_decay": settings.weight_decay},
         {"params": [value for name, value in trained if name in exempt], "weight_decay": 0.0},
     ]
-    return OPTIMIZERS.find(settings.kind).build([group for group in groups if group["params"]], settings)
+    kind = OPTIMIZERS.find(settings.kind)
+    with explain_faults(f"optimizer.kind: the builder of {settings.kind}"):
+        optimizer = kind.build([group for group in groups if group["params"]], settings)
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(
+            f"optimizer.kind: the builder of {settings.kind} returns {type(optimizer).__name__}: return an Optimizer"
+        )
+    return optimizer

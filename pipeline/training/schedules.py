@@ -8,7 +8,8 @@ from collections.abc import Callable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from data_prep.common.registry import Registry
+from data_prep.common.errors import UserError
+from data_prep.common.registry import Registry, explain_faults
 from pipeline.config.schema import OptimizerSettings, Settings
 
 SIZE_STEP = 16
@@ -46,11 +47,20 @@ def rate_factor(step: int, settings: OptimizerSettings, epochs: int, steps_per_e
     """Factor on the peak learning rate in step 0, 1, … of the run.
 
     The warm-up climbs linearly and reaches the peak in its last step; then the schedule decays.
+
+    Raises:
+        UserError: the registered schedule raises an exception, or returns no finite number.
     """
     warmup = round(settings.warmup_epochs * steps_per_epoch)
     if step < warmup:
         return (step + 1) / warmup
-    return SCHEDULES.find(settings.schedule)(step, epochs * steps_per_epoch, warmup, steps_per_epoch, settings)
+    name = settings.schedule
+    decay = SCHEDULES.find(name)
+    with explain_faults(f"optimizer.schedule: {name}"):
+        factor = float(decay(step, epochs * steps_per_epoch, warmup, steps_per_epoch, settings))
+    if not math.isfinite(factor):
+        raise UserError(f"optimizer.schedule: {name} returns {factor} for step {step}: return a finite factor")
+    return factor
 
 
 def image_size(settings: Settings, epoch: int) -> int:

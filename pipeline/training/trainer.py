@@ -11,9 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, is_out_of_memory
 from pipeline.config.schema import Settings
 from pipeline.metrics.classification import ClassificationMetrics
 from pipeline.metrics.epoch import EpochTotals
@@ -176,10 +174,8 @@ def train(spec: WorkerSpec, context: WorkerContext) -> bool:
     """
     try:
         return Trainer(spec, context).fit()
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _too_little_memory(spec.settings, error) from None
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" in str(error):
+    except Exception as error:
+        if is_out_of_memory(error):
             raise _too_little_memory(spec.settings, error) from None
         raise
 
