@@ -29,12 +29,24 @@ CLEANUP_CALLBACKS = ("PlacementGroupCleanerCallback",)
 """Callbacks that free the placement groups of a controller that died, which this program does in a job of its own."""
 COORDINATOR = "AutoscalingCoordinator"
 """Name and namespace of the actor through which Ray Train requests resources of the autoscaler; it outlives jobs."""
-COORDINATOR_TITLE = "ray::_AutoscalingCoordinatorActor"
-"""Title of its process."""
+IDLE_TITLE = "ray::IDLE"
+"""Title of a process that waits for tasks. The cluster ends it when the command has left."""
+SPARED_TITLES = (IDLE_TITLE, "ray::_AutoscalingCoordinatorActor")
+"""Titles of processes that outlive a command: idle ones, and that of the coordinator, which serves other jobs, too."""
 HEAD_NODE = {"node:__internal_head__": 0.001}
 """Resources of a small process that must be on the head node; the name of that node's resource is Ray's own."""
 ABORT_SECONDS = 3
 """Time that the controller gets to end its workers, which have saved before; on GPUs they may wait for each other."""
+
+
+def task_title(function: Callable[..., object]) -> str:
+    """Title of the process that runs a task with this body."""
+    return f"ray::{function.__name__}"
+
+
+def is_of_job(placement_group: str, job: str) -> bool:
+    """Whether a placement group was made by a job, by their hexadecimal ids: that of a group ends with its job's."""
+    return placement_group.endswith(job)
 
 
 def port_of_cluster(port: int) -> dict[str, str]:

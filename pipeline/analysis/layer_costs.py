@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config.model_schema import ModelSettings
@@ -26,6 +25,7 @@ from pipeline.models import ImageNetwork, ScatteringNetwork, build
 from pipeline.models.projection import Projection
 from pipeline.models.resnet import Activation
 from pipeline.models.scattering import Block
+from pipeline.runtime.torch_internals import FakeTensorMode, storage_identity
 
 SCALES = ("weight", "gain")
 """Suffixes of the names of multiplicative parameters; a parameter per channel with another name is a bias."""
@@ -119,7 +119,7 @@ def _kept(network: nn.Module, images: Tensor, costs: _Costs, precision: str) -> 
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        storages[storage._cdata] = storage  # held, so that its address is not reused
+        storages[storage_identity(storage)] = storage  # held, so that its address is not reused
         return tensor
 
     with (

@@ -19,7 +19,7 @@ from ray.util.state import list_actors, list_jobs
 from ray.util.state.exception import RayStateApiException
 
 from data_prep.common.errors import UserError
-from data_prep.common.ray_internals import COORDINATOR
+from data_prep.common.ray_internals import COORDINATOR, is_of_job
 
 
 def check_state_service() -> None:
@@ -41,7 +41,7 @@ def free_reservations() -> list[str]:
     """Removes all placement groups of this process's Ray job; returns their hexadecimal ids."""
     job: str = ray.get_runtime_context().get_job_id()
     table = placement_group_table()
-    groups = [group for group, content in table.items() if group.endswith(job) and content["state"] != "REMOVED"]
+    groups = [group for group, content in table.items() if is_of_job(group, job) and content["state"] != "REMOVED"]
     for group in groups:
         remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
     return groups
@@ -70,7 +70,8 @@ def release(timeout_s: float = 60.0) -> list[str]:
 
 
 def leave() -> None:
-    """Does the same at the end of a run, if the cluster and its state service are there to be asked."""
+    """Removes all reservations of this job at the end of a run, and waits a moment until its processes have ended, if
+    the cluster and its state service are there to be asked."""
     with contextlib.suppress(UserError, RayError, RayStateApiException):
         check_state_service()
         release(timeout_s=5.0)
@@ -89,7 +90,8 @@ def _is_only_job() -> bool:
 
 
 def _end_coordinator() -> None:
-    """Ends it, and withdraws the requests of stopped trials to the autoscaler, which would keep idle nodes running."""
+    """Ends the coordinator, and withdraws the requests of stopped trials to the autoscaler, which would keep idle nodes
+    running."""
     with contextlib.suppress(ValueError):  # gone already
         ray.kill(ray.get_actor(COORDINATOR, namespace=COORDINATOR))
     request_resources(bundles=[])

@@ -18,7 +18,6 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -26,6 +25,7 @@ from data_prep.common.errors import UserError
 from pipeline.metrics.epoch import METRICS, EpochAccumulator, EpochTotals, NamedSums, registered_sums
 from pipeline.metrics.nonfinite import NonFiniteGuard
 from pipeline.runtime.collectives import sum_over_ranks, world_size
+from pipeline.runtime.torch_internals import communication_times
 
 Precision = Literal["float32", "bfloat16"]
 LAG = 8
@@ -298,15 +298,14 @@ def warm_up_ddp_buckets(network: nn.Module, images: int, size: int, compute: Com
     restore()
 
 
-def exposed_comm_fraction(network: nn.Module) -> float:
+def gradient_wait_fraction(network: nn.Module) -> float:
     """Fraction of a step that communication of gradients takes beyond the backward pass; 0 for one rank.
 
     Measured by DistributedDataParallel in the first steps and in every hundredth.
     """
-    wrapper = getattr(network, "_orig_mod", network)
-    if not isinstance(wrapper, DistributedDataParallel):
+    found = communication_times(network)
+    if found is None:
         return 0.0
-    found = wrapper._get_ddp_logging_data()
     names = ("comm_time", "compute_comm_overlap_time", "compute_time")
     sent, hidden, backward = (float(found.get(f"avg_backward_{name}", 0)) for name in names)
     waiting, forward = max(0.0, sent - hidden), float(found.get("avg_forward_compute_time", 0))
@@ -341,7 +340,8 @@ def remember_statistics(network: nn.Module) -> Callable[[], None]:
 
 
 def _statistics(network: nn.Module) -> list[Tensor]:
-    """Persistent buffers: running statistics. (Filters are buffers that are not stored.)"""
+    """Persistent buffers: running statistics, and constants such as the pixels' mean. (Filters are buffers that are not
+    stored.)"""
     parameters = dict(network.named_parameters())
     return [value for name, value in network.state_dict().items() if name not in parameters]
 

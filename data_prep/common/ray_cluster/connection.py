@@ -20,7 +20,7 @@ from typing import Any
 
 from data_prep.common import ray_internals, signals
 from data_prep.common.distribution import check_worker_packages
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, first_line
 from data_prep.common.ray_cluster import processes
 
 LOOPBACK = "127.0.0.1"
@@ -106,7 +106,7 @@ def _init(what: str, **options: Any) -> None:
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
         except Exception as error:  # Ray raises whatever its parts raise
-            raise UserError(f"{what}: {_first_line(error)}") from None
+            raise UserError(f"{what}: {first_line(error)}") from None
 
 
 @contextmanager
@@ -159,7 +159,3 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
         for name in added:
             os.environ.pop(name, None)
         ray_internals.reread_authentication()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -13,16 +13,12 @@ from typing import Any
 
 import psutil
 
-from data_prep.common.ray_internals import COORDINATOR_TITLE
+from data_prep.common.ray_internals import IDLE_TITLE, SPARED_TITLES, task_title
 
 MARK = "PHASECOLLAPSE_COMMAND"
 """Environment variable of a command's processes; its value belongs to this command alone."""
 PATIENCE_S = 4.0
 """Seconds that processes get to end by themselves."""
-_IDLE = "ray::IDLE"
-"""Title of a process that waits for tasks. The cluster ends it when the command has left."""
-_SPARED = (_IDLE, "ray::_end_others", COORDINATOR_TITLE)
-"""Titles of processes that stay; the coordinator serves other jobs, too."""
 _NODES_S = 20.0
 
 
@@ -48,8 +44,9 @@ def end_here(mark: str, spared: Callable[[psutil.Process], bool] = lambda proces
 
 
 def end_on_nodes(mark: str) -> None:
-    """Does the same on every node of the cluster that this process is connected to. Processes that wait for tasks stay,
-    and so do those that serve other jobs; nodes that do not answer in time are left alone."""
+    """Waits for the processes with this mark on every node of the cluster that this process is connected to, and kills
+    those that are left. Processes that wait for tasks stay, and so do those that serve other jobs; nodes that do not
+    answer in time are left alone."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -65,7 +62,7 @@ def end_on_nodes(mark: str) -> None:
 
 def _end_others(mark: str) -> int:
     """Body of a Ray task, which carries the mark itself."""
-    return end_here(mark, lambda process: _title(process).startswith(_SPARED))
+    return end_here(mark, lambda process: _title(process).startswith((*SPARED_TITLES, task_title(_end_others))))
 
 
 def _with(mark: str, spared: Callable[[psutil.Process], bool]) -> Sequence[psutil.Process]:
@@ -84,4 +81,4 @@ def _title(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
     except psutil.Error:
-        return _IDLE
+        return IDLE_TITLE

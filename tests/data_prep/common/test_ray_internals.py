@@ -69,19 +69,29 @@ def test_the_coordinator_is_an_actor_of_this_name() -> None:
 
 
 @pytest.mark.slow
-def test_a_cluster_answers_at_the_port_that_was_chosen_and_its_head_has_the_resource() -> None:
+def test_a_cluster_has_the_port_resource_titles_and_ids_that_are_assumed() -> None:
     """`connect` gives its processes the address with that port."""
     program = """
-import os, ray
+import os, psutil, ray
+from ray.util.placement_group import placement_group
 from data_prep.common import ray_internals
 from data_prep.common.ray_cluster import connect
+
+def title():
+    return psutil.Process().cmdline()[0]
+
 with connect(None):
+    print(ray.get(ray.remote(title).remote()) == ray_internals.task_title(title))
+    titles = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    print(any(one.startswith(ray_internals.IDLE_TITLE) for one in titles))
+    group = placement_group([{"CPU": 1}]).id.hex()
+    print(ray_internals.is_of_job(group, ray.get_runtime_context().get_job_id()))
     [head] = ray.nodes()
     address = ray.get(ray.remote(num_cpus=0, resources=ray_internals.HEAD_NODE)(os.getenv).remote("RAY_ADDRESS"))
     print(address.split(":")[1] == ray.get_runtime_context().gcs_address.split(":")[1])
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.stdout.strip() == "True", done.stderr
+    assert done.stdout.split() == ["True"] * 4, done.stderr
 
 
 def test_no_other_module_touches_private_parts_of_ray() -> None:
