@@ -55,7 +55,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         earlier: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["runs"]
         return earlier
     if not history.read(path):
-        raise ValueError(f"{path} has no {history.FILE} with a finished epoch")
+        raise ValueError(f"{path} has no {paths.HISTORY} with a finished epoch")
     return [describe(path)]
 
 

@@ -14,6 +14,7 @@ import re
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import get_origin
 
 import click
 
@@ -93,8 +94,9 @@ def _section(tree: type[Section], prefix: str, changeable: frozenset[str], skip:
             continue
         default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
         words = " ".join((field.description or "").split())
-        if len(names := choices(field)) > 1:
-            words += f" One of: {', '.join(f'`{each}`' for each in names)}."
+        if names := choices(field):
+            several = "Any" if get_origin(field.annotation) is tuple else "One"
+            words += f" {several} of: {', '.join(f'`{each}`' for each in names)}."
         words += " *May change.*" if path in changeable else ""
         rows.append(f"| `{path}` | {_cell(default)} | {_cell(words)} |\n")
     table = "| setting | default | meaning |\n| --- | --- | --- |\n" + "".join(rows) if rows else ""

@@ -8,6 +8,12 @@ class UserError(Exception):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
+    return lines[0].rstrip(".: ") if lines else type(error).__name__
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was too small, that of a GPU or the computer's."""
     return (

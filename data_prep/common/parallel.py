@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from data_prep.common.distribution import check_packages
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, first_line
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -163,8 +163,7 @@ def _result(ray: Any, reference: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, Exception) else error) from None
     except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"a Ray task died {RETRIES + 1} times ({reason}): check the cluster's memory and logs, then rerun the same "
-            "command to resume"
+            f"a Ray task died {RETRIES + 1} times ({first_line(error)}): check the cluster's memory and logs, then "
+            "rerun the same command to resume"
         ) from None

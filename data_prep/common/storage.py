@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
+from data_prep.common import errors
 from data_prep.common.errors import UserError
 
 RETRY_DELAYS = (0.5, 2.0)
@@ -220,9 +221,8 @@ def with_retries(location: str, request: Callable[[], Result]) -> Result:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error."""
-    lines = redact(str(getattr(error, "strerror", None) or error)).strip().splitlines()
-    return lines[0].rstrip(".: ") if lines else type(error).__name__
+    """The first line of an error, without secrets of the addresses in it."""
+    return redact(errors.first_line(error))
 
 
 def _read_local(location: str, offset: int, size: int) -> bytes:

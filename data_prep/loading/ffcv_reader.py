@@ -102,15 +102,14 @@ class FfcvLoader:
         threads: int,
         subset_indices: np.ndarray | None = None,
     ) -> None:
-        if len(split.files) != 1:
-            raise UserError(
-                f"data.reader is ffcv, which reads one file a split, and {folder} has {len(split.files)}: run "
-                f"'phasecollapse merge {folder}' first"
-            )
+        check_split(folder, split)
         self.samples = split.samples if subset_indices is None else len(subset_indices)
         self._batch_size, self._world_size = -(-batch_size // world_size), world_size
         if self.steps() == 0:
-            raise UserError(f"data.reader is ffcv, which drops incomplete batches, and {folder} has no full one")
+            raise UserError(
+                f"data.reader is ffcv, which drops incomplete batches, and {folder} has {self.samples} training "
+                f"images, not one full batch of {batch_size}: lower training.batch_size, or set data.reader to native"
+            )
         self._loader = self._build(
             folder / split.files[0].file, size, crop, center_crop, flip, seed, threads, subset_indices
         )
@@ -200,3 +199,17 @@ def import_ffcv() -> ModuleType:
     except ImportError as error:
         raise UserError(f"stock FFCV cannot be imported ({error}): {REMEDY}") from None
     return ffcv
+
+
+def check_split(folder: Path, split: Split) -> None:
+    """Checks what training with stock FFCV needs, without opening a file.
+
+    Raises:
+        UserError: ffcv is not installed, or the split is not one file.
+    """
+    if len(split.files) != 1:
+        raise UserError(
+            f"data.reader is ffcv, which reads one file a split, and {folder} has {len(split.files)}: run "
+            f"'phasecollapse merge {folder}' first"
+        )
+    import_ffcv()

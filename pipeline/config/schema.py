@@ -138,7 +138,7 @@ class OptimizerSettings(Section):
 
     @model_validator(mode="after")
     def _check_nesterov(self) -> Self:
-        if self.nesterov and self.momentum == 0:
+        if self.kind == "sgd" and self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs momentum above 0")
         return self
 

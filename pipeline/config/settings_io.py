@@ -139,8 +139,8 @@ def explain(tree: type[Section], prefix: str = "") -> str:
                 lines += ["", f"{path}{which}: {title}", explain(section, f"{path}.")]
             continue
         lines.append(f"  {path} (required)" if field.is_required() else f"  {path} = {json.dumps(field.default)}")
-        if len(names := choices(field)) > 1:
-            words += f" One of: {', '.join(names)}."
+        if names := choices(field):
+            words += f" {'Any' if get_origin(field.annotation) is tuple else 'One'} of: {', '.join(names)}."
         if MAY_CHANGE in field.metadata:
             words += " May change when a run is resumed."
         lines += textwrap.wrap(words, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
@@ -159,11 +159,13 @@ def may_change(tree: type[Section], prefix: str = "") -> frozenset[str]:
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
-    """The names that a field may have as its value; empty if its values are not names."""
-    for annotation in field.metadata:
+    """The names that a field, or each item of a list, may have as its value; empty if its values are not names."""
+    of_items = [part for item in get_args(field.annotation) for part in getattr(item, "__metadata__", ())]
+    for annotation in (*field.metadata, *of_items):
         if isinstance(annotation, Registered):
             return annotation.names
-    return tuple(map(str, get_args(field.annotation))) if get_origin(field.annotation) is Literal else ()
+    names = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    return tuple(map(str, names)) if len(names) > 1 else ()  # a family's own name is no choice
 
 
 def to_yaml(settings: Section) -> str:

@@ -16,6 +16,7 @@ from data_prep.format.manifest import ImageClass, Manifest, SplitName, load_mani
 from data_prep.loading.loader import Loader, OnDamage
 from data_prep.loading.transforms import CenterCrop
 from pipeline.metrics.classification import ClassificationMetrics
+from pipeline.metrics.epoch import METRICS, NamedSums, registered_sums
 from pipeline.metrics.report import EvaluationReport
 from pipeline.runs import trained_model
 from pipeline.runtime import malloc
@@ -71,6 +72,7 @@ def evaluate(source: Path, data: Path, options: Options, on_images: Callable[[in
     )
     batches = (replace(batch, labels=labels[batch.labels]) for batch in map(to_tensors, loader.epoch(0)))
     metrics = ClassificationMetrics(known, compute.device)
+    registered = NamedSums(compute.device, METRICS)
     loss, images, skipped = 0.0, 0, 0
     with torch.inference_mode():
         for batch, pixels, targets, logits in forward_pass(model, batches, compute):
@@ -79,6 +81,7 @@ def evaluate(source: Path, data: Path, options: Options, on_images: Callable[[in
                 mirrored = compute.logits(model, pixels.flip(2)).log_softmax(1)
                 scores = torch.logaddexp(scores, mirrored) - torch.log(torch.tensor(2.0))
             metrics.update(scores.exp(), targets)
+            registered.update(registered_sums(scores, targets))
             loss += float(torch.nn.functional.nll_loss(scores, targets, reduction="sum"))
             images += len(targets)
             skipped += batch.skipped
@@ -92,6 +95,7 @@ def evaluate(source: Path, data: Path, options: Options, on_images: Callable[[in
         split=options.split,
         loss=loss / images,
         skipped_images=skipped,
+        registered={name: total / images for name, total in registered.read().items()},
         labels=labels.tolist(),
     )
 

@@ -68,8 +68,8 @@ def find(places: Sequence[Path]) -> list[Path]:
 def predict(source: Path, files: Iterable[Path], *, top: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
     """Predicts the classes of image files, in order.
 
-    Images are processed as in validation: turned upright, converted to RGB, center-cropped and resized by the settings
-    of the run.
+    Images are processed as in validation of a data set with the default encoding: turned upright, converted to RGB,
+    shrunk to at most 512 pixels a side, center-cropped and resized by the settings of the run.
 
     Args:
         source: folder of a run, whose latest checkpoint is used, or of one checkpoint.

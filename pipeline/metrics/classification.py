@@ -65,12 +65,13 @@ class ClassificationMetrics:
         split: str,
         loss: float,
         skipped_images: int,
+        registered: dict[str, float],
         labels: Sequence[int] | None = None,
     ) -> EvaluationReport:
         """The report over all ranks; every rank must call this.
 
         Args:
-            checkpoint, data, data_digest, split, loss, skipped_images: fields of the report.
+            checkpoint, data, data_digest, split, loss, skipped_images, registered: fields of the report.
             labels: of the classes that the data set has; by default all.
         """
         values = self._metrics.compute()
@@ -86,6 +87,7 @@ class ClassificationMetrics:
             **{name: float(value) for name, value in values.items()},
             classes=_by_class(self._classes, range(len(self._classes)) if labels is None else labels, confusion),
             confusion=confusion.tolist(),
+            registered=registered,
         )
 
 

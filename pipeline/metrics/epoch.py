@@ -98,7 +98,8 @@ class NamedSums:
             self._sums = torch.zeros(len(values), dtype=torch.float64, device=self._device)
         if tuple(values) != self._names:
             raise ValueError(f"metrics {list(values)} are updated where there were {list(self._names)}")
-        self._sums += torch.stack([value.double() for value in values.values()])
+        if values:
+            self._sums += torch.stack([value.double() for value in values.values()])
 
     def read(self) -> dict[str, float]:
         """The sums of this rank; waits for the device."""

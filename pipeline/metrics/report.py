@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -49,6 +49,8 @@ class EvaluationReport:
     classes: list[ClassResult]
     confusion: list[list[int]]
     """Number of images by class (rows) and predicted class (columns)."""
+    registered: dict[str, float] = field(default_factory=dict)
+    """Metrics that are registered from elsewhere, by name: means over the images."""
 
 
 def to_json(result: EvaluationReport) -> str:
@@ -64,6 +66,7 @@ def summary(result: EvaluationReport, named: int = 3) -> str:
         f"{result.checkpoint} on {result.images} images{left_out}, {result.split} split of {result.data}",
         f"top-1 {100 * result.top1:.2f} %, top-5 {100 * result.top5:.2f} %, loss {result.loss:.4f}, "
         f"calibration error {100 * result.calibration_error:.1f} %",
+        *(f"{name} {value:.4f}" for name, value in result.registered.items()),
     ]
     for title, some in (("worst", ranked[:named]), ("best", ranked[::-1][:named])):
         named_results = (

@@ -1,4 +1,5 @@
-"""Callbacks of the trainer: what happens beside training, at four hooks that every rank reaches alike.
+"""Callbacks of the trainer: what happens beside training, at four hooks. Every rank reaches them alike, except for
+`on_checkpoint`, which is rank 0's.
 
 To add one from outside, register its builder in CALLBACKS and name it in the setting `training.callbacks`.
 """
@@ -16,6 +17,7 @@ from data_prep.common.errors import UserError
 from data_prep.common.registry import Registry, explain_faults
 from pipeline.metrics import report
 from pipeline.metrics.classification import ClassificationMetrics
+from pipeline.metrics.epoch import METRICS
 from pipeline.runs import paths, remote_copy
 from pipeline.runs.history import StepLog, StepRecord
 from pipeline.runs.remote_copy import Uploads
@@ -252,6 +254,7 @@ class FinalReport(Callback):
             split=subset,
             loss=event.metrics[f"{subset}/loss"],
             skipped_images=round(event.metrics[f"{subset}/skipped_images"]),
+            registered={name: event.metrics[f"{subset}/{name}"] for name in METRICS},
         )
         if self._rank == 0:
             try:

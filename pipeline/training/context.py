@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -135,8 +135,9 @@ class RayContext:
     def _watch(self, requested: threading.Event, ended: threading.Event) -> None:
         """Looks for the file in a thread, as the file system may take its time."""
         while not requested.is_set() and not ended.wait(ASK_SECONDS):
-            if self._stop.exists():
-                requested.set()
+            with suppress(OSError):  # shared storage may fail for a moment
+                if self._stop.exists():
+                    requested.set()
 
     def wait_for_all(self) -> None:
         """Waits at Ray Train's own barrier."""

@@ -7,7 +7,6 @@ differ. This happens once, before the first epoch; a resumed run loads its own c
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.common.errors import UserError
+from data_prep.common.files import hash_file
 from data_prep.format.manifest import ImageClass
 from pipeline import models
 from pipeline.config import settings_io
@@ -51,10 +51,10 @@ def digest(settings: Settings) -> str | None:
     Raises:
         UserError: `start.checkpoint` names no checkpoint, and the run has none of its own.
     """
-    if resumed := _without_checkpoint(settings):
+    if resumed := _identity_if_start_is_gone(settings):
         return resumed.start_digest
     checkpoint = _checkpoint(settings)
-    return None if checkpoint is None else _digest(checkpoint)
+    return None if checkpoint is None else hash_file(checkpoint / paths.MODEL)
 
 
 def check(settings: Settings, classes: Sequence[ImageClass]) -> Start | None:
@@ -64,7 +64,7 @@ def check(settings: Settings, classes: Sequence[ImageClass]) -> Start | None:
         UserError: `start.checkpoint` does not fit `model`, or `start.freeze` names no part of it, all of it, or one
             that would be random.
     """
-    checkpoint = None if _without_checkpoint(settings) else _checkpoint(settings)
+    checkpoint = None if _identity_if_start_is_gone(settings) else _checkpoint(settings)
     if checkpoint is None:
         return None
     with torch.device("meta"):
@@ -97,7 +97,7 @@ def load(network: ImageNetwork, settings: Settings, classes: Sequence[ImageClass
     checkpoint = _checkpoint(settings)
     if checkpoint is None:
         return
-    if _digest(checkpoint) != expected:
+    if hash_file(checkpoint / paths.MODEL) != expected:
         raise UserError(
             f"start.checkpoint: the weights in {checkpoint} have changed since the run was started, or are others on "
             "this node: name a checkpoint that stays as it is"
@@ -136,7 +136,7 @@ def _checkpoint(settings: Settings) -> Path | None:
         raise UserError(f"start.checkpoint: {error}") from None
 
 
-def _without_checkpoint(settings: Settings) -> run_folder.RunIdentity | None:
+def _identity_if_start_is_gone(settings: Settings) -> run_folder.RunIdentity | None:
     """Identity of the run to resume, if it has checkpoints of its own and `start.checkpoint` no longer exists."""
     given, run = settings.start.checkpoint, settings.run
     if given is None or run.name is None or not paths.stored_checkpoints(Path(run.storage) / run.name):
@@ -146,11 +146,6 @@ def _without_checkpoint(settings: Settings) -> run_folder.RunIdentity | None:
     except UserError:
         return run_folder.read_identity(Path(run.storage) / run.name)
     return None
-
-
-def _digest(checkpoint: Path) -> str:
-    with (checkpoint / paths.MODEL).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _load(network: ImageNetwork, checkpoint: Path, settings: Settings, classes: Sequence[ImageClass]) -> list[str]:

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from data_prep.common.errors import UserError, is_out_of_memory
+from data_prep.common.errors import UserError, first_line, is_out_of_memory
 from pipeline.config.schema import Settings
 from pipeline.metrics.classification import ClassificationMetrics
 from pipeline.metrics.epoch import EpochTotals
@@ -60,19 +60,23 @@ class Trainer:
                     60 * self.settings.checkpoint.every_minutes or None,
                     self.context.preemption_poll_seconds,
                 )
-                while (epoch := self.state.epochs_done + 1) <= self.settings.training.epochs:
-                    totals = self.train(epoch)
-                    if totals is None:
-                        return False
-                    evaluation = self.evaluate(epoch)
-                    if evaluation is None:
-                        return False
-                    metrics = self.save(totals, evaluation)
-                    self.context.report(metrics)
+                complete = self._train_epochs()
                 self.coordinator.close()
+        return complete
+
+    def _train_epochs(self) -> bool:
+        while (epoch := self.state.epochs_done + 1) <= self.settings.training.epochs:
+            totals = self.train_epoch(epoch)
+            if totals is None:
+                return False
+            evaluation = self.evaluate(epoch)
+            if evaluation is None:
+                return False
+            metrics = self.save(totals, evaluation)
+            self.context.report(metrics)
         return True
 
-    def train(self, epoch: int) -> EpochTotals | None:
+    def train_epoch(self, epoch: int) -> EpochTotals | None:
         """Trains an epoch, or its remaining steps; None if the run was stopped, with its state saved."""
         settings, state = self.settings, self.state
         network, images = self.training_form.of_epoch(epoch)
@@ -147,7 +151,7 @@ class Trainer:
         network, _ = self.training_form.of_epoch(evaluation.epoch)
         metrics = {
             **totals.metrics(),
-            "train/waiting_for_gradients": loop.exposed_comm_fraction(network),
+            "train/waiting_for_gradients": loop.gradient_wait_fraction(network),
             "train/saving": self.checkpointer.seconds_within_epoch / totals.seconds,
             **evaluation.metrics,
             "epoch": float(evaluation.epoch),
@@ -165,7 +169,7 @@ class Trainer:
                 callback.on_checkpoint(checkpoint)
 
 
-def train(spec: WorkerSpec, context: WorkerContext) -> bool:
+def train_worker(spec: WorkerSpec, context: WorkerContext) -> bool:
     """Trains a run from its newest checkpoint to its last epoch; False if it was stopped before.
 
     Raises:
@@ -182,13 +186,13 @@ def train(spec: WorkerSpec, context: WorkerContext) -> bool:
 
 def run_on_ray(config: dict[str, Any]) -> None:
     """The function that Ray Train calls in each worker."""
-    train(config["spec"], RayContext(config["spec"]))
+    train_worker(config["spec"], RayContext(config["spec"]))
 
 
 def _too_little_memory(settings: Settings, error: Exception) -> UserError:
     where = "the GPU's memory" if settings.cluster.gpu else "memory"
     return UserError(
-        f"{where} is too small for a step ({str(error).splitlines()[0][:200]}): set training.activation_checkpointing, "
+        f"{where} is too small for a step ({first_line(error)[:200]}): set training.activation_checkpointing, "
         "or training.micro_batch_size to a fraction of the images of a worker's step, or lower training.batch_size, "
         "data.image_size or model.width_multiplier"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.common.errors import printable
+from data_prep.common.errors import first_line, printable
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,16 @@ def test_errors_and_names_of_files_reach_any_terminal(tmp_path: Path) -> None:
     )
     assert done.returncode == 2 and b"Traceback" not in done.stderr
     assert b"a\\x1b[31m" in done.stderr and b"\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "MemoryError"),
+        (ValueError("one.\ntwo"), "one"),
+        (OSError(28, "No space left on device", "/a/b"), "No space left on device"),
+        (RuntimeError("\n  late\n"), "late"),
+    ],
+)
+def test_every_error_has_a_first_line(error: Exception, line: str) -> None:
+    assert first_line(error) == line

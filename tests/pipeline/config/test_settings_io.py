@@ -203,6 +203,16 @@ def test_where_a_process_cannot_be_bound_to_cores_it_has_all(monkeypatch: pytest
 EMPTY: Registry[int] = Registry("kind")
 
 
+def test_momentum_is_checked_for_the_optimizer_that_has_it(tmp_path: Path) -> None:
+    changes = ["optimizer.momentum=0", "optimizer.kind=adamw"]
+    assert settings_io.load(write(tmp_path, MINIMAL), changes).optimizer.momentum == 0
+
+
+def test_the_names_of_lists_and_of_single_choices_are_explained() -> None:
+    shown = " ".join(settings_io.explain(search_config.SearchSettings).split())
+    assert "Any of: grayscale, random_erasing." in shown and "One of: grid." in shown
+
+
 def test_a_name_is_refused_where_none_is_registered() -> None:
     with pytest.raises(ValueError, match="Input should be a registered name, and no package registers any"):
         Registered(f"{__name__}:EMPTY").check("mine")

@@ -82,7 +82,7 @@ def test_a_run_uses_what_a_module_outside_the_package_registers(textures: Path, 
         "end",
     ]
     evaluation = json.loads((run / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
-    assert evaluation["images"] == 70
+    assert evaluation["images"] == 70 and evaluation["registered"] == {"images": 1.0}
 
 
 def test_an_unknown_name_is_refused_with_those_there_are(textures: Path, tmp_path: Path) -> None:

@@ -98,10 +98,11 @@ def test_a_run_trains_with_stock_ffcv_and_evaluates_every_image(merged: Path, tm
 
 
 def test_several_files_a_split_are_refused_with_the_remedy(textures: Path, tmp_path: Path) -> None:
-    file = write_configuration(tmp_path, textures, "cluster.workers=0", "data.reader=ffcv")
-    done = command("train", file)
-    assert done.returncode == 2
-    assert f"run 'phasecollapse merge {textures}' first" in done.stderr
+    file = write_configuration(tmp_path, textures, "data.reader=ffcv")
+    for options in (["cluster.workers=0"], ["cluster.workers=2", "--dry-run"]):
+        done = command("train", file, *options)
+        assert done.returncode == 2
+        assert f"run 'phasecollapse merge {textures}' first" in done.stderr
 
 
 @pytest.mark.parametrize(

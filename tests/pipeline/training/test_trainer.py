@@ -41,7 +41,7 @@ def job(textures: Path, tmp_path: Path) -> Iterator[WorkerSpec]:
 def test_a_node_that_does_not_see_the_runs_folder_is_named(job: WorkerSpec) -> None:
     hidden = job.folder.path.rename(job.folder.path.with_name("hidden"))
     with pytest.raises(UserError, match=rf"^run\.storage: node {platform.node()} does not see \S+/one: name a folder"):
-        trainer.train(job, LocalContext(job))
+        trainer.train_worker(job, LocalContext(job))
     hidden.rename(job.folder.path)
 
 
@@ -56,7 +56,7 @@ def test_a_node_with_another_data_set_is_named(job: WorkerSpec, textures: Path, 
         rf"^data\.path: {other} on node {platform.node()} is another data set \({mine}\) than .* \({theirs}\): put the"
     )
     with pytest.raises(UserError, match=says):
-        trainer.train(changed, LocalContext(changed))
+        trainer.train_worker(changed, LocalContext(changed))
 
 
 def test_the_trained_weights_are_stored_before_an_evaluation_that_fails(
@@ -65,12 +65,12 @@ def test_the_trained_weights_are_stored_before_an_evaluation_that_fails(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "evaluation_sums", lambda logits, labels: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            trainer.train(job, LocalContext(job))
+            trainer.train_worker(job, LocalContext(job))
     steps = len(range(0, 240, job.settings.training.batch_size))
     [stored] = paths.stored_checkpoints(job.folder.path)
     assert stored.name == f"epoch-00000-step-{steps:07d}"
     trained = trained_model.read_weights(stored)
-    assert trainer.train(job, LocalContext(job))
+    assert trainer.train_worker(job, LocalContext(job))
     [final] = paths.stored_checkpoints(job.folder.path)[-1:]
     assert final.name == "epoch-00001"
     assert all(torch.equal(value, trained[name]) for name, value in trained_model.read_weights(final).items())
@@ -109,5 +109,5 @@ def test_storage_that_does_not_answer_delays_no_step(textures: Path, tmp_path: P
 
 
 def test_a_run_that_is_not_interrupted_keeps_no_checkpoint_from_before_its_last_evaluation(job: WorkerSpec) -> None:
-    assert trainer.train(job, LocalContext(job))
+    assert trainer.train_worker(job, LocalContext(job))
     assert [stored.name for stored in paths.stored_checkpoints(job.folder.path)] == ["epoch-00001"]
