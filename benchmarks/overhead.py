@@ -49,7 +49,7 @@ from benchmarks.options import count
 from pipeline import models
 from pipeline.config import settings_io
 from pipeline.config.schema import Settings
-from pipeline.runs import history
+from pipeline.runs import history, paths
 from pipeline.runtime import malloc
 from pipeline.training.dataloader import ImageStream
 from pipeline.training.optimizers import build_optimizer
@@ -290,7 +290,7 @@ def both(chosen: argparse.Namespace, folder: Path) -> Iterator[tuple[Side, Side]
         family = [psutil.Process(started.pid), *psutil.Process(started.pid).children(recursive=True)]
         (worker,) = [each for each in family if each.cmdline()[:1] == [WORKER]]
         family.remove(worker)
-        run = side("run", worker, family, Lines(folder / "run" / history.STEPS), lambda: ended_at(folder / "run"))
+        run = side("run", worker, family, Lines(folder / "run" / paths.STEPS), lambda: ended_at(folder / "run"))
         ending.callback(run.send, signal.SIGCONT)
         run.send(signal.SIGSTOP)
 

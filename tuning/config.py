@@ -12,7 +12,7 @@ from data_prep.common.errors import UserError
 from pipeline.config.model_schema import ScatteringSettings
 from pipeline.config.registered import Registered
 from pipeline.config.schema import Settings
-from pipeline.config.section import Positive, Section
+from pipeline.config.section import MAY_CHANGE, Positive, Section
 from pipeline.config.settings_io import load_yaml, override, resolve
 
 
@@ -39,7 +39,7 @@ class SearchSection(Section):
     """Chooses the points that are tried: grid, all points of depths × widths or `trials` of them."""
     scheduler: Annotated[str, Registered("tuning.schedulers:SCHEDULERS")] = "asha"
     """Decides which trials continue after each epoch: asha, or none, with which every trial trains for all epochs."""
-    max_concurrent: Positive | None = None
+    max_concurrent: Annotated[Positive | None, MAY_CHANGE] = None
     """Trials that train at the same time; by default, and at most, as many as fit on the cluster."""
     grace_epochs: Positive = 2
     """asha: no trial is stopped before it has trained for this many epochs."""

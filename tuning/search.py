@@ -85,7 +85,7 @@ def _try(
     runs: Mapping[str, Settings], settings: SearchSettings, folder: SearchFolder, parent: str, report_line: ReportLine
 ) -> None:
     """Trains `runs` with Ray Tune until each has ended, and frees the cluster."""
-    at_once = min(len(runs), _room(settings.train.cluster), settings.search.max_concurrent or len(runs))
+    at_once = min(len(runs), _trials_that_fit(settings.train.cluster), settings.search.max_concurrent or len(runs))
     report_line(f"{len(runs)} trials, {at_once} at a time, in {folder.path}")
     try:
         _tuner(runs, settings, folder, parent, at_once, report_line).fit()
@@ -111,7 +111,7 @@ def _tuner(
     # Trials have other working directories, outside of the source code's repository.
     trials = trial.Trials(runs, parent, system_info.git_state(Path.cwd()))
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(trial.train, trials=trials), trial.RESOURCES),
+        tune.with_resources(tune.with_parameters(trial.run_trial, trials=trials), trial.RESOURCES),
         param_space={"name": tune.grid_search(list(runs))},
         tune_config=tune.TuneConfig(
             scheduler=build_scheduler(settings, folder.records.items()),
@@ -133,7 +133,7 @@ def _name(ray_trial: tune.experiment.Trial) -> str:
     return name
 
 
-def _room(settings: ClusterSettings) -> int:
+def _trials_that_fit(settings: ClusterSettings) -> int:
     """Number of trials that fit on the cluster at once; with one more, two could wait for each other's CPUs."""
     return ray_train.room(settings) // settings.workers
 

@@ -18,19 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from filelock import FileLock, Timeout
 from pydantic import Field, TypeAdapter, ValidationError
 
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, first_line
 from data_prep.common.files import write_atomically
 from data_prep.format.manifest import Manifest
 from pipeline.config.section import Section
-from pipeline.config.settings_io import differences, to_yaml
-from pipeline.runs import run_folder
+from pipeline.config.settings_io import differences, may_change
+from pipeline.runs import claimed_folder
 from tuning.config import SearchSettings
 
-EXECUTION_ONLY = {f"train.{name}" for name in run_folder.EXECUTION_ONLY} | {"search.max_concurrent"}
+EXECUTION_ONLY = may_change(SearchSettings)
 """Settings that may change while a search is interrupted: they decide where and how fast it runs."""
 
 
@@ -81,8 +79,7 @@ class SearchFolder:
 
     def begin(self) -> None:
         """Writes search.yaml; from here on the settings that decide results are fixed."""
-        if not (self.path / IDENTITY).exists():
-            write_atomically(self.path / IDENTITY, to_yaml(self.identity))
+        claimed_folder.write_identity(self.path, IDENTITY, self.identity)
 
     @property
     def _file(self) -> Path:
@@ -106,7 +103,7 @@ class SearchFolder:
                 self.records = _RECORDS.validate_json(self._file.read_bytes())
             except ValidationError as error:
                 raise UserError(
-                    f"{self._file} cannot be read ({str(error).splitlines()[0]}): choose another search.name"
+                    f"{self._file} cannot be read ({first_line(error)}): choose another search.name"
                 ) from None
 
 
@@ -121,36 +118,26 @@ def claim(settings: SearchSettings, data: Manifest, start_digest: str | None = N
             is named); or the folder holds something else.
     """
     path = (Path(settings.train.run.storage) / settings.search.name).absolute()
-    lock = FileLock(path / LOCK, timeout=0)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise UserError(
-            f"search {path} is under way in another process: wait for it, or choose another search.name"
-        ) from None
-    except OSError as error:
-        raise UserError(f"train.run.storage: {path} cannot be written: {error.strerror}") from None
-    try:
+
+    def busy() -> str:
+        return f"search {path} is under way in another process: wait for it, or choose another search.name"
+
+    with claimed_folder.claim(path, LOCK, IDENTITY, setting="train.run.storage", busy=busy):
         folder = SearchFolder(path, _identify(path, settings, data, start_digest))
         folder.read_records()
         yield folder
-    finally:
-        run_folder.remove_unless_begun(path, IDENTITY, LOCK)
-        lock.release()
 
 
 def _identify(path: Path, settings: SearchSettings, data: Manifest, start_digest: str | None) -> Identity:
     file = path / IDENTITY
     if not file.exists():
-        foreign = sorted(entry.name for entry in path.iterdir() if entry.name != LOCK)
-        if foreign:
-            raise UserError(f"{path} exists and is not a search (it holds {foreign[0]}): choose another search.name")
+        if foreign := claimed_folder.first_foreign_file(path, IDENTITY, LOCK):
+            raise UserError(f"{path} exists and is not a search (it holds {foreign}): choose another search.name")
         return Identity(id=uuid.uuid4().hex, data_digest=data.digest, settings=settings, start_digest=start_digest)
     try:
-        identity = Identity.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise UserError(f"{file} cannot be read ({str(error).splitlines()[0]}): choose another search.name") from None
+        identity = claimed_folder.parse_identity(file.read_text(encoding="utf-8"), Identity)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({first_line(error)}): choose another search.name") from None
     changes = differences(identity.settings, settings, ignored=EXECUTION_ONLY)
     if identity.data_digest != data.digest:
         changes.append(f"data set: {identity.data_digest[:12]} → {data.digest[:12]}")
@@ -159,6 +146,6 @@ def _identify(path: Path, settings: SearchSettings, data: Manifest, start_digest
     if changes:
         raise UserError(
             f"search {path} was started with other settings ({'; '.join(changes)}): "
-            "put them back to resume it, or choose another search.name"
+            "restore them to resume it, or choose another search.name"
         )
     return identity

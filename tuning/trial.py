@@ -34,7 +34,7 @@ class Trials:
     tags: Mapping[str, str]
 
 
-def train(config: dict[str, str], trials: Trials) -> None:
+def run_trial(config: dict[str, str], trials: Trials) -> None:
     """Trains the run named `config["name"]`. The scheduler may end this process after each epoch but the last.
 
     An interrupted trial first repeats its earlier reports, as the scheduler is a new one. The last epoch is reported

@@ -66,4 +66,6 @@ def _reason(trial: Trial) -> str:
     if error is None:
         return "its process died"
     cause = getattr(error, "cause", error)
-    return str(cause) if isinstance(cause, UserError) else str(error).strip().splitlines()[-1]
+    return (
+        str(cause) if isinstance(cause, UserError) else (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from data_prep.common import ray_cluster
 from data_prep.common.errors import UserError
 from data_prep.common.ray_cluster import Connection
 from data_prep.format.manifest import Manifest, load_manifest
+from data_prep.loading import ffcv_reader
 from pipeline import models
 from pipeline.config.schema import ClusterSettings, Settings
 from pipeline.config.settings_io import flatten, to_yaml
@@ -107,7 +109,7 @@ def check(settings: Settings, data: Manifest) -> finetune.Start | None:
     """Checks settings against the data set, the checkpoint to start from and, without a cluster, this machine.
 
     Returns:
-        The initial weights; None if they are new, or if the run resumes from its own checkpoint.
+        The initial weights; None if they are new, or if the run resumes and those are gone.
 
     Raises:
         UserError: names the setting that does not fit.
@@ -131,6 +133,8 @@ def check(settings: Settings, data: Manifest) -> finetune.Start | None:
             f"the data set in {settings.data.path} has {images} training images, too few for "
             f"{settings.cluster.workers} workers: lower cluster.workers"
         )
+    if settings.data.reader == "ffcv":
+        ffcv_reader.check_split(Path(settings.data.path), data.splits["train"])
     subsets: tuple[Subset, ...] = ("train", settings.data.evaluate_on)
     for subset in subsets:  # raises what the workers would; stock FFCV's loader needs their process group
         ImageStream(
@@ -249,20 +253,25 @@ def _followed(
         yield
 
 
-def _run_workers(job: WorkerSpec, callbacks: Sequence[UserCallback], connection: Connection) -> None:
-    if job.settings.cluster.workers == 0:
-        _run_here(job)
+def _run_workers(spec: WorkerSpec, callbacks: Sequence[UserCallback], connection: Connection) -> None:
+    if spec.settings.cluster.workers == 0:
+        _run_here(spec)
         return
     from pipeline.launch import ray_train
 
-    ray_train.fit(job, callbacks, connection)
+    ray_train.fit(spec, callbacks, connection)
 
 
-def _run_here(job: WorkerSpec) -> None:
+def _run_here(spec: WorkerSpec) -> None:
     malloc.keep_freed_memory()
     threads = torch.get_num_threads()
     try:
-        if not trainer.train(job, LocalContext(job)):
+        if not trainer.train_worker(spec, LocalContext(spec)):
             raise KeyboardInterrupt
+    except UserError as error:
+        if error.__cause__:  # of registered code, whose author wants the traceback
+            with suppress(OSError):
+                (spec.folder.path / paths.ERROR_LOG).write_text("".join(traceback.format_exception(error)), "utf-8")
+        raise
     finally:
         torch.set_num_threads(threads)

@@ -31,14 +31,9 @@ from pipeline.config.schema import ClusterSettings
 from pipeline.launch import ray_cleanup
 from pipeline.runs import paths
 from pipeline.runtime import malloc
-from pipeline.tracking.writer import FILE as PROGRESS_FILE
 from pipeline.tracking.writer import ProgressWriter
 from pipeline.training.context import WorkerSpec
 from pipeline.training.trainer import run_on_ray
-
-ERROR_LOG = "error.log"
-ATTEMPTS = "ray"
-"""Folder of Ray Train's own records, inside the run's; it is removed afterwards."""
 
 
 def fit(spec: WorkerSpec, callbacks: Sequence[UserCallback], connection: Connection) -> None:
@@ -89,7 +84,7 @@ def _fit(spec: WorkerSpec, callbacks: Sequence[UserCallback], connection: Connec
             raise UserError(f"the Ray cluster failed: {_sentence(str(error))}") from None
         finally:
             stop.unlink(missing_ok=True)
-            shutil.rmtree(folder.path / ATTEMPTS, ignore_errors=True)
+            shutil.rmtree(folder.path / paths.ATTEMPTS, ignore_errors=True)
 
 
 def _trainer(
@@ -110,7 +105,7 @@ def _trainer(
             resources_per_worker=_resources(cluster),
         ),
         run_config=RunConfig(
-            name=ATTEMPTS,
+            name=paths.ATTEMPTS,
             storage_path=str(folder.path),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             worker_runtime_env={"env_vars": {**malloc.ENVIRONMENT, **_interface(cluster)}},
@@ -122,7 +117,7 @@ def _trainer(
 
 def _wait_until_saved(run: Path, seconds: float) -> None:
     """Asks the workers to save and stop, and waits until they have, if they have started to train."""
-    if not (run / PROGRESS_FILE).exists():
+    if not (run / paths.PROGRESS).exists():
         return
     stop = run / paths.STOP
     with suppress(OSError):
@@ -198,7 +193,7 @@ def explain(error: TrainingFailedError, folder: Path) -> UserError:
     """The error in one sentence; details go to a file in the run's folder."""
     if isinstance(error, ControllerError) and isinstance(error.controller_failure, UserError):
         return error.controller_failure
-    log = folder / ERROR_LOG
+    log = folder / paths.ERROR_LOG
     with suppress(OSError):
         log.write_text(str(error), encoding="utf-8")
     if isinstance(error, WorkerGroupError) and error.worker_failures:

@@ -142,7 +142,11 @@ def _probe(settings: Settings, classes: int, micro_batch: int) -> tuple[float, b
         ready = Barrier(here)
 
         def seconds(step: Callable[[], None]) -> float:
-            step()
+            try:
+                step()
+            except BaseException:
+                ready.abort()  # the others would wait for ever
+                raise
             ready.wait()
             started = time.perf_counter()
             for _ in range(PROBE_STEPS):

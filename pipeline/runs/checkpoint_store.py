@@ -6,18 +6,16 @@ the others, so that later damage is detected; the run then resumes from the chec
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_prep.common.files import rename_durably, sync_folder
+from data_prep.common.files import hash_file, rename_durably, sync_folder
 from pipeline.runs import paths
-from pipeline.runs.paths import RunPosition
+from pipeline.runs.paths import DESCRIPTION, RunPosition
 
-DESCRIPTION = "checkpoint.json"
 PARTIAL, DISCARDED, DAMAGED = "partial-", "discarded-", "damaged-"
 """Prefixes of checkpoints that are being written, that are being replaced, and that were found damaged."""
 
@@ -71,7 +69,9 @@ class Checkpoints:
                 sync_folder(self.folder.parent)
             partial.mkdir()
             save(partial)
-            description = CheckpointDescription(score, {file.name: digest(file) for file in sorted(partial.iterdir())})
+            description = CheckpointDescription(
+                score, {file.name: hash_file(file) for file in sorted(partial.iterdir())}
+            )
             (partial / DESCRIPTION).write_text(json.dumps(asdict(description), indent=1), encoding="utf-8")
             if target.exists():  # left by a run that resumed from an earlier one
                 target.rename(discarded)
@@ -136,17 +136,11 @@ def damage(checkpoint: Path, names: Collection[str] | None = None) -> str | None
         if Path(name).name != name or not (checkpoint / name).is_file():  # a device would be read for ever
             return f"{name} is missing or no file"
         try:
-            if digest(checkpoint / name) != expected:
+            if hash_file(checkpoint / name) != expected:
                 return f"{name} is not what was written"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
     return None
-
-
-def digest(file: Path) -> str:
-    """SHA-256 of a file."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _remove(folder: Path) -> None:

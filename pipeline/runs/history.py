@@ -14,8 +14,6 @@ from pydantic import TypeAdapter
 from data_prep.common.files import write_atomically
 from pipeline.runs import paths
 
-FILE, STEPS = "history.json", "steps.jsonl"
-
 
 @dataclass(frozen=True)
 class EpochRecord:
@@ -30,7 +28,7 @@ class EpochRecord:
 
 def write(folder: Path, records: Sequence[EpochRecord]) -> None:
     """Replaces the records in `folder` atomically: a reader sees the old ones or the new ones."""
-    write_atomically(folder / FILE, json.dumps([asdict(record) for record in records], indent=1))
+    write_atomically(folder / paths.HISTORY, json.dumps([asdict(record) for record in records], indent=1))
 
 
 def read(folder: Path) -> list[EpochRecord]:
@@ -43,14 +41,14 @@ def read(folder: Path) -> list[EpochRecord]:
     """
     damage: ValueError | None = None
     try:
-        return _EPOCHS.validate_json((folder / FILE).read_bytes())
+        return _EPOCHS.validate_json((folder / paths.HISTORY).read_bytes())
     except FileNotFoundError:
         pass
     except ValueError as error:
         damage = error
     for checkpoint in reversed(paths.stored_checkpoints(folder)):
         with suppress(OSError, ValueError):
-            return _EPOCHS.validate_json((checkpoint / FILE).read_bytes())
+            return _EPOCHS.validate_json((checkpoint / paths.HISTORY).read_bytes())
     if damage and not (folder / paths.IDENTITY).exists():
         raise damage
     return []
@@ -84,7 +82,7 @@ class StepLog:
     """
 
     def __init__(self, folder: Path, every: int) -> None:
-        self._file, self._every = folder / STEPS, every
+        self._file, self._every = folder / paths.STEPS, every
         known = read_steps(folder)
         self._last = known[-1].step if known else 0
         if self._file.exists():  # without damaged lines
@@ -105,7 +103,7 @@ class StepLog:
 def read_steps(folder: Path) -> list[StepRecord]:
     """The step records in `folder`, without lines that are truncated or damaged."""
     try:
-        lines = (folder / STEPS).read_bytes().splitlines(keepends=True)
+        lines = (folder / paths.STEPS).read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         return []
     records: list[StepRecord] = []

@@ -20,7 +20,8 @@ from data_prep.common import storage
 from data_prep.common.errors import UserError
 from data_prep.common.files import rename_durably, write_atomically
 from pipeline.runs import paths
-from pipeline.runs.checkpoint_store import DESCRIPTION, PARTIAL, damage
+from pipeline.runs.checkpoint_store import PARTIAL, damage
+from pipeline.runs.paths import DESCRIPTION
 
 _Problem = (OSError, pa.ArrowException)
 _DISK = fs.LocalFileSystem()

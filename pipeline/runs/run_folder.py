@@ -17,27 +17,22 @@ import re
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-from filelock import FileLock, Timeout
-
-from data_prep.common.errors import UserError
-from data_prep.common.files import partials_in, sync_folder, write_atomically
+from data_prep.common.errors import UserError, first_line
 from data_prep.format.manifest import Manifest
 from pipeline.config.model_schema import ModelSettings, ResNetSettings
 from pipeline.config.schema import Settings
 from pipeline.config.section import Section
-from pipeline.config.settings_io import END_OF_DOCUMENT, differences, flatten, may_change, to_yaml
-from pipeline.runs import history, paths, remote_copy
-from pipeline.runs.paths import IDENTITY
+from pipeline.config.settings_io import differences, flatten, may_change
+from pipeline.runs import claimed_folder, history, paths, remote_copy
+from pipeline.runs.paths import IDENTITY, LOCK, OWNER
 
 EXECUTION_ONLY = may_change(Settings)
 """Settings that may change when a run is resumed. The digests of the data set and of the initial weights decide its
 identity instead of their paths."""
-LOCK, OWNER = "run.lock", "run.owner"
 
 
 class RunIdentity(Section):
@@ -65,11 +60,7 @@ class RunFolder:
 
     def begin(self) -> None:
         """Writes the identity of the run, which fixes its settings."""
-        if not _holds(self.path / IDENTITY, self.identity):
-            for leftover in partials_in(self.path, IDENTITY):
-                leftover.unlink()
-            write_atomically(self.path / IDENTITY, to_yaml(self.identity))
-            sync_folder(self.path.parent)
+        claimed_folder.write_identity(self.path, IDENTITY, self.identity)
 
     def latest_checkpoint(self) -> Path | None:
         """The latest complete checkpoint; None if there is none."""
@@ -108,34 +99,15 @@ def claim(settings: Settings, data: Manifest, start_digest: str | None = None) -
             difference); or the folder holds something else.
     """
     path = Path(settings.run.storage) / (settings.run.name or default_name(settings, data, start_digest))
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / LOCK, timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise UserError(
-            f"run {path} is being trained by {_owner(path)}: wait for it, or choose another run.name"
-        ) from None
-    except OSError as error:
-        raise UserError(f"run.storage: {path} cannot be written: {error.strerror}") from None
-    try:
+
+    def busy() -> str:
+        return f"run {path} is being trained by {_owner(path)}: wait for it, or choose another run.name"
+
+    with claimed_folder.claim(path, LOCK, IDENTITY, (OWNER,), setting="run.storage", busy=busy):
         (path / OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         if settings.checkpoint.upload:
             remote_copy.fetch_identity(remote_copy.location_of(settings.checkpoint.upload, path), path)
         yield RunFolder(path, _identify(path, settings, data, start_digest))
-    finally:
-        remove_unless_begun(path, IDENTITY, OWNER, LOCK)
-        lock.release()
-
-
-def remove_unless_begun(path: Path, identity: str, *ours: str) -> None:
-    """Removes the files named in `ours`, then the folder `path`, if its file `identity` was never written."""
-    if (path / identity).exists():
-        return
-    for file in (*(path / name for name in ours), *partials_in(path, identity)):
-        file.unlink(missing_ok=True)
-    with suppress(OSError):  # it holds files of the user
-        path.rmdir()
 
 
 def read_identity(path: Path) -> RunIdentity | None:
@@ -149,17 +121,14 @@ def read_identity(path: Path) -> RunIdentity | None:
     damage: Exception | None = None
     for candidate in (file, *(stored / paths.IDENTITY_COPY for stored in reversed(paths.stored_checkpoints(path)))):
         try:
-            text = candidate.read_text(encoding="utf-8")
-            if not text.endswith(END_OF_DOCUMENT):
-                raise ValueError("it is empty or truncated")
-            return RunIdentity.model_validate(yaml.safe_load(text))
+            return claimed_folder.parse_identity(candidate.read_text(encoding="utf-8"), RunIdentity)
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError) as error:
             damage = damage or error
     if damage:
         raise UserError(
-            f"{file} cannot be read ({str(damage).splitlines()[0]}), and no checkpoint holds a copy: choose another "
+            f"{file} cannot be read ({first_line(damage)}), and no checkpoint holds a copy: choose another "
             "run.name, and set start.checkpoint to begin with the weights of this run"
         )
     return None
@@ -168,10 +137,8 @@ def read_identity(path: Path) -> RunIdentity | None:
 def _identify(path: Path, settings: Settings, data: Manifest, start_digest: str | None) -> RunIdentity:
     identity = read_identity(path)
     if identity is None:
-        ours = {LOCK, OWNER, *(file.name for file in partials_in(path, IDENTITY))}
-        foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
-        if foreign:
-            raise UserError(f"{path} exists and is not a run (it holds {foreign[0]}): choose another run.name")
+        if foreign := claimed_folder.first_foreign_file(path, IDENTITY, LOCK, OWNER):
+            raise UserError(f"{path} exists and is not a run (it holds {foreign}): choose another run.name")
         return RunIdentity(id=uuid.uuid4().hex, data_digest=data.digest, settings=settings, start_digest=start_digest)
     changes = differences(identity.settings, settings, ignored=EXECUTION_ONLY)
     if identity.data_digest != data.digest:
@@ -184,13 +151,6 @@ def _identify(path: Path, settings: Settings, data: Manifest, start_digest: str 
             "restore them to resume it, or choose another run.name"
         )
     return identity
-
-
-def _holds(file: Path, identity: RunIdentity) -> bool:
-    try:
-        return file.read_text(encoding="utf-8") == to_yaml(identity)
-    except (OSError, ValueError):
-        return False
 
 
 def _network_name(model: ModelSettings) -> str:
@@ -207,6 +167,6 @@ def _weights(start_digest: str | None) -> str:
 
 def _owner(path: Path) -> str:
     try:
-        return (path / "run.owner").read_text(encoding="utf-8")
+        return (path / OWNER).read_text(encoding="utf-8")
     except OSError:
         return "another process"

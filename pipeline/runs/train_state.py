@@ -31,16 +31,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, first_line
 from data_prep.format.manifest import ImageClass
 from pipeline import models
 from pipeline.config import settings_io
 from pipeline.config.schema import Settings
 from pipeline.metrics.epoch import EpochTotals
 from pipeline.runs import history, trained_model
-from pipeline.runs.paths import CLASSES, MODEL, SETTINGS, RunPosition
-
-TRAINING, LAST = "training.pt", "last.safetensors"
+from pipeline.runs.paths import CLASSES, LAST, MODEL, SETTINGS, TRAINING, RunPosition
 
 
 @dataclass
@@ -115,7 +113,7 @@ def restore(folder: Path, training: TrainState) -> None:
             training.average.n_averaged.fill_(state["averaged"])
         training.history = history.read(folder)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"checkpoint {folder} is damaged ({trained_model.first_line(error)}): remove it") from None
+        raise UserError(f"checkpoint {folder} is damaged ({first_line(error)}): remove it") from None
 
 
 def _check_optimizer(folder: Path, optimizer: Optimizer, stored: list[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, first_line
 from data_prep.format.manifest import ImageClass
 from pipeline import models
 from pipeline.config import settings_io
@@ -84,7 +84,7 @@ def _undamaged(checkpoint: Path) -> Path:
         UserError: it is damaged; names the newest whole one beside it.
     """
     files = (paths.MODEL, paths.SETTINGS, paths.CLASSES)
-    if checkpoint.parent.name != paths.CHECKPOINTS and not (checkpoint / checkpoint_store.DESCRIPTION).exists():
+    if checkpoint.parent.name != paths.CHECKPOINTS and not (checkpoint / paths.DESCRIPTION).exists():
         return checkpoint
     problem = checkpoint_store.damage(checkpoint, files)
     if problem is None:
@@ -138,8 +138,3 @@ def put_weights(checkpoint: Path, network: models.ImageNetwork, file: str = path
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"checkpoint {checkpoint} does not fit the network ({first_line(error)})") from None
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type if it has none."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

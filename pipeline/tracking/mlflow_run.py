@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,8 +25,8 @@ from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from data_prep.common import storage
 from data_prep.common.errors import UserError
-from data_prep.common.storage import redact
 from pipeline.config.schema import Settings
 from pipeline.runs import history
 
@@ -53,7 +51,7 @@ class Store:
 
     def __str__(self) -> str:
         """The URI without a password, for messages."""
-        return redact(self.uri)
+        return storage.redact(self.uri)
 
     @property
     def database(self) -> Path | None:
@@ -148,13 +146,6 @@ class Tracker:
             self._sent = there
         return self._sent == there
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> bool:
-        """Logs metrics of the run as a whole."""
-        with self._warning():
-            for key, value in metrics.items():
-                self._client.log_metric(self.run_id, key, value, step=step)
-        return not self._unreachable
-
     def tag(self, tags: Mapping[str, str]) -> bool:
         """Sets tags of the run."""
         with self._warning():
@@ -194,7 +185,7 @@ class Tracker:
                     "tracking.uri: %s is unreachable (%s): training continues, and the missing metrics are sent when "
                     "it answers again, or when the same command is rerun",
                     self._store,
-                    _first_line(error),
+                    storage.first_line(error),
                 )
             self._unreachable = True
 
@@ -243,29 +234,6 @@ def newest_experiment(store: Store) -> str | None:
     with _in_sentences(store):
         found = _client(store).search_experiments(order_by=["last_update_time DESC"])
     return next((experiment.experiment_id for experiment in found if experiment.name != "Default"), None)
-
-
-def serve(store: Store, port: int) -> subprocess.Popen[bytes]:
-    """Starts MLflow's web server for a store on the loopback interface, as a process group that the caller ends.
-
-    The server answers only requests whose Host header names localhost or 127.0.0.1.
-    """
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--allowed-hosts", f"127.0.0.1:{port},localhost:{port}"]
-    if store.artifacts:
-        command += ["--default-artifact-root", store.artifacts, "--no-serve-artifacts"]
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        env={
-            **os.environ,
-            "MLFLOW_BACKEND_STORE_URI": store.uri,  # it may hold a password, which all users see in a command line
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # otherwise it starts eight more processes
-        },
-    )
 
 
 def _client(store: Store) -> MlflowClient:
@@ -327,12 +295,8 @@ def _in_sentences(store: Store, wanted: str | None = None) -> Iterator[None]:
     except (*_Problem, ValueError) as error:
         if wanted and not isinstance(error, SQLAlchemyError):
             raise UserError(
-                f"{wanted} is not in {store} ({_first_line(error)}): 'phasecollapse ui' shows what is"
+                f"{wanted} is not in {store} ({storage.first_line(error)}): 'phasecollapse ui' shows what is"
             ) from None
         raise UserError(
-            f"tracking.uri: {store} is unreachable ({_first_line(error)}): check it, or unset tracking.uri"
+            f"tracking.uri: {store} is unreachable ({storage.first_line(error)}): check it, or unset tracking.uri"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return redact(str(error)).splitlines()[0][:200] if str(error) else type(error).__name__

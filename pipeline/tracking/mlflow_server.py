@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -37,11 +38,34 @@ def serve(storage: Path, uri: str | None, port: int, announce: Callable[[str], o
     if store.database and not store.database.exists():
         raise UserError(f"nothing is tracked in {store.database}: train something first, or name the store with --uri")
     port = _free_port(port)
-    with _ended_afterwards(Server(mlflow_run.serve(store, port))) as server:
+    with _ended_afterwards(Server(_start(store, port))) as server:
         address = f"http://127.0.0.1:{port}"
         _wait_until_it_answers(server, address)
         announce(f"MLflow shows the runs at {address}{_page(store)} (Ctrl-C ends it)")
         server.watch()
+
+
+def _start(store: mlflow_run.Store, port: int) -> subprocess.Popen[bytes]:
+    """Starts MLflow's web server for a store on the loopback interface, as a process group that the caller ends.
+
+    The server answers only requests whose Host header names localhost or 127.0.0.1.
+    """
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--allowed-hosts", f"127.0.0.1:{port},localhost:{port}"]
+    if store.artifacts:
+        command += ["--default-artifact-root", store.artifacts, "--no-serve-artifacts"]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={
+            **os.environ,
+            "MLFLOW_BACKEND_STORE_URI": store.uri,  # it may hold a password, which all users see in a command line
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # otherwise it starts eight more processes
+        },
+    )
 
 
 class Server:

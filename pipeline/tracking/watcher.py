@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pipeline.runs import paths
 from pipeline.runs.history import EpochRecord
 from pipeline.tracking.display import Display
-from pipeline.tracking.writer import EVENTS, FILE, INTERVAL, Position
+from pipeline.tracking.writer import INTERVAL, Position
 
 SEND_INTERVAL = 15
 """Maximum seconds until the metrics of finished steps are sent to the tracker."""
@@ -35,7 +36,7 @@ class RunWatcher:
         pass_on: Callable[[list[EpochRecord]], object],
         display: Display,
     ) -> None:
-        self._file, self._events = folder / FILE, folder / EVENTS
+        self._file, self._events = folder / paths.PROGRESS, folder / paths.EVENTS
         self._events_shown = len(_lines(self._events))
         self._records = records
         self._pass_on = pass_on
@@ -62,8 +63,11 @@ class RunWatcher:
         send_at = time.monotonic() + SEND_INTERVAL
         while not ended:
             ended = self._ended.wait(INTERVAL)
-            records = self._records()
-            with contextlib.suppress(FileNotFoundError):
+            try:
+                records = self._records()
+            except OSError:  # shared storage may fail for a moment
+                continue
+            with contextlib.suppress(OSError, ValueError):
                 self._display.position(Position(*json.loads(self._file.read_text(encoding="utf-8"))))
             events = _lines(self._events)
             for event in events[self._events_shown :]:

@@ -16,14 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.common.files import write_atomically
+from pipeline.runs import paths
 from pipeline.runtime.background import BackgroundCalls
 
 logger = logging.getLogger(__name__)
 
-FILE = "progress.json"
-"""The current position of the run."""
-EVENTS = "events.log"
-"""Events of a run other than finished epochs: one line each, with its time."""
 INTERVAL = 0.5
 """Minimum seconds between two writes of the position."""
 
@@ -51,7 +48,7 @@ class ProgressWriter:
     """
 
     def __init__(self, folder: Path, silent: bool = False, background: BackgroundCalls | None = None) -> None:
-        self._file = folder / FILE
+        self._file = folder / paths.PROGRESS
         self._silent, self._background = silent, background
         self._last = 0.0
 
@@ -85,7 +82,7 @@ class ProgressWriter:
 
     def _append(self, line: str) -> None:
         try:
-            with self._file.with_name(EVENTS).open("a", encoding="utf-8") as file:
+            with self._file.with_name(paths.EVENTS).open("a", encoding="utf-8") as file:
                 file.write(line)
         except OSError:  # the event may be that the storage is full or away
             logger.warning(line.rstrip())

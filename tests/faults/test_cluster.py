@@ -24,7 +24,7 @@ from pipeline.config import settings_io
 from pipeline.launch import launcher
 from pipeline.runs import paths
 from pipeline.runs.paths import RunPosition
-from pipeline.tracking import mlflow_run, writer
+from pipeline.tracking import mlflow_run
 from tests.helpers.gate import OPTION, Gate
 from tests.helpers.ranks import train_in_ranks
 from tests.helpers.ray_cluster import RAY, ExternalCluster, external_cluster, title
@@ -83,7 +83,7 @@ def workers(cluster: ExternalCluster) -> list[psutil.Process]:
 
 
 def events(run: Path) -> str:
-    file = run / writer.EVENTS
+    file = run / paths.EVENTS
     return file.read_text() if file.exists() else ""
 
 

@@ -142,7 +142,7 @@ def test_a_run_that_is_asked_to_stop_finishes_its_step_and_saves(
 ) -> None:
     run = alone.with_name(f"stopped-{number}")
     command = Command(file, f"run.name={run.name}", "data.image_size=32", "training.epochs=100")
-    wait_for((run / writer.FILE).exists, "the first step", command)
+    wait_for((run / paths.PROGRESS).exists, "the first step", command)
     command.process.send_signal(number)
     status, _, complaint = command.end()
     assert (status, complaint.strip()) == (130, "interrupted: rerun the same command to resume")

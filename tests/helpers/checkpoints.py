@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
+from data_prep.common.files import hash_file
 from data_prep.format.manifest import ImageClass
 from pipeline import models
 from pipeline.config.model_schema import ModelSettings
 from pipeline.config.schema import DataSettings, Settings
-from pipeline.runs import checkpoint_store, paths, train_state
+from pipeline.runs import paths, train_state
 from pipeline.training.optimizers import build_optimizer
 from pipeline.training.schedules import build_schedule
 
@@ -36,6 +37,6 @@ def save_checkpoint(
     folder.mkdir(parents=True)
     train_state.save(folder, train_state.TrainState(network, optimizer, schedule, []), settings, image_classes(names))
     if folder.parent.name == paths.CHECKPOINTS:  # in a run, with hashes
-        files = {file.name: checkpoint_store.digest(file) for file in folder.iterdir()}
-        (folder / checkpoint_store.DESCRIPTION).write_text(json.dumps({"score": None, "files": files}))
+        files = {file.name: hash_file(file) for file in folder.iterdir()}
+        (folder / paths.DESCRIPTION).write_text(json.dumps({"score": None, "files": files}))
     return network.eval()

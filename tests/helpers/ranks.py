@@ -65,4 +65,4 @@ def train_in_ranks(settings: Settings, folder: Path) -> Path:
 
 
 def _train(rank: int, job: WorkerSpec) -> bool:
-    return trainer.train(job, Rank(job, rank))
+    return trainer.train_worker(job, Rank(job, rank))

@@ -20,7 +20,7 @@ from pipeline.config.model_schema import ScatteringSettings
 from pipeline.config.schema import OptimizerSettings, Settings
 from pipeline.inference import evaluation
 from pipeline.launch import launcher
-from pipeline.runs import paths, train_state, trained_model
+from pipeline.runs import paths, trained_model
 from pipeline.training import setup
 from pipeline.training.dataloader import ImageStream
 from pipeline.training.optimizers import build_optimizer
@@ -101,7 +101,7 @@ def test_a_run_that_is_killed_ends_with_the_same_bits(
             launcher.train(settings("checkpoint.every_steps=1"), progress=False)
     resumed = launcher.train(settings(), progress=False)
     assert_same_bits(whole.folder, resumed.folder)
-    ends = [load_file(paths.stored_checkpoints(run.folder)[-1] / train_state.LAST) for run in (whole, resumed)]
+    ends = [load_file(paths.stored_checkpoints(run.folder)[-1] / paths.LAST) for run in (whole, resumed)]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
@@ -118,7 +118,7 @@ def test_the_average_follows_its_formula(settings: Callable[..., Settings]) -> N
     learned = {name for name, _ in trained_model.load(run).network.named_parameters()}
     average: dict[str, Tensor] = {}
     for path in stored:
-        last = {name: value.double() for name, value in load_file(path / train_state.LAST).items() if name in learned}
+        last = {name: value.double() for name, value in load_file(path / paths.LAST).items() if name in learned}
         average = {name: 0.8 * average[name] + 0.2 * value for name, value in last.items()} if average else last
         kept = load_file(path / paths.MODEL)
         for name, value in average.items():
@@ -130,7 +130,7 @@ def test_what_is_stored_is_what_was_evaluated(settings: Callable[..., Settings],
     found = evaluation.evaluate(outcome.folder, textures, evaluation.Options(), lambda images: None)
     assert found.loss == pytest.approx(outcome.metrics["validation/loss"], rel=1e-5)
     ends = paths.stored_checkpoints(outcome.folder)[-1]
-    used, last = load_file(ends / paths.MODEL), load_file(ends / train_state.LAST)
+    used, last = load_file(ends / paths.MODEL), load_file(ends / paths.LAST)
     assert not all(torch.equal(value, last[name]) for name, value in used.items())
 
 
@@ -138,7 +138,7 @@ def test_statistics_of_the_average_are_its_own(settings: Callable[..., Settings]
     """They are close to those of its first batch of training images, and those of the last weights are not it."""
     outcome = launcher.train(settings("training.initial_image_size=null"), progress=False)
     ends = paths.stored_checkpoints(outcome.folder)[-1]
-    used, last = load_file(ends / paths.MODEL), load_file(ends / train_state.LAST)
+    used, last = load_file(ends / paths.MODEL), load_file(ends / paths.LAST)
     statistics = [name for name in used if "running" in name or "mean" in name or "variance" in name]
     assert any(not torch.equal(used[name], last[name]) for name in statistics)
 

@@ -32,9 +32,9 @@ from pipeline.metrics import epoch as epoch_metrics
 from pipeline.models import nonlinearities, resnet
 from pipeline.models.nonlinearities import Nonlinearity
 from pipeline.models.resnet import RealNonlinearity
-from pipeline.runs import train_state
+from pipeline.runs import paths, train_state
 from pipeline.runs.train_state import TrainState
-from pipeline.tracking.writer import EVENTS, ProgressWriter
+from pipeline.tracking.writer import ProgressWriter
 from pipeline.training import loop, optimizers, schedules
 from pipeline.training.callbacks import Callback, NamedCallback, StepEnd
 from pipeline.training.loop import Compute, evaluate
@@ -146,7 +146,7 @@ def test_a_callback_that_returns_no_action_is_named(tmp_path: Path) -> None:
 
 def test_the_end_of_a_callback_cannot_fail_a_run(tmp_path: Path) -> None:
     NamedCallback("mine", type("Mine", (Callback,), {"on_fit_end": fail})(), ProgressWriter(tmp_path)).on_fit_end()
-    assert "callback mine: on_fit_end failed in" in (tmp_path / EVENTS).read_text(encoding="utf-8")
+    assert "callback mine: on_fit_end failed in" in (tmp_path / paths.EVENTS).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

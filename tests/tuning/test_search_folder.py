@@ -54,6 +54,26 @@ def test_damaged_records_are_named(tmp_path: Path, data: Manifest, damage: str) 
         pass
 
 
+def test_what_a_killed_process_left_of_the_identity_is_removed(tmp_path: Path, data: Manifest) -> None:
+    leftover = tmp_path / "test" / ".search.yaml.0123456789abcdef.partial"
+    for begins in (False, True):
+        leftover.parent.mkdir(exist_ok=True)
+        leftover.write_text("id: 1f")
+        with search_folder.claim(settings(tmp_path), data) as folder:
+            if begins:
+                folder.begin()
+        assert not leftover.exists() and folder.path.exists() == begins
+
+
+@pytest.mark.parametrize("damage", ["", "id: 1f\n", "\0" * 40, "[1]\n...\n"])
+def test_a_damaged_identity_is_named(tmp_path: Path, data: Manifest, damage: str) -> None:
+    with search_folder.claim(settings(tmp_path), data) as folder:
+        folder.begin()
+    (folder.path / "search.yaml").write_text(damage)
+    with pytest.raises(UserError, match=r"search\.yaml cannot be read"), search_folder.claim(settings(tmp_path), data):
+        pass
+
+
 def test_a_second_process_is_refused(tmp_path: Path, data: Manifest) -> None:
     with (
         search_folder.claim(settings(tmp_path), data),

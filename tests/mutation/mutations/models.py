@@ -269,7 +269,7 @@ MUTATIONS = (
     Mutation(
         "memory that two layers share is counted twice",
         INSPECTION,
-        "storages[storage._cdata] = storage",
+        "storages[storage_identity(storage)] = storage",
         "storages[len(storages)] = storage",
         ("tests/pipeline/analysis/test_model_summary.py::test_memory_is_what_an_image_adds_to_a_real_training_step",),
     ),

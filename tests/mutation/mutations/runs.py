@@ -2,6 +2,7 @@
 
 from tests.mutation.mutation import Mutation
 
+CLAIMED_FOLDER = "pipeline/runs/claimed_folder.py"
 RUN_FOLDER = "pipeline/runs/run_folder.py"
 CLUSTER = "tests/faults/test_cluster.py::"
 RESUME = "tests/faults/test_resume.py::"
@@ -37,14 +38,14 @@ MUTATIONS = (
     Mutation(
         "a checkpoint that was damaged is used",
         "pipeline/runs/checkpoint_store.py",
-        "        if digest(checkpoint / name) != expected:",
-        "        if False:",
+        "            if hash_file(checkpoint / name) != expected:",
+        "            if False:",
         (RESUME + "test_a_damaged_checkpoint_costs_the_steps_since_the_one_before",),
     ),
     Mutation(
         "a run's lock is ignored",
-        RUN_FOLDER,
-        "        lock.acquire()\n",
+        CLAIMED_FOLDER,
+        "        held.acquire()\n",
         "",
         (
             "tests/pipeline/runs/test_run_folder.py::test_a_second_process_is_refused_until_the_first_is_gone_however_it_went",
@@ -59,9 +60,9 @@ MUTATIONS = (
     ),
     Mutation(
         "a run that is refused leaves its folder behind",
-        RUN_FOLDER,
-        "    if (path / identity).exists():\n        return\n",
-        "    return\n",
+        CLAIMED_FOLDER,
+        "        if not (path / identity).exists():\n",
+        "        if False:\n",
         ("tests/pipeline/runs/test_run_folder.py::test_a_run_that_did_not_begin_leaves_nothing_and_fixes_no_setting",),
     ),
     Mutation(
@@ -70,6 +71,13 @@ MUTATIONS = (
         " and step > self._last",
         "",
         ("tests/pipeline/runs/test_history.py",),
+    ),
+    Mutation(
+        "what a killed search left of search.yaml is foreign",
+        CLAIMED_FOLDER,
+        "*(file.name for file in partials_in(path, identity))",
+        "",
+        ("tests/tuning/test_search_folder.py", "tests/pipeline/runs/test_run_folder.py"),
     ),
     # pipeline/tracking
     Mutation(

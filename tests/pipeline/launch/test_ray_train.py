@@ -9,7 +9,7 @@ from ray.train import ControllerError, WorkerGroupError
 
 from data_prep.common.errors import UserError
 from pipeline.launch import ray_train
-from pipeline.tracking.writer import EVENTS
+from pipeline.runs import paths
 
 
 def test_a_workers_user_error_reaches_the_user_as_it_is(tmp_path: Path) -> None:
@@ -22,10 +22,11 @@ def test_a_user_error_is_not_retried_and_other_errors_are_and_are_reported(tmp_p
     restarts = ray_train.FailureReporter(tmp_path)
     with pytest.raises(UserError, match="damaged"):
         restarts.after_exception(None, {0: RuntimeError("gloo"), 1: UserError("image 7 is damaged")})
-    assert not (tmp_path / EVENTS).exists()
+    assert not (tmp_path / paths.EVENTS).exists()
     restarts.after_exception(None, {1: RuntimeError("gloo")})
     assert (
-        "worker 1 failed (RuntimeError: gloo): resuming from the latest checkpoint" in (tmp_path / EVENTS).read_text()
+        "worker 1 failed (RuntimeError: gloo): resuming from the latest checkpoint"
+        in (tmp_path / paths.EVENTS).read_text()
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.runs import paths
-from pipeline.runs.checkpoint_store import DESCRIPTION, Checkpoints, damage
+from pipeline.runs.checkpoint_store import Checkpoints, damage
 from pipeline.runs.paths import RunPosition
 from tests.helpers.disks import disk_log, small_disk
 
@@ -61,10 +61,10 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_is_used(tmp_path
     if part == "missing":
         (last / "model").unlink()
     elif part == "description":
-        (last / DESCRIPTION).write_text('{"score"')
+        (last / paths.DESCRIPTION).write_text('{"score"')
     elif part == "empty":
         (last / "model").unlink()
-        (last / DESCRIPTION).unlink()
+        (last / paths.DESCRIPTION).unlink()
     else:
         (last / "model").write_bytes(b"new weight5" if part == "content" else b"new")
     found, complaints = store.recover()
@@ -109,7 +109,7 @@ def test_a_checkpoint_is_on_disk_before_it_has_its_name_and_before_older_ones_go
         store.write(RunPosition(1), None, saving())
     assert log == [
         ("flush", tmp_path),
-        ("flush", store.folder / "partial-epoch-00001" / DESCRIPTION),
+        ("flush", store.folder / "partial-epoch-00001" / paths.DESCRIPTION),
         ("flush", store.folder / "partial-epoch-00001" / "model"),
         ("flush", store.folder / "partial-epoch-00001"),
         ("rename", store.folder / "epoch-00001"),

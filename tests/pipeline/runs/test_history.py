@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.runs import history, paths
-from pipeline.runs.history import FILE, STEPS, EpochRecord, StepLog, StepRecord, read_steps
+from pipeline.runs.history import EpochRecord, StepLog, StepRecord, read_steps
 from tests.helpers.disks import disk_log
 
 
@@ -31,8 +31,8 @@ def test_records_of_epochs_are_on_disk_before_they_replace_older_ones(
     with disk_log(monkeypatch) as log:
         history.write(tmp_path, records)
     [(_, partial), *_] = log
-    assert log == [("flush", partial), ("rename", tmp_path / FILE), ("flush", tmp_path)]
-    assert partial.parent == tmp_path and partial.name.startswith(f".{FILE}.")
+    assert log == [("flush", partial), ("rename", tmp_path / paths.HISTORY), ("flush", tmp_path)]
+    assert partial.parent == tmp_path and partial.name.startswith(f".{paths.HISTORY}.")
     assert history.read(tmp_path) == records
 
 
@@ -59,8 +59,8 @@ def test_steps_that_are_taken_again_keep_their_record(tmp_path: Path) -> None:
 
 def test_a_line_that_was_cut_off_is_written_again(tmp_path: Path) -> None:
     write(tmp_path, 1, 6)
-    whole = (tmp_path / STEPS).read_text()
-    (tmp_path / STEPS).write_text(whole[:-10])
+    whole = (tmp_path / paths.STEPS).read_text()
+    (tmp_path / paths.STEPS).write_text(whole[:-10])
     assert steps(tmp_path) == [2, 4]
     write(tmp_path, 5, 8)
     assert steps(tmp_path) == [2, 4, 6, 8]
@@ -70,14 +70,14 @@ def test_a_line_that_was_cut_off_is_written_again(tmp_path: Path) -> None:
 def test_a_damaged_history_is_that_of_the_newest_checkpoint(tmp_path: Path, damage: bytes) -> None:
     records = [EpochRecord(1, 1.5, {"train/loss": 2.0}), EpochRecord(2, 2.5, {"train/loss": float("nan")})]
     (tmp_path / paths.IDENTITY).touch()
-    (tmp_path / FILE).write_bytes(damage)
+    (tmp_path / paths.HISTORY).write_bytes(damage)
     assert history.read(tmp_path) == []
     for name, kept in (("epoch-00001", records[:1]), ("epoch-00002", records), ("epoch-00002-step-0000003", None)):
         folder = tmp_path / paths.CHECKPOINTS / name
         folder.mkdir(parents=True)
-        history.write(folder, kept) if kept else (folder / FILE).write_bytes(damage)
+        history.write(folder, kept) if kept else (folder / paths.HISTORY).write_bytes(damage)
     assert str(history.read(tmp_path)) == str(records)  # NaN is not equal to itself
-    (tmp_path / FILE).unlink()
+    (tmp_path / paths.HISTORY).unlink()
     assert str(history.read(tmp_path)) == str(records)
     with pytest.raises(ValueError):
         history.read(folder)
@@ -86,8 +86,8 @@ def test_a_damaged_history_is_that_of_the_newest_checkpoint(tmp_path: Path, dama
 @pytest.mark.parametrize("damage", [b"", b"\0" * 40, b'{"step": 4, "rec', b"[]", b"\xff\xfe", b'{"step": 4}'])
 def test_a_damaged_line_costs_no_other(tmp_path: Path, damage: bytes) -> None:
     write(tmp_path, 1, 7)
-    first, _, last = (tmp_path / STEPS).read_bytes().splitlines(keepends=True)
-    (tmp_path / STEPS).write_bytes(first + damage + b"\n" + last)
+    first, _, last = (tmp_path / paths.STEPS).read_bytes().splitlines(keepends=True)
+    (tmp_path / paths.STEPS).write_bytes(first + damage + b"\n" + last)
     assert steps(tmp_path) == [2, 6]
     write(tmp_path, 7, 9)
     assert steps(tmp_path) == [2, 6, 8]

@@ -17,7 +17,6 @@ from pipeline.config.schema import Settings
 from pipeline.launch import launcher
 from pipeline.runs import paths, remote_copy
 from pipeline.runs.train_state import TrainState
-from pipeline.tracking import writer
 from pipeline.training import checkpointer
 from pipeline.training.context import LocalContext
 from tests.helpers.object_storage import SECRETS, Storage, object_storage
@@ -69,7 +68,7 @@ def test_copies_are_those_of_what_is_kept(settings: Callable[..., Settings], sto
     assert files(fetched / "checkpoints" / newest) == files(run / "checkpoints" / newest)
     assert (fetched / paths.IDENTITY).read_bytes() == (run / paths.IDENTITY).read_bytes()
     assert remote_copy.fetch_newest(location, fetched) is None, "it is there already"
-    assert not (run / writer.EVENTS).exists()
+    assert not (run / paths.EVENTS).exists()
 
 
 def test_a_run_whose_folder_is_gone_resumes_to_the_same_bits(
@@ -94,7 +93,7 @@ def test_a_run_whose_folder_is_gone_resumes_to_the_same_bits(
     resumed = launcher.train(settings(option), progress=False)
     assert_same_bits(alone.folder, resumed.folder)
     assert (run / paths.IDENTITY).read_text() == before
-    assert "checkpoint epoch-00001 was fetched from" in (run / writer.EVENTS).read_text()
+    assert "checkpoint epoch-00001 was fetched from" in (run / paths.EVENTS).read_text()
     assert len(resumed.metrics) == len(alone.metrics)
 
 
@@ -129,7 +128,7 @@ def test_the_newest_whole_checkpoint_of_both_places_is_taken(
             launcher.train(settings(option), progress=False)
     (run / "checkpoints" / "epoch-00002" / paths.MODEL).write_bytes(b"nonsense")
     resumed = launcher.train(settings(option), progress=False)
-    assert "checkpoint epoch-00002 was fetched from" in (run / writer.EVENTS).read_text()
+    assert "checkpoint epoch-00002 was fetched from" in (run / paths.EVENTS).read_text()
     assert_same_bits(alone.folder, resumed.folder)
     filesystem, root = resolve(remote_copy.location_of(storage.without_key("both"), run))
     there = filesystem.get_file_info(FileSelector(f"{root}/checkpoints"))
@@ -165,7 +164,7 @@ def test_storage_that_goes_away_before_a_restart_ends_no_run(
         monkeypatch.setattr(checkpointer.Checkpointer, "restore", unplugged)
         finished = launcher.train(settings(f"checkpoint.upload={address}"), progress=False)
     assert finished.epochs == 3
-    assert "is unreachable" in (finished.folder / writer.EVENTS).read_text()
+    assert "is unreachable" in (finished.folder / paths.EVENTS).read_text()
 
 
 def test_storage_that_goes_away_stops_no_run_but_must_be_there_when_one_starts(
@@ -182,7 +181,7 @@ def test_storage_that_goes_away_stops_no_run_but_must_be_there_when_one_starts(
             patch.setattr(launcher, "LocalContext", Unplugs)
             finished = launcher.train(settings(f"checkpoint.upload={address}"), progress=False)
     assert finished.epochs == 3
-    assert "checkpoint.upload: s3://images/away" in (finished.folder / writer.EVENTS).read_text()
+    assert "checkpoint.upload: s3://images/away" in (finished.folder / paths.EVENTS).read_text()
     with pytest.raises(UserError, match=r"checkpoint\.upload: s3://images/away.* is unreachable"):
         launcher.train(settings(f"checkpoint.upload={address}", "run.name=another"), progress=False)
 

@@ -14,7 +14,7 @@ from data_prep.format.manifest import ImageClass
 from pipeline import models
 from pipeline.config.model_schema import ScatteringSettings
 from pipeline.config.schema import DataSettings, OptimizerSettings, Settings
-from pipeline.runs import history, train_state
+from pipeline.runs import history, paths, train_state
 from pipeline.training.optimizers import build_optimizer
 from pipeline.training.schedules import build_schedule
 
@@ -87,13 +87,13 @@ def test_a_checkpoint_executes_no_code(saved: Path) -> None:
         def __reduce__(self) -> tuple[object, ...]:
             return (Path.touch, (saved / "executed",))
 
-    torch.save({"optimizer": Exploit()}, saved / train_state.TRAINING)
+    torch.save({"optimizer": Exploit()}, saved / paths.TRAINING)
     with pytest.raises(UserError, match="damaged"):
         train_state.restore(saved, start())
     assert not (saved / "executed").exists()
 
 
-@pytest.mark.parametrize("file", [train_state.MODEL, train_state.TRAINING])
+@pytest.mark.parametrize("file", [train_state.MODEL, paths.TRAINING])
 def test_a_damaged_checkpoint_is_refused_by_name(saved: Path, file: str) -> None:
     content = (saved / file).read_bytes()
     (saved / file).write_bytes(content[: len(content) // 2])
@@ -116,5 +116,5 @@ def test_history_is_read_as_it_was_written_and_replaced_as_a_whole(tmp_path: Pat
     assert history.read(tmp_path) == records
     history.write(tmp_path, records[:1])
     assert history.read(tmp_path) == records[:1]
-    assert [path.name for path in tmp_path.iterdir()] == [history.FILE], "nothing half-written is left"
-    assert json.loads((tmp_path / history.FILE).read_text())[0]["epoch"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == [paths.HISTORY], "nothing half-written is left"
+    assert json.loads((tmp_path / paths.HISTORY).read_text())[0]["epoch"] == 1

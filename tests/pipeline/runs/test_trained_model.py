@@ -10,7 +10,6 @@ import torch
 from data_prep.common.errors import UserError
 from pipeline.config.model_schema import ModelSettings, ResNetSettings, ScatteringSettings
 from pipeline.runs import paths, trained_model
-from pipeline.runs.checkpoint_store import DESCRIPTION
 from tests.helpers.checkpoints import save_checkpoint
 
 SCATTERING = ScatteringSettings(widths=(3, 4))
@@ -55,7 +54,7 @@ def test_what_is_no_checkpoint_is_refused_with_the_reason(tmp_path: Path) -> Non
         trained_model.load(tmp_path)
 
 
-@pytest.mark.parametrize("file", [paths.MODEL, paths.SETTINGS, paths.CLASSES, DESCRIPTION])
+@pytest.mark.parametrize("file", [paths.MODEL, paths.SETTINGS, paths.CLASSES, paths.DESCRIPTION])
 @pytest.mark.parametrize("damage", ["a byte has changed", "missing"])
 def test_a_checkpoint_that_is_not_what_was_written_is_refused_and_a_whole_one_named(
     tmp_path: Path, file: str, damage: str

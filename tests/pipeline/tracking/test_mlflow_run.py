@@ -77,7 +77,6 @@ def test_a_run_holds_its_settings_tags_name_and_files(store: Store, tmp_path: Pa
     (tmp_path / "weights").write_bytes(b"123")
     assert tracker.log_text("a: 1\n", "settings.yaml")
     assert tracker.log_file(tmp_path, "model")
-    assert tracker.log_metrics({"best/top1": 0.5})
     assert tracker.tag({"hardware.cpu": "fast"})
     assert tracker.end("FINISHED")
     run = stored(store, tracker.run_id)
@@ -86,7 +85,6 @@ def test_a_run_holds_its_settings_tags_name_and_files(store: Store, tmp_path: Pa
     assert run.data.params == {"training.epochs": "3", "model.widths": "[8, 8]"}
     assert run.data.tags["color"] == "blue"
     assert run.data.tags["hardware.cpu"] == "fast"
-    assert run.data.metrics == {"best/top1": 0.5}
     folder = Path(run.info.artifact_uri.removeprefix("file://"))
     assert store.database and folder.is_relative_to(store.database.parent)
     assert (folder / "settings.yaml").read_text() == "a: 1\n"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
-from pipeline.runs import history
+from pipeline.runs import history, paths
 from pipeline.runs.history import EpochRecord
 from pipeline.tracking.display import Display
 from pipeline.tracking.watcher import RunWatcher
-from pipeline.tracking.writer import FILE, ProgressWriter
+from pipeline.tracking.writer import INTERVAL, ProgressWriter
 
 
 def record(epoch: int) -> EpochRecord:
@@ -43,6 +44,25 @@ def test_finished_epochs_and_events_are_shown_once_and_passed_on(
     assert sent[-1] == [1, 2]
 
 
+def test_a_file_that_cannot_be_read_for_a_moment_ends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent: list[list[int]] = []
+    with watched(tmp_path, Display(3, shown=True), sent).watching():
+        for name in (paths.PROGRESS, paths.HISTORY):
+            (tmp_path / name).mkdir()  # reading it raises an OSError
+        time.sleep(2 * INTERVAL)
+        for name in (paths.PROGRESS, paths.HISTORY):
+            (tmp_path / name).rmdir()
+        history.write(tmp_path, [record(1)])
+        ProgressWriter(tmp_path).event("a worker failed")
+    assert [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()] == [
+        "a worker failed",
+        "100 images/s",
+    ]
+    assert sent[-1] == [1]
+
+
 def test_a_display_that_is_not_shown_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sent: list[list[int]] = []
     with watched(tmp_path, Display(1, shown=False), sent).watching():
@@ -53,6 +73,6 @@ def test_a_display_that_is_not_shown_prints_nothing(tmp_path: Path, capsys: pyte
 
 def test_the_position_of_an_earlier_session_is_removed(tmp_path: Path) -> None:
     ProgressWriter(tmp_path).phase(2, "training", 10)(3)
-    assert (tmp_path / FILE).exists()
+    assert (tmp_path / paths.PROGRESS).exists()
     with watched(tmp_path, Display(3, shown=False), []).watching():
-        assert not (tmp_path / FILE).exists()
+        assert not (tmp_path / paths.PROGRESS).exists()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tracking.writer import EVENTS, FILE, ProgressWriter
+from pipeline.runs import paths
+from pipeline.tracking.writer import ProgressWriter
 from tests.helpers.disks import disk_log
 
 
@@ -18,15 +19,15 @@ def test_the_position_is_replaced_as_a_whole_without_waiting_for_the_disk(
     with disk_log(monkeypatch) as log:
         on_step(1)
         on_step(2)
-    assert log == [("rename", tmp_path / FILE)], "one write each half second"
-    assert json.loads((tmp_path / FILE).read_text()) == [2, "training", 1, 10]
+    assert log == [("rename", tmp_path / paths.PROGRESS)], "one write each half second"
+    assert json.loads((tmp_path / paths.PROGRESS).read_text()) == [2, "training", 1, 10]
 
 
 def test_an_event_is_a_line_with_its_time(tmp_path: Path) -> None:
     writer = ProgressWriter(tmp_path)
     writer.event("first")
     writer.event("second")
-    lines = (tmp_path / EVENTS).read_text().splitlines()
+    lines = (tmp_path / paths.EVENTS).read_text().splitlines()
     assert [line.split("  ", 1)[1] for line in lines] == ["first", "second"]
 
 

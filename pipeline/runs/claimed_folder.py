@@ -1,0 +1,89 @@
+"""A folder in which one process at a time works, such as that of a run or of a search, and the file that identifies it.
+
+The file is written when the work begins: it fixes the settings. A folder whose work did not begin is removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from filelock import FileLock, Timeout
+
+from data_prep.common.errors import UserError
+from data_prep.common.files import partials_in, sync_folder, write_atomically
+from pipeline.config.section import Section
+from pipeline.config.settings_io import END_OF_DOCUMENT, to_yaml
+
+Identity = TypeVar("Identity", bound=Section)
+
+
+@contextmanager
+def claim(
+    path: Path, lock: str, identity: str, also: tuple[str, ...] = (), *, setting: str, busy: Callable[[], str]
+) -> Iterator[None]:
+    """Creates a folder if there is none, and locks it for the body.
+
+    Args:
+        path: of the folder.
+        lock: name of the lock file; the system releases the lock however this process ends.
+        identity: name of the file that identifies the folder; without it, the folder is removed after the body.
+        also: names of other files that the caller writes before the work begins.
+        setting: that names the folder, for errors.
+        busy: the error if another process works in the folder.
+
+    Raises:
+        UserError: another process works in the folder, or it cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        held = FileLock(path / lock, timeout=0)
+        held.acquire()
+    except Timeout:
+        raise UserError(busy()) from None
+    except OSError as error:
+        raise UserError(f"{setting}: {path} cannot be written: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        if not (path / identity).exists():
+            for file in (*(path / name for name in (*also, lock)), *partials_in(path, identity)):
+                file.unlink(missing_ok=True)
+            with suppress(OSError):  # it holds files of the user
+                path.rmdir()
+        held.release()
+
+
+def write_identity(path: Path, name: str, identity: Section) -> None:
+    """Writes the file that identifies a folder, unless it has this content already."""
+    file, text = path / name, to_yaml(identity)
+    with suppress(OSError, ValueError):
+        if file.read_text(encoding="utf-8") == text:
+            return
+    for leftover in partials_in(path, name):
+        leftover.unlink()
+    write_atomically(file, text)
+    sync_folder(path.parent)
+
+
+def parse_identity(text: str, kind: type[Identity]) -> Identity:
+    """The content of a file that identifies a folder.
+
+    Raises:
+        ValueError: it is empty, truncated or damaged.
+    """
+    if not text.endswith(END_OF_DOCUMENT):
+        raise ValueError("it is empty or truncated")
+    try:
+        return kind.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+
+
+def first_foreign_file(path: Path, identity: str, *ours: str) -> str | None:
+    """Name of a file in a folder without an identity that neither `ours` nor a killed process explains."""
+    expected = {*ours, *(file.name for file in partials_in(path, identity))}
+    return min((entry.name for entry in path.iterdir() if entry.name not in expected), default=None)
