@@ -103,4 +103,4 @@ def load(path: Path, assignments: Sequence[str] = ()) -> SearchSettings:
     content = load_yaml(path)
     if "data" in content and "train" not in content:
         raise UserError(f"{path} describes a run, not a search: phasecollapse train {path}")
-    return resolve(SearchSettings, override(content, assignments, SearchSettings), str(path))
+    return resolve(SearchSettings, override(content, assignments, SearchSettings), str(path), assignments)

@@ -68,8 +68,14 @@ def search(settings: SearchSettings, report_line: ReportLine = print) -> Report:
             launcher.check(run, data)
         waiting = [name for name in runs if folder.record(name).status == "pending"]
         if waiting:
-            cluster_left_last.enter_context(launcher.cluster_with_room(settings.train.cluster, dashboard=True))
+            connection = cluster_left_last.enter_context(
+                launcher.cluster_with_room(settings.train.cluster, dashboard=True)
+            )
             ray_cleanup.check_state_service()
+            if connection.own_cluster:  # all of it ends with the command: Tune need not wait for trials at a Ctrl-C
+                os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+            else:
+                cluster_left_last.callback(_release, report_line)
         folder.begin()  # a search that was refused leaves no folder
         tracker = tracking.open_run(settings, folder, store)
         if waiting or not tracker.finished:
@@ -87,13 +93,14 @@ def _try(
     """Trains `runs` with Ray Tune until each has ended, and frees the cluster."""
     at_once = min(len(runs), _trials_that_fit(settings.train.cluster), settings.search.max_concurrent or len(runs))
     report_line(f"{len(runs)} trials, {at_once} at a time, in {folder.path}")
-    try:
-        _tuner(runs, settings, folder, parent, at_once, report_line).fit()
-    finally:
-        for held in ray_cleanup.release():
-            report_line(f"warning: the cluster still holds {held} of this search")
+    _tuner(runs, settings, folder, parent, at_once, report_line).fit()
     if any(folder.record(name).status == "pending" for name in runs):  # Tune returns early only if it was interrupted
         raise KeyboardInterrupt
+
+
+def _release(report_line: ReportLine) -> None:
+    for held in ray_cleanup.release():
+        report_line(f"warning: the cluster still holds {held} of this search")
 
 
 def _tuner(

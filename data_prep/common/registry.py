@@ -75,7 +75,10 @@ class Registry(Mapping[str, Value]):
             UserError: there is none; lists the names that there are.
         """
         if name not in self:
-            raise UserError(f"{self._setting} is '{name}'; choose one of: {', '.join(self)}")
+            raise UserError(
+                f"{self._setting} is '{name}'; choose one of: {', '.join(self)}; or name the module that registers it "
+                f"in {VARIABLE}"
+            )
         return self[name]
 
 

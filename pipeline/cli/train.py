@@ -57,7 +57,7 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool, profile: bool
 
     with quick_imports():
         settings = settings_tree.load(config, overrides)  # imports the packages that register what it names
-        from pipeline.launch import launcher
+        from pipeline.launch import launcher, run_plan
         from pipeline.runtime import system_info
 
     if warning := system_info.warning(settings.training.precision, settings.cluster.gpu):
@@ -69,7 +69,11 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool, profile: bool
             err=True,
         )
     if dry_run:
-        click.echo(str(launcher.dry_run(settings)))
+        plan = launcher.dry_run(settings)
+        click.echo(str(plan))
+        if sentence := run_plan.shortage(settings.cluster):
+            click.echo(f"warning: {sentence}", err=True)
+        click.echo(run_plan.describe_speed(settings, plan))
         return
     outcome = launcher.train(settings, profile=profile)
     click.echo(summary(outcome, settings.data.evaluate_on))
@@ -126,8 +130,8 @@ def describe(config: Path, overrides: tuple[str, ...], classes: int | None, as_j
 @click.command(short_help="Show tracked runs in the browser (MLflow, on this machine only).")
 @click.option("--storage", type=LocalPath(), default=Path("runs"), help="Folder of the runs [runs].")
 @click.option("--uri", help="Tracking store [the one inside --storage].")
-@click.option("--port", type=click.IntRange(0, 65535), default=5000, help="Port [5000, or a free one].")
-def ui(storage: Path, uri: str | None, port: int) -> None:
+@click.option("--port", type=click.IntRange(0, 65535), help="Port [5000, or a free one].")
+def ui(storage: Path, uri: str | None, port: int | None) -> None:
     """Serves MLflow's pages on the loopback interface and prints their address, until Ctrl-C."""
     from pipeline.tracking import mlflow_server
 

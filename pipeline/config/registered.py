@@ -9,6 +9,8 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import core_schema
 
+from data_prep.common.registry import VARIABLE
+
 
 @dataclass(frozen=True)
 class Registered:
@@ -35,7 +37,7 @@ class Registered:
             raise ValueError(f"Input should be a registered name, and no package registers any in {self.registry}")
         if repr(value) not in names:
             listed = " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-            raise ValueError(f"Input should be {listed}")
+            raise ValueError(f"Input should be {listed}, or what a module in {VARIABLE} registers")
         return value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:

@@ -6,6 +6,7 @@ single fields with ``section.field=value``.
 
 from __future__ import annotations
 
+import difflib
 import json
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
@@ -103,8 +104,12 @@ def _kinds(annotation: Any) -> set[Any]:
     return {annotation}
 
 
-def resolve(tree: type[Tree], content: Mapping[str, Any], source: str) -> Tree:
-    """Checks `content` against the tree `tree`; `source` names it in errors.
+def resolve(tree: type[Tree], content: Mapping[str, Any], source: str, assignments: Sequence[str] = ()) -> Tree:
+    """Checks `content` against the tree `tree`.
+
+    Args:
+        source: names the content in errors.
+        assignments: which :func:`override` applied to it; an error in what one of them set names it instead.
 
     Raises:
         UserError: names each wrong field, its value and what is allowed.
@@ -112,7 +117,7 @@ def resolve(tree: type[Tree], content: Mapping[str, Any], source: str) -> Tree:
     try:
         return tree.model_validate(content)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(problem, tree, source) for problem in error.errors())) from None
+        raise UserError("\n".join(_explain(each, tree, source, assignments) for each in error.errors())) from None
 
 
 def load(path: Path, assignments: Sequence[str] = ()) -> Settings:
@@ -124,7 +129,7 @@ def load(path: Path, assignments: Sequence[str] = ()) -> Settings:
     content = load_yaml(path)
     if "search" in content and "train" in content:
         raise UserError(f"{path} describes a search, not a run: phasecollapse tune {path}")
-    return resolve(Settings, override(content, assignments, Settings), str(path))
+    return resolve(Settings, override(content, assignments, Settings), str(path), assignments)
 
 
 def explain(tree: type[Section], prefix: str = "") -> str:
@@ -156,6 +161,16 @@ def may_change(tree: type[Section], prefix: str = "") -> frozenset[str]:
         for section in sections(field.annotation).values():
             paths |= may_change(section, f"{prefix}{name}.")
     return frozenset(paths)
+
+
+def paths(tree: type[Section], prefix: str = "") -> list[str]:
+    """The dotted paths of all settings of a tree."""
+    found = []
+    for name, field in tree.model_fields.items():
+        inner = sections(field.annotation)
+        found += [path for section in inner.values() for path in paths(section, f"{prefix}{name}.")]
+        found += [] if inner else [f"{prefix}{name}"]
+    return list(dict.fromkeys(found))
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
@@ -219,16 +234,31 @@ def _locate(place: Sequence[str | int], tree: type[Section]) -> tuple[str, type[
     return ".".join(path), section
 
 
-def _explain(problem: Any, tree: type[Section], source: str) -> str:
+def _suggestion(path: str, tree: type[Section], section: type[Section]) -> str:
+    """The nearest setting to an unknown one, of its section or of the whole tree; otherwise those of its section."""
+    prefix, _, name = path.rpartition(".")
+    known = {field: f"{prefix}.{field}".lstrip(".") for field in section.model_fields}
+    near = difflib.get_close_matches(name, known, 1, 0.75)
+    everywhere = [one for one in paths(tree) if one.rpartition(".")[2] == name and one != path]
+    if near or everywhere:
+        return f": did you mean '{known[near[0]] if near else everywhere[0]}'?"
+    return f"; allowed here: {', '.join(section.model_fields)}"
+
+
+def _explain(problem: Any, tree: type[Section], source: str, assignments: Sequence[str]) -> str:
     path, section = _locate(problem["loc"], tree)
+    for assignment in assignments:
+        key = assignment.partition("=")[0]
+        if path == key or path.startswith(f"{key}."):
+            source = f"override '{assignment}'"
     if problem["type"] == "extra_forbidden":
-        return f"{source}: unknown setting '{path}'; allowed here: {', '.join(section.model_fields)}"
+        return f"{source}: unknown setting '{path}'{_suggestion(path, tree, section)}"
     if problem["type"] == "missing":
         return f"{source}: setting '{path}' is missing"
     if problem["type"] == "union_tag_invalid":
         tag, expected = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace(", ", " or ")
         return f"{source}: setting '{path}.family' is '{tag}': Input should be {expected}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").partition(", unable to")[0]
     if problem["type"] == "value_error" and not message.startswith("Input should be"):  # it names the fields itself
         return f"{source}: {path + ': ' if path else ''}{message}"
     if problem["type"] == "string_type" and isinstance(problem["input"], int | float):

@@ -152,6 +152,11 @@ def check_capacity(cluster: ClusterSettings) -> None:
     fitting = room(cluster)
     if fitting < enough:
         there = ray.cluster_resources()
+        if cluster.gpu and not there.get("GPU"):
+            raise UserError(
+                "cluster.gpu is true, but the cluster has no GPU: set it to false, or join a cluster with GPUs by "
+                "cluster.address"
+            )
         raise UserError(
             f"cluster.workers: {cluster.workers} workers with "
             f"{' and '.join(f'{amount} {name}' for name, amount in needed.items())} each do not fit: the cluster has "

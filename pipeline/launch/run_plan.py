@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Barrier
+from threading import Barrier, Event
 
 import torch
 from torch import nn
@@ -18,15 +19,18 @@ from data_prep.format.manifest import Manifest
 from data_prep.loading.loader import batch_bounds
 from pipeline import models
 from pipeline.analysis.model_summary import describe
-from pipeline.config.schema import Settings
+from pipeline.config.schema import ClusterSettings, Settings
 from pipeline.runtime import malloc
 from pipeline.runtime.precision import disable_tf32
 from pipeline.training import optimizers, schedules
 from pipeline.training.dataloader import count_images
 from pipeline.training.loop import Compute
+from pipeline.training.setup import memory_errors
 
 PROBE_STEPS, PROBE_IMAGES = 2, 64
 """Timed steps, after one for warm-up, and the largest number of images in each."""
+STEP_SECONDS, CPU_FLOPS = 4, 1e10
+"""How long a step on a CPU may take, about, and the floating-point operations that a core executes in a second."""
 
 
 @dataclass(frozen=True)
@@ -48,26 +52,16 @@ class Plan:
     """Sizes of the training images, in pixels, ascending."""
     pixel_share: float
     """Mean number of pixels of a training image over all epochs, as a fraction of that of the largest."""
+    classes: int
     parameters: int
     memory_bytes: int
     """Memory of a worker in a step: activations kept for the backward pass, weights, gradients, optimizer state."""
     checkpoint_bytes: int
     checkpoints_kept: int
-    images_per_second: float
-    """Estimated speed of all workers together, on images of the largest size, from a few steps on this machine."""
-    measured_here: bool
-    """Whether the steps were timed on the kind of device that the workers use."""
-
-    @property
-    def seconds(self) -> float:
-        """Estimated duration: in proportion to the pixels, with evaluation three times as fast as training."""
-        images = self.epochs * (self.training_images * self.pixel_share + self.evaluation_images / 3)
-        return images / self.images_per_second
 
     def __str__(self) -> str:
         sizes = f"{self.sizes[0]} pixels" if len(self.sizes) == 1 else f"{' → '.join(map(str, self.sizes))} pixels"
         parts = f", {self.micro_batch_size} at a time" if self.micro_batch_size < self.images_per_worker else ""
-        where = "measured on this machine" if self.measured_here else "measured on this machine's CPU, GPUs are faster"
         return "\n".join(
             [
                 f"workers      {self.workers}, {self.images_per_worker} images of {sizes} each per step{parts}",
@@ -77,14 +71,12 @@ class Plan:
                 f"memory       about {format_bytes(self.memory_bytes)} per worker, besides its libraries",
                 f"checkpoints  {format_bytes(self.checkpoint_bytes)} each, up to {self.checkpoints_kept} are kept: "
                 f"{format_bytes(self.checkpoint_bytes * (self.checkpoints_kept + 1))} of disk",
-                f"speed        about {self.images_per_second:,.0f} images/s of {self.sizes[-1]} pixels ({where}): "
-                f"{format_duration(self.seconds)}",
             ]
         )
 
 
 def plan(settings: Settings, data: Manifest) -> Plan:
-    """The plan of a run; times a few training steps in this process.
+    """The plan of a run.
 
     Args:
         settings: of the run.
@@ -100,7 +92,6 @@ def plan(settings: Settings, data: Manifest) -> Plan:
     stored = states + (settings.optimizer.ema_decay > 0)
     kept = settings.checkpoint
     sizes = [schedules.image_size(settings, epoch) for epoch in range(1, settings.training.epochs + 1)]
-    images_per_second, measured = _probe(settings, len(data.classes), micro_batch)
     return Plan(
         workers=workers,
         batch_size=settings.training.batch_size,
@@ -116,29 +107,41 @@ def plan(settings: Settings, data: Manifest) -> Plan:
         memory_bytes=described.held_bytes * micro_batch + 4 * learned * copies,
         checkpoint_bytes=4 * learned * stored,
         checkpoints_kept=kept.keep + kept.keep_best,
-        images_per_second=images_per_second,
-        measured_here=measured,
+        classes=len(data.classes),
     )
 
 
-def _probe(settings: Settings, classes: int, micro_batch: int) -> tuple[float, bool]:
+@dataclass(frozen=True)
+class Speed:
+    """Estimated speed of a run, from a few steps on this machine."""
+
+    images_per_second: float
+    """Of all workers together, on images of the largest size."""
+    images_per_step: int
+    """Images of each worker in the timed steps."""
+    seconds: float
+    """Duration of the run: in proportion to the pixels, with evaluation three times as fast as training."""
+
+
+def measure_speed(settings: Settings, plan: Plan) -> Speed:
     """Times training steps on random pixels.
 
-    As many workers as fit on this machine compute at once, because cores slow each other down.
-
-    Returns:
-        Estimated images/s of all workers, and whether this machine has the kind of device that they use.
+    As many workers as fit on this machine compute at once, because cores slow each other down. A CPU takes as many
+    images in a step as it can compute in about STEP_SECONDS, and at least two.
     """
     cluster = settings.cluster
-    gpu = cluster.gpu and torch.cuda.is_available()
-    workers = max(1, cluster.workers)
-    here = 1 if gpu else max(1, min(workers, cores() // cluster.threads))
-    images, threads = min(micro_batch, PROBE_IMAGES), torch.get_num_threads()
+    here = 1 if cluster.gpu else max(1, min(plan.workers, cores() // cluster.threads))
+    images, threads = min(plan.micro_batch_size, PROBE_IMAGES), torch.get_num_threads()
+    if not cluster.gpu:
+        work = 6 * models.multiply_adds(settings.model, plan.classes, settings.data.image_size)  # forward and backward
+        images = min(images, max(2, int(STEP_SECONDS * cluster.threads * CPU_FLOPS / work)))
     torch.set_num_threads(cluster.threads)
     malloc.keep_freed_memory()
     disable_tf32()
+    stop = Event()
     try:
-        steps = [_step(settings, classes, images, torch.device("cuda" if gpu else "cpu")) for _ in range(here)]
+        device = torch.device("cuda" if cluster.gpu else "cpu")
+        steps = [_step(settings, plan.classes, images, device) for _ in range(here)]
         ready = Barrier(here)
 
         def seconds(step: Callable[[], None]) -> float:
@@ -150,14 +153,52 @@ def _probe(settings: Settings, classes: int, micro_batch: int) -> tuple[float, b
             ready.wait()
             started = time.perf_counter()
             for _ in range(PROBE_STEPS):
-                step()
+                if not stop.is_set():
+                    step()
             return time.perf_counter() - started
 
         with ThreadPoolExecutor(here) as pool:
-            speeds = [PROBE_STEPS * images / each for each in pool.map(seconds, steps)]
-        return sum(speeds) * workers / here, gpu == cluster.gpu
+            try:
+                speeds = [PROBE_STEPS * images / each for each in pool.map(seconds, steps)]
+            finally:
+                stop.set()  # a user who interrupts waits for one step
+        speed = sum(speeds) * plan.workers / here
+        seen = plan.epochs * (plan.training_images * plan.pixel_share + plan.evaluation_images / 3)
+        return Speed(speed, images, seen / speed)
     finally:
         torch.set_num_threads(threads)
+
+
+def describe_speed(settings: Settings, plan: Plan) -> str:
+    """The last line of a plan: what :func:`measure_speed` finds, or why it is not asked.
+
+    Raises:
+        UserError: memory is too small.
+    """
+    if settings.cluster.gpu and not torch.cuda.is_available():
+        return "speed        not measured: cluster.gpu is true, and torch sees no GPU on this machine"
+    with memory_errors(settings):
+        speed = measure_speed(settings, plan)
+    return (
+        f"speed        about {speed.images_per_second:,.0f} images/s of {plan.sizes[-1]} pixels (measured on this "
+        f"machine, {speed.images_per_step} images a step): {format_duration(max(1.0, speed.seconds))}"
+    )
+
+
+def shortage(cluster: ClusterSettings) -> str | None:
+    """What this machine lacks for the workers of a run that starts its own cluster, as a sentence; None if they fit."""
+    enough = cluster.min_workers or cluster.workers
+    if cluster.workers == 0 or cluster.address or os.environ.get("RAY_ADDRESS"):
+        return None
+    gpus = torch.cuda.device_count()
+    fitting = min(cores() // cluster.threads, gpus if cluster.gpu else enough)
+    if fitting >= enough:
+        return None
+    each = f"{cluster.threads} CPUs" + (" and a GPU" if cluster.gpu else "")
+    return (
+        f"cluster.workers: {cluster.workers} workers with {each} each do not fit on this machine, which has {cores()} "
+        f"CPUs and {gpus} GPUs: join a cluster by cluster.address, or lower cluster.workers or cluster.cpus_per_worker"
+    )
 
 
 def _step(settings: Settings, classes: int, images: int, device: torch.device) -> Callable[[], None]:

@@ -20,24 +20,25 @@ from data_prep.common.errors import UserError
 from pipeline.tracking import mlflow_run
 
 STARTUP_SECONDS, END_SECONDS, POLL_SECONDS = 120, 10, 0.2
+PORT = 5000
 
 
-def serve(storage: Path, uri: str | None, port: int, announce: Callable[[str], object]) -> None:
+def serve(storage: Path, uri: str | None, port: int | None, announce: Callable[[str], object]) -> None:
     """Serves the pages of a store until the user interrupts or the server ends.
 
     Args:
         storage: folder of the runs, which holds the default store.
         uri: another store.
-        port: of the server; a free one if it is in use.
+        port: of the server; by default PORT, or a free one if that is taken.
         announce: called with the address once the server answers.
 
     Raises:
-        UserError: nothing is tracked in the store, or the server does not start.
+        UserError: nothing is tracked in the store, the port is taken, or the server does not start.
     """
     store = mlflow_run.Store(uri) if uri else mlflow_run.default_store(storage)
     if store.database and not store.database.exists():
         raise UserError(f"nothing is tracked in {store.database}: train something first, or name the store with --uri")
-    port = _free_port(port)
+    port = _free_port(PORT, 0) if port is None else _free_port(port)
     with _ended_afterwards(Server(_start(store, port))) as server:
         address = f"http://127.0.0.1:{port}"
         _wait_until_it_answers(server, address)
@@ -137,13 +138,13 @@ def _wait_until_it_answers(server: Server, address: str) -> None:
     raise UserError(f"MLflow's server does not answer at {address} after {STARTUP_SECONDS} s")
 
 
-def _free_port(wanted: int) -> int:
-    """The port `wanted` if it is free, otherwise any free port."""
-    for port in (wanted, 0):
+def _free_port(*wanted: int) -> int:
+    """The first of the ports that is free; 0 stands for any."""
+    for port in wanted:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
                 probe.bind(("127.0.0.1", port))
                 free: int = probe.getsockname()[1]
                 return free
-    raise UserError("--port: this machine has no free port")
+    raise UserError(f"--port: {wanted[0]} is taken by another program, or not allowed: name another one, or none")

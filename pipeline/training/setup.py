@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -13,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, first_line, is_out_of_memory
 from data_prep.common.files import format_bytes
 from data_prep.common.progress import format_duration
 from data_prep.format.manifest import ImageClass, load_manifest
@@ -50,6 +52,26 @@ def configure_torch(settings: Settings) -> None:
     """Sets the number of threads, and float32 in convolutions as in matrix products (no TensorFloat-32)."""
     torch.set_num_threads(settings.cluster.threads)
     disable_tf32()
+
+
+@contextmanager
+def memory_errors(settings: Settings) -> Iterator[None]:
+    """Names the settings to change where memory is too small for a step of the body.
+
+    Raises:
+        UserError: memory is too small.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        where = "the GPU's memory" if settings.cluster.gpu else "memory"
+        raise UserError(
+            f"{where} is too small for a step ({first_line(error)[:200]}): set training.activation_checkpointing, or "
+            "training.micro_batch_size to a fraction of the images of a worker's step, or lower training.batch_size, "
+            "data.image_size or model.width_multiplier"
+        ) from None
 
 
 def open_data(spec: WorkerSpec, context: WorkerContext) -> RunData:

@@ -11,8 +11,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from data_prep.common.errors import UserError, first_line, is_out_of_memory
-from pipeline.config.schema import Settings
 from pipeline.metrics.classification import ClassificationMetrics
 from pipeline.metrics.epoch import EpochTotals
 from pipeline.runs.history import EpochRecord
@@ -176,23 +174,10 @@ def train_worker(spec: WorkerSpec, context: WorkerContext) -> bool:
         UserError: an image cannot be decoded, the loss is not finite, a checkpoint does not fit or cannot be stored, or
             memory is too small.
     """
-    try:
+    with setup.memory_errors(spec.settings):
         return Trainer(spec, context).fit()
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise _too_little_memory(spec.settings, error) from None
-        raise
 
 
 def run_on_ray(config: dict[str, Any]) -> None:
     """The function that Ray Train calls in each worker."""
     train_worker(config["spec"], RayContext(config["spec"]))
-
-
-def _too_little_memory(settings: Settings, error: Exception) -> UserError:
-    where = "the GPU's memory" if settings.cluster.gpu else "memory"
-    return UserError(
-        f"{where} is too small for a step ({first_line(error)[:200]}): set training.activation_checkpointing, "
-        "or training.micro_batch_size to a fraction of the images of a worker's step, or lower training.batch_size, "
-        "data.image_size or model.width_multiplier"
-    )

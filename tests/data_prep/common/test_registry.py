@@ -18,7 +18,7 @@ def test_an_unknown_name_is_answered_with_those_there_are() -> None:
     registry.register("red", 1)
     registry.register("green", 2)
     assert registry.find("green") == 2
-    with pytest.raises(UserError, match=r"^data\.colour is 'blue'; choose one of: red, green$"):
+    with pytest.raises(UserError, match=r"^data\.colour is 'blue'; choose one of: red, green; or name the module"):
         registry.find("blue")
 
 

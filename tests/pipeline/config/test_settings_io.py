@@ -68,10 +68,19 @@ def test_settings_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("training.epoch=3", r"unknown setting 'training\.epoch'; allowed here: epochs, batch_size"),
-        ("trainig.epochs=3", r"unknown setting 'trainig'; allowed here: data, run"),
+        (
+            "training.epoch=3",
+            r"^override 'training\.epoch=3': unknown .* 'training\.epoch': did you mean 'training\.epochs'\?",
+        ),
+        ("training.xyz=3", r"unknown setting 'training\.xyz'; allowed here: epochs, batch_size"),
+        ("trainig.epochs=3", r"unknown setting 'trainig': did you mean 'training'\?"),
+        ("training.learning_rate=3", r"'training\.learning_rate': did you mean 'optimizer\.learning_rate'\?"),
+        (
+            "training.epochs=1.5",
+            r"^override 'training\.epochs=1\.5': setting .* Input should be a valid integer, got a",
+        ),
         ("training.epochs=0", r"setting 'training\.epochs' is 0: .*greater than or equal to 1"),
-        ("training.epochs=many", r"setting 'training\.epochs' is 'many'"),
+        ("training.epochs=many", r"setting 'training\.epochs' is 'many': Input should be a valid integer$"),
         ("model.nonlinearity=relu", r"setting 'model\.nonlinearity' is 'relu': .*'collapse'"),
         ("model.angles=5", r"setting 'model\.angles' is 5: .*multiple of 2"),
         ("model.widths=[]", r"setting 'model\.widths' is \[\]"),

@@ -18,9 +18,10 @@ from data_prep.format.manifest import load_manifest
 from pipeline import models
 from pipeline.cli.train import train
 from pipeline.config import settings_io
-from pipeline.launch import launcher
-from pipeline.launch.run_plan import Plan
+from pipeline.launch import launcher, run_plan
+from pipeline.launch.run_plan import Plan, describe_speed, measure_speed, shortage
 from pipeline.runs import paths
+from pipeline.training.loop import Compute
 
 
 @pytest.fixture
@@ -58,13 +59,12 @@ def test_the_numbers_are_those_of_the_run(file: Path, tmp_path: Path) -> None:
 
 
 def test_workers_share_the_batch_and_add_up_their_speed(file: Path, textures: Path) -> None:
-    one, four = (
-        launcher.dry_run(settings_io.load(file, [f"cluster.workers={workers}", "training.micro_batch_size=null"]))
-        for workers in (1, 4)
-    )
+    changes = ("training.micro_batch_size=null",)
+    settings = [settings_io.load(file, [f"cluster.workers={workers}", *changes]) for workers in (1, 4)]
+    one, four = map(launcher.dry_run, settings)
     assert (one.images_per_worker, four.images_per_worker) == (50, 13)
     assert four.memory_bytes < one.memory_bytes
-    assert one.images_per_second > 0
+    assert measure_speed(settings[0], one).images_per_second > 0
 
 
 @pytest.mark.parametrize(("threads", "at_once"), [(1, 2), (3, 1)])
@@ -76,7 +76,7 @@ def test_as_many_workers_are_timed_at_once_as_there_is_room_for(
     monkeypatch.setattr(models, "build", lambda *arguments: networks.append(build(*arguments)) or networks[-1])
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
     settings = settings_io.load(file, ["cluster.workers=2", f"cluster.cpus_per_worker={threads}"])
-    assert launcher.dry_run(settings).images_per_second > 0
+    assert measure_speed(settings, launcher.dry_run(settings)).images_per_second > 0
     assert sum(next(network.parameters()).device.type == "cpu" for network in networks) == at_once
 
 
@@ -87,7 +87,7 @@ def test_the_command_prints_the_plan_and_starts_nothing(file: Path, tmp_path: Pa
         *("workers", "steps", "network", "memory", "checkpoints", "speed"),
     ]
     assert "32 → 48 pixels" in done.stdout and re.search(
-        r"about [\d,]+ images/s of 48 pixels \(measured on this machine\)", done.stdout
+        r"about [\d,]+ images/s of 48 pixels \(measured on this machine, 20 images a step\)", done.stdout
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.yaml"]
 
@@ -106,3 +106,36 @@ def test_another_data_set_than_expected_is_refused(file: Path, textures: Path) -
     assert isinstance(launcher.dry_run(settings_io.load(file, [f"data.digest={digest[:12]}"])), Plan)
     with pytest.raises(UserError, match=rf"data\.digest is 0123456789ab, but the data set in .* has {digest}"):
         launcher.dry_run(settings_io.load(file, ["data.digest=0123456789ab"]))
+
+
+def test_a_plan_for_gpus_is_printed_at_once_where_there_is_none(file: Path) -> None:
+    changes = ["cluster.workers=64", "cluster.gpu=true", "training.batch_size=200"]
+    done = CliRunner().invoke(train, [str(file), "--dry-run", *changes])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-1].startswith(
+        "speed        not measured: cluster.gpu is true, and torch sees no GPU"
+    )
+    assert "warning: cluster.workers: 64 workers with 1 CPUs and a GPU each do not fit on this machine" in done.stderr
+
+
+@pytest.mark.parametrize(("change", "warned"), [("workers=99", True), ("workers=0", False), ("address=auto", False)])
+def test_workers_that_do_not_fit_on_this_machine_are_named(file: Path, change: str, warned: bool) -> None:
+    settings = settings_io.load(file, ["training.batch_size=200", "cluster.workers=99", f"cluster.{change}"])
+    assert bool(shortage(settings.cluster)) == warned
+
+
+def test_a_network_too_large_for_a_cpu_is_timed_on_few_images(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_io.load(file)
+    monkeypatch.setattr(run_plan, "CPU_FLOPS", 1.0)
+    assert measure_speed(settings, launcher.dry_run(settings)).images_per_step == 2
+
+
+def test_memory_that_is_too_small_for_the_timed_steps_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*arguments: object) -> None:
+        raise MemoryError
+
+    settings = settings_io.load(file, ["cluster.workers=2"])
+    plan = launcher.dry_run(settings)
+    monkeypatch.setattr(Compute, "logits", too_large)
+    with pytest.raises(UserError, match=r"^memory is too small for a step \(MemoryError\): set"):
+        describe_speed(settings, plan)

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +25,7 @@ from mlflow.entities import Run
 from data_prep.common.errors import UserError
 from pipeline.config.schema import DataSettings, RunSettings, Settings, TrackingSettings
 from pipeline.runs.history import EpochRecord
-from pipeline.tracking import mlflow_run
+from pipeline.tracking import mlflow_run, mlflow_server
 from pipeline.tracking.mlflow_run import Store, Tracker
 from pipeline.tracking.mlflow_server import Server
 
@@ -122,7 +123,7 @@ def test_long_histories_are_sent_whole(store: Store) -> None:
 FIRST_USE = """
 import sys
 from pathlib import Path
-from pipeline.tracking import mlflow_run
+from pipeline.tracking import mlflow_run, mlflow_server
 print(mlflow_run.open_run(mlflow_run.default_store(Path(sys.argv[1])), "new", identity=sys.argv[2], name="n",
                         folder=Path("f"), parameters={}, tags={}).run_id)
 """
@@ -154,6 +155,17 @@ def test_a_store_that_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("no database")
     with pytest.raises(UserError, match=r"tracking\.uri: sqlite:///.*mlflow\.db"):
         open_run(mlflow_run.default_store(tmp_path), "a")
+
+
+def test_a_port_that_is_taken_is_named(store: Store) -> None:
+    open_run(store, "makes the tables")
+    assert store.database
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"^--port: {port} is taken by another program"):
+            mlflow_server.serve(store.database.parent, None, port, announce=print)
 
 
 @contextlib.contextmanager
