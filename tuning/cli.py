@@ -17,7 +17,8 @@ from pipeline.runtime.imports import quick_imports
 @click.argument("config", type=LocalPath())
 @click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")
 @explains_settings("tuning.config:SearchSettings")
-def tune(config: Path, overrides: tuple[str, ...]) -> None:
+@click.option("--dry-run", is_flag=True, help="Check everything and print the trials, without training.")
+def tune(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Runs the search that the YAML file CONFIG describes; SECTION.FIELD=VALUE overrides single settings, those of the
     runs as train.SECTION.FIELD=VALUE.
 
@@ -26,6 +27,7 @@ def tune(config: Path, overrides: tuple[str, ...]) -> None:
 
     \b
     Examples:
+      phasecollapse tune configs/imagenette_search.yaml --dry-run
       phasecollapse tune configs/imagenette_search.yaml
       phasecollapse tune configs/imagenette_search.yaml search.name=deeper 'search.depths=[4, 6, 8]'
       phasecollapse tune configs/imagenette_search.yaml train.cluster.address=10.0.0.1:6379
@@ -36,17 +38,23 @@ def tune(config: Path, overrides: tuple[str, ...]) -> None:
     with quick_imports():
         from rich.console import Console
 
+        from pipeline.launch import run_plan
         from pipeline.runtime import system_info
-        from tuning import frontier
-        from tuning.search import search
+        from tuning import frontier, search
 
     if warning := system_info.warning(settings.train.training.precision, settings.train.cluster.gpu):
         click.echo(f"warning: {warning}", err=True)
-    report = search(settings, report_line=click.echo)
+    if dry_run:
+        click.echo(str(search.dry_run(settings)))
+        if sentence := run_plan.shortage(settings.train.cluster):
+            click.echo(f"warning: train.{sentence}", err=True)
+        return
+    report = search.search(settings, report_line=click.echo)
     state = "had already finished" if report.already_finished else "finished"
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(frontier.table(report.rows, f"search {settings.search.name} {state}"))
-    click.echo(f"* on the frontier: no completed trial is better in multiply-adds and in {settings.search.error} error")
+    error = frontier.shown_error(settings.search.error)
+    click.echo(f"* on the frontier: no completed trial is better in multiply-adds and in {error}")
     click.echo(f"folder: {report.folder} (table.md, table.csv, frontier.png)")
     tracking = settings.train.tracking
     address = f"--uri {tracking.uri}" if tracking.uri else f"--storage {settings.train.run.storage}"

@@ -104,6 +104,11 @@ def comma_separated(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
+def shown_error(name: str) -> str:
+    """What `search.error` is called in texts: top-1 error or top-5 error."""
+    return f"{name.replace('top', 'top-')} error"
+
+
 def picture(rows: Sequence[Row], path: Path, error_name: str) -> None:
     """Draws error against multiply-adds of the completed trials, with the frontier as a line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -126,7 +131,7 @@ def picture(rows: Sequence[Row], path: Path, error_name: str) -> None:
     axes.set_xscale("log")
     axes.margins(x=0.25, y=0.15)
     axes.set_xlabel("multiply-adds for one image")
-    axes.set_ylabel(f"{error_name} error on images held out from training")
+    axes.set_ylabel(f"{shown_error(error_name)} on images held out from training")
     axes.grid(True, which="both", alpha=0.3)
     if line:
         axes.legend()

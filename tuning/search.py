@@ -27,11 +27,12 @@ from pipeline.launch import launcher, ray_cleanup, ray_train
 from pipeline.runtime import system_info
 from pipeline.tracking import mlflow_run
 from pipeline.training import finetune
+from pipeline.training.dataloader import count_images
 from tuning import frontier, search_folder, space, tracking, trial
 from tuning.config import SearchSettings
 from tuning.frontier import Row
 from tuning.schedulers import build_scheduler, metric
-from tuning.search_folder import SearchFolder
+from tuning.search_folder import Record, SearchFolder
 from tuning.tracking import ReportLine
 from tuning.trial_recorder import TrialRecorder
 
@@ -82,9 +83,62 @@ def search(settings: SearchSettings, report_line: ReportLine = print) -> Report:
             with tracking.status(tracker, folder, store, runs, settings, report_line):
                 if waiting:
                     _try({name: runs[name] for name in waiting}, settings, folder, tracker.run_id, report_line)
-                for file in frontier.write(_rows(runs, folder, data), folder.path, settings.search.error):
+                for file in frontier.write(_rows(runs, folder.records, data), folder.path, settings.search.error):
                     tracker.log_file(file)
-        return Report(folder.path, _rows(runs, folder, data), already_finished=not waiting)
+        return Report(folder.path, _rows(runs, folder.records, data), already_finished=not waiting)
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """What a search will do."""
+
+    networks: list[Row]
+    """One for each trial that has not ended."""
+    ended: int
+    """Trials that have ended already."""
+    epochs: int
+    images_per_epoch: int
+    """Images that a trial trains on in an epoch."""
+    workers: int
+    """Of each trial."""
+
+    def __str__(self) -> str:
+        work = 3 * self.epochs * self.images_per_epoch * sum(row.multiply_adds for row in self.networks)
+        return "\n".join(
+            [
+                *frontier.markdown(self.networks).splitlines(),
+                f"trials       {len(self.networks)} to train, {self.ended} have ended; {self.workers} workers each",
+                f"epochs       at most {self.epochs} of {self.images_per_epoch:,} images each; search.scheduler stops "
+                "some earlier",
+                f"work         at most {work:.2e} multiply-adds, forward and backward",
+            ]
+        )
+
+
+def dry_run(settings: SearchSettings) -> SearchPlan:
+    """The plan of a search, after every check that needs no cluster; writes nothing.
+
+    Raises:
+        UserError: names the setting that does not fit.
+    """
+    data = load_manifest(Path(settings.train.data.path))
+    records = search_folder.check(settings, data, finetune.digest(settings.train))
+    candidates = space.candidates(settings)
+    folder = Path(settings.train.run.storage) / settings.search.name
+    store = mlflow_run.store_of(settings.train)
+    runs = {one.name: space.trial_settings(settings, one, folder, store.uri) for one in candidates}
+    for run in runs.values():
+        launcher.check(run, data)
+    build_scheduler(settings, records.items())
+    waiting = {name: run for name, run in runs.items() if records.get(name, Record()).status == "pending"}
+    images, _ = count_images(next(iter(runs.values())).data, data, settings.train.training.seed)
+    return SearchPlan(
+        _rows(waiting, records, data),
+        ended=len(runs) - len(waiting),
+        epochs=settings.train.training.epochs,
+        images_per_epoch=images,
+        workers=settings.train.cluster.workers,
+    )
 
 
 def _try(
@@ -145,13 +199,13 @@ def _trials_that_fit(settings: ClusterSettings) -> int:
     return ray_train.room(settings) // settings.workers
 
 
-def _rows(runs: Mapping[str, Settings], folder: SearchFolder, data: Manifest) -> list[Row]:
+def _rows(runs: Mapping[str, Settings], records: Mapping[str, Record], data: Manifest) -> list[Row]:
     """One row for each trial, started or not."""
     rows = []
     for name, run in runs.items():
         with torch.device("meta"):
             network = models.build(run.model, len(data.classes), run.data.image_size)
-        record = folder.record(name)
+        record = records.get(name, Record())
         rows.append(
             Row(
                 name,

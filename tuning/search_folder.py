@@ -117,7 +117,7 @@ def claim(settings: SearchSettings, data: Manifest, start_digest: str | None = N
         UserError: another process works on it; it was started with other settings or another data set (each difference
             is named); or the folder holds something else.
     """
-    path = (Path(settings.train.run.storage) / settings.search.name).absolute()
+    path = _path(settings)
 
     def busy() -> str:
         return f"search {path} is under way in another process: wait for it, or choose another search.name"
@@ -126,6 +126,27 @@ def claim(settings: SearchSettings, data: Manifest, start_digest: str | None = N
         folder = SearchFolder(path, _identify(path, settings, data, start_digest))
         folder.read_records()
         yield folder
+
+
+def check(settings: SearchSettings, data: Manifest, start_digest: str | None = None) -> dict[str, Record]:
+    """Checks what :func:`claim` would refuse, without writing anything; the lock is not looked at.
+
+    Returns:
+        The records of the trials of an interrupted search, by name.
+
+    Raises:
+        UserError: as :func:`claim`.
+    """
+    path = _path(settings)
+    if not path.exists():
+        return {}
+    folder = SearchFolder(path, _identify(path, settings, data, start_digest))
+    folder.read_records()
+    return folder.records
+
+
+def _path(settings: SearchSettings) -> Path:
+    return (Path(settings.train.run.storage) / settings.search.name).absolute()
 
 
 def _identify(path: Path, settings: SearchSettings, data: Manifest, start_digest: str | None) -> Identity:

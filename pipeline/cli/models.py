@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def predict(
       phasecollapse predict runs/imagenette-64 holiday/ --top 1 --json > holiday.jsonl
     """
     with quick_imports():
+        from data_prep.common import progress
         from pipeline.inference import prediction
         from pipeline.tracking import mlflow_run
 
@@ -113,12 +115,21 @@ def predict(
     with mlflow_run.checkpoint_of(source, storage, uri) as checkpoint:
         show = prediction.to_json if as_json else prediction.to_row
         unreadable = 0
-        for one in prediction.predict(checkpoint, files, top=top, batch_size=batch_size):
-            click.echo(show(one))
-            unreadable += one.problem is not None
+        # On a terminal, the answers themselves show how far it is.
+        with nullcontext() if sys.stdout.isatty() else progress.image_progress(len(files)) as on_images:
+            for one in prediction.predict(checkpoint, files, top=top, batch_size=batch_size):
+                click.echo(show(one))
+                unreadable += one.problem is not None
+                if on_images:
+                    on_images(1)
     if unreadable:
         click.echo(f"{unreadable} of {len(files)} files cannot be read", err=True)
         sys.exit(1)
+
+
+def _show_phase(phase: str) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"{phase} …", err=True)
 
 
 @click.command(short_help="Export a trained network to one file, for ONNX Runtime or torch.export.")
@@ -140,5 +151,5 @@ def export(source: Path, kind: str, output: Path | None, force: bool) -> None:
     with quick_imports():
         from pipeline.inference import export as exporting
 
-    written = exporting.export(source, kind, output, replace=force)
+    written = exporting.export(source, kind, output, replace=force, on_phase=_show_phase)
     click.echo(exporting.summary(written))

@@ -44,7 +44,8 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool, profile: bool
     """Trains the run that the YAML file CONFIG describes; SECTION.FIELD=VALUE overrides single settings.
 
     A run is stored in the folder run.storage/run.name. The same command resumes an interrupted run from its latest
-    checkpoint, and leaves a finished run unchanged. Ctrl-C saves a checkpoint first; a second Ctrl-C does not wait.
+    checkpoint, and leaves a finished run unchanged, unless training.epochs is larger now. Ctrl-C saves a checkpoint
+    first; a second Ctrl-C does not wait.
 
     \b
     Examples:

@@ -55,7 +55,14 @@ class Exported:
     """Largest difference between the file's logits and the network's."""
 
 
-def export(source: Path, kind: str, output: Path | None = None, *, replace: bool = False) -> Exported:
+def export(
+    source: Path,
+    kind: str,
+    output: Path | None = None,
+    *,
+    replace: bool = False,
+    on_phase: Callable[[str], None] = lambda phase: None,
+) -> Exported:
     """Exports a trained network to one file, and compares the file's logits with the network's.
 
     Args:
@@ -63,6 +70,7 @@ def export(source: Path, kind: str, output: Path | None = None, *, replace: bool
         kind: onnx or torch-export.
         output: the file; by default named after `source`, in the current folder.
         replace: replace an existing file.
+        on_phase: called with what is done next, in a few words.
 
     Raises:
         UserError: `source` is not a checkpoint, `output` cannot be written, a package is missing, or the logits of the
@@ -80,7 +88,11 @@ def export(source: Path, kind: str, output: Path | None = None, *, replace: bool
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as scratch, torch.no_grad():
             partial = Path(scratch) / path.name
-            write(_trace(network), network, partial)
+            on_phase("tracing the network")
+            program = _trace(network)
+            on_phase("writing the file")
+            write(program, network, partial)
+            on_phase("comparing its logits with the network's")
             difference = _compare(load(partial, network.classes), network)
             size = partial.stat().st_size
             rename_durably(partial, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from data_prep.codec.decode import JOB, DecodeError, decode_batch
 from data_prep.common.errors import UserError, printable
 from data_prep.loading.transforms import CenterCrop, Draws, choose_crops
 from data_prep.prepare.spec import MAX_SIDE
+from data_prep.sources.image_index import is_clutter
 from pipeline.runs import trained_model
 from pipeline.runs.trained_model import TrainedModel
 
@@ -41,18 +43,22 @@ class Prediction:
 
 
 def find(places: Sequence[Path]) -> list[Path]:
-    """The image files among `places`, and those in the folders among them, at any depth, sorted by name.
+    """The image files among `places`, and those in the folders among them, at any depth, sorted by name. Hidden files
+    and clutter are left out, as in `prepare`.
 
     Raises:
-        UserError: a place does not exist, or there is no image.
+        UserError: a place does not exist or cannot be read, or there is no image.
     """
     found: list[Path] = []
     for place in places:
         if place.is_dir():
-            inside = (
-                path for path in sorted(place.rglob("*")) if path.suffix.lower() in convert.SUFFIXES and path.is_file()
-            )
-            found += [path for path in inside if not path.name.startswith(".")]
+            found += [
+                path
+                for path in _files_below(place)
+                if path.suffix.lower() in convert.SUFFIXES
+                and not is_clutter(path.relative_to(place).as_posix())
+                and path.is_file()
+            ]
         elif place.is_file():
             found.append(place)
         else:
@@ -63,6 +69,13 @@ def find(places: Sequence[Path]) -> list[Path]:
             f"no images in {', '.join(map(str, places))}: their names end in {', '.join(sorted(convert.SUFFIXES))}"
         )
     return found
+
+
+def _files_below(folder: Path) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}; ask for access, or name other folders")
+
+    return sorted(Path(top, name) for top, _, names in os.walk(folder, onerror=refuse) for name in names)
 
 
 def predict(source: Path, files: Iterable[Path], *, top: int = 5, batch_size: int = 64) -> Iterator[Prediction]:

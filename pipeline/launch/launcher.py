@@ -68,7 +68,9 @@ def train(
     progress: bool = True,
     profile: bool = False,
 ) -> Outcome:
-    """Trains a run to its end, from its latest checkpoint; a finished run is not changed.
+    """Trains a run to its end, from its latest checkpoint.
+
+    A finished run is not changed, unless it is given more epochs.
 
     In a Ray process (a Tune trial), the existing connection to the cluster is used.
 
@@ -163,6 +165,7 @@ def dry_run(settings: Settings) -> run_plan.Plan:
     settings = _absolute(settings)
     data = load_manifest(Path(settings.data.path))
     check(settings, data)
+    run_folder.check(settings, data, finetune.digest(settings))
     if settings.cluster.workers and (settings.cluster.address or os.environ.get("RAY_ADDRESS")):
         with cluster_with_room(settings.cluster):
             pass
@@ -199,6 +202,7 @@ def _open_tracked_run(
     digests = {"data.digest": folder.identity.data_digest}
     if folder.identity.start_digest:
         digests["start.digest"] = folder.identity.start_digest
+    extended = {"training.epochs": str(original.training.epochs)} if folder.extended_from else {}
     tracker = mlflow_run.open_run(
         mlflow_run.store_of(settings),
         settings.tracking.experiment,
@@ -206,8 +210,9 @@ def _open_tracked_run(
         name=folder.path.name,
         folder=folder.path,
         parameters={**flatten(original), **digests},
-        tags={**system_info.git_state(Path.cwd()), **tags},
+        tags={**system_info.git_state(Path.cwd()), **extended, **tags},
         parent_run_id=parent_run_id,
+        complete=folder.finished(),
     )
     if not tracker.finished:
         tracker.log_text(to_yaml(original), "settings.yaml")
@@ -245,6 +250,11 @@ def _followed(
     display = Display(epochs, shown)
     state = f"resumes after epoch {done} of {epochs}" if done else f"starts, epochs: {epochs}"
     display.announce(f"run {folder.path.name} {state}")
+    if folder.extended_from:
+        display.announce(
+            f"training.epochs: {folder.extended_from} → {epochs}: learning rate and image size follow the schedule of "
+            f"{epochs} epochs from here on"
+        )
     if starting_point and not done:
         display.announce(str(starting_point))
 

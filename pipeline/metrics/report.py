@@ -124,10 +124,14 @@ def draw_confusion_matrix(result: EvaluationReport, path: Path) -> None:
     axis = figure.subplots()
     picture = axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(picture, ax=axis, shrink=0.8, label="share of the class's images")
-    axis.set(xlabel="answer", ylabel="class", title=f"top-1 {100 * result.top1:.2f} % of {result.images} images")
+    axis.set(
+        xlabel="predicted class", ylabel="class", title=f"top-1 {100 * result.top1:.2f} % of {result.images} images"
+    )
     if columns <= 40:
         names = [one.name for one in result.classes]
         axis.set_yticks(range(rows), names[:rows] if len(names) == rows else [])
+        if len(names) == columns:
+            axis.set_xticks(range(columns), names, rotation=90)
     if columns <= 20:
         for row in range(rows):
             for column in range(columns):

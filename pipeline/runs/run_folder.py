@@ -52,6 +52,8 @@ class RunFolder:
 
     path: Path
     identity: RunIdentity
+    extended_from: int | None = None
+    """Epochs after which the run had finished, if it is given more now."""
 
     @property
     def checkpoints(self) -> Path:
@@ -96,9 +98,9 @@ def claim(settings: Settings, data: Manifest, start_digest: str | None = None) -
 
     Raises:
         UserError: another process trains the run; it was started with other settings or another data set (names each
-            difference); or the folder holds something else.
+            difference), more epochs of a finished run aside; or the folder holds something else.
     """
-    path = Path(settings.run.storage) / (settings.run.name or default_name(settings, data, start_digest))
+    path = _path(settings, data, start_digest)
 
     def busy() -> str:
         return f"run {path} is being trained by {_owner(path)}: wait for it, or choose another run.name"
@@ -107,7 +109,25 @@ def claim(settings: Settings, data: Manifest, start_digest: str | None = None) -
         (path / OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         if settings.checkpoint.upload:
             remote_copy.fetch_identity(remote_copy.location_of(settings.checkpoint.upload, path), path)
-        yield RunFolder(path, _identify(path, settings, data, start_digest))
+        yield _identify(path, settings, data, start_digest)
+
+
+def check(settings: Settings, data: Manifest, start_digest: str | None = None) -> None:
+    """Checks what :func:`claim` would refuse, without writing anything; the lock is not looked at.
+
+    Raises:
+        UserError: as :func:`claim`.
+    """
+    path = _path(settings, data, start_digest)
+    if path.exists():
+        _identify(path, settings, data, start_digest)
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"run.storage: {path} cannot be written, as {there} is no folder that you may write in")
+
+
+def _path(settings: Settings, data: Manifest, start_digest: str | None) -> Path:
+    return Path(settings.run.storage) / (settings.run.name or default_name(settings, data, start_digest))
 
 
 def read_identity(path: Path) -> RunIdentity | None:
@@ -134,13 +154,16 @@ def read_identity(path: Path) -> RunIdentity | None:
     return None
 
 
-def _identify(path: Path, settings: Settings, data: Manifest, start_digest: str | None) -> RunIdentity:
+def _identify(path: Path, settings: Settings, data: Manifest, start_digest: str | None) -> RunFolder:
     identity = read_identity(path)
     if identity is None:
         if foreign := claimed_folder.first_foreign_file(path, IDENTITY, LOCK, OWNER):
             raise UserError(f"{path} exists and is not a run (it holds {foreign}): choose another run.name")
-        return RunIdentity(id=uuid.uuid4().hex, data_digest=data.digest, settings=settings, start_digest=start_digest)
-    changes = differences(identity.settings, settings, ignored=EXECUTION_ONLY)
+        new = RunIdentity(id=uuid.uuid4().hex, data_digest=data.digest, settings=settings, start_digest=start_digest)
+        return RunFolder(path, new)
+    epochs, wanted = identity.settings.training.epochs, settings.training.epochs
+    extended = wanted > epochs and RunFolder(path, identity).finished()
+    changes = differences(identity.settings, settings, {*EXECUTION_ONLY, *(["training.epochs"] if extended else [])})
     if identity.data_digest != data.digest:
         changes.append(f"data set: {identity.data_digest[:12]} → {data.digest[:12]}")
     if identity.start_digest != start_digest:
@@ -150,7 +173,11 @@ def _identify(path: Path, settings: Settings, data: Manifest, start_digest: str 
             f"run {path} was started with other settings ({'; '.join(changes)}): "
             "restore them to resume it, or choose another run.name"
         )
-    return identity
+    if not extended:
+        return RunFolder(path, identity)
+    training = identity.settings.training.model_copy(update={"epochs": wanted})
+    longer = identity.settings.model_copy(update={"training": training})
+    return RunFolder(path, identity.model_copy(update={"settings": longer}), extended_from=epochs)
 
 
 def _network_name(model: ModelSettings) -> str:

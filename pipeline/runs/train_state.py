@@ -28,7 +28,7 @@ from typing import Any, cast
 import torch
 from safetensors.torch import save as to_safetensors
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from data_prep.common.errors import UserError, first_line
@@ -108,12 +108,21 @@ def restore(folder: Path, training: TrainState) -> None:
         _check_optimizer(folder, training.optimizer, state["optimizer"]["param_groups"])
         training.optimizer.load_state_dict(state["optimizer"])
         training.schedule.load_state_dict(state["schedule"])
+        _set_learning_rate(training.optimizer, training.schedule)
         training.epoch_in_progress = _totals_from_file(state["under_way"])
         if training.average:
             training.average.n_averaged.fill_(state["averaged"])
         training.history = history.read(folder)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"checkpoint {folder} is damaged ({first_line(error)}): remove it") from None
+
+
+def _set_learning_rate(optimizer: Optimizer, schedule: LRScheduler) -> None:
+    """Computes the learning rate of the next step again: a run that is given more epochs has another schedule."""
+    if isinstance(schedule, LambdaLR):
+        factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+        for group, base, factor in zip(optimizer.param_groups, schedule.base_lrs, factors, strict=True):
+            group["lr"] = base * factor
 
 
 def _check_optimizer(folder: Path, optimizer: Optimizer, stored: list[dict[str, Any]]) -> None:

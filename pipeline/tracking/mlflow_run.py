@@ -84,6 +84,7 @@ def open_run(
     parameters: Mapping[str, object],
     tags: Mapping[str, str],
     parent_run_id: str | None = None,
+    complete: bool = True,
 ) -> Tracker:
     """Finds or creates the tracked run with this identity, and sets it to running unless it has finished.
 
@@ -96,6 +97,7 @@ def open_run(
         parameters: logged if the run does not have them yet; MLflow does not change a parameter.
         tags: further tags.
         parent_run_id: MLflow run to nest this one under.
+        complete: whether every epoch is trained; otherwise a tracked run that has finished runs again.
 
     Raises:
         UserError: the store is unreachable, or refuses.
@@ -112,7 +114,7 @@ def open_run(
         every_tag = {**tags, IDENTITY_TAG: identity, FOLDER_TAG: str(folder)}
         if parent_run_id:
             every_tag[PARENT_TAG] = parent_run_id
-        finished = run.info.status == "FINISHED"
+        finished = run.info.status == "FINISHED" and complete
         missing = [Param(key, str(value)) for key, value in parameters.items() if key not in run.data.params]
         client.log_batch(run_id, params=missing, tags=[RunTag(key, value) for key, value in every_tag.items()])
         if not finished:

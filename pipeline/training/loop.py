@@ -149,7 +149,7 @@ def train_epoch(
             images=len(batch.labels),
             skipped=batch.skipped,
             position=batch.end,
-            learning_rate=float(schedule.get_last_lr()[0]),
+            learning_rate=float(optimizer.param_groups[0]["lr"]),
         )
         schedule.step()
         if not after_step(Step(metrics.steps, totals, recent)):

@@ -1,0 +1,81 @@
+"""Claims about what a search says before it starts."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from data_prep.common.errors import UserError
+from data_prep.format.manifest import load_manifest
+from pipeline.models import multiply_adds
+from tuning import search, search_folder
+from tuning.cli import tune
+from tuning.config import load
+from tuning.search_folder import Record
+
+
+@pytest.fixture
+def file(textures: Path, tmp_path: Path) -> Path:
+    content = {
+        "train": {
+            "data": {"path": str(textures), "image_size": 16, "flip": False},
+            "run": {"storage": str(tmp_path / "runs")},
+            "training": {"epochs": 3, "batch_size": 20},
+        },
+        "search": {"name": "s", "depths": [1, 2], "widths": [4], "grace_epochs": 1},
+    }
+    path = tmp_path / "search.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def dry_run(file: Path, *overrides: str) -> Result:
+    return CliRunner().invoke(tune, [str(file), "--dry-run", *overrides])
+
+
+def test_the_plan_names_the_trials_and_their_work_and_writes_nothing(file: Path, tmp_path: Path) -> None:
+    done = dry_run(file)
+    assert done.exit_code == 0, done.output
+    table = [line.split(" | ")[0].strip("| ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert table == ["trial", "---", "4", "4-4"]
+    plan = search.dry_run(load(file, []))
+    networks = [load(file, []).train.model.model_copy(update={"widths": widths}) for widths in ((4,), (4, 4))]
+    assert [row.multiply_adds for row in plan.networks] == [multiply_adds(each, 10, 16) for each in networks]
+    work = 3 * 3 * plan.images_per_epoch * sum(row.multiply_adds for row in plan.networks)
+    assert f"at most {work:.2e} multiply-adds" in done.stdout and plan.images_per_epoch < 240
+    assert [path.name for path in tmp_path.iterdir()] == ["search.yaml"]
+
+
+def test_trials_that_have_ended_are_not_planned_again(file: Path, textures: Path) -> None:
+    settings = load(file, [])
+    with search_folder.claim(settings, load_manifest(textures)) as folder:
+        folder.begin()
+        folder.update("4", Record(status="completed", errors={3: 0.5}))
+    plan = search.dry_run(settings)
+    assert [row.name for row in plan.networks] == ["4-4"] and plan.ended == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("search.scheduler=pbt", "'search.scheduler' is 'pbt'"),
+        ("train.data.image_size=999", "data.image_size"),
+        ("train.data.path=nowhere", "nowhere"),
+        ("search.candidates=[{widths: [4], model.nonlinearity: none}] search.name=t", "search.candidates, 4"),
+        ("train.training.batch_size=30", "was started with other settings .*batch_size"),
+    ],
+)
+def test_what_the_search_would_refuse_is_refused(file: Path, textures: Path, change: str, says: str) -> None:
+    with search_folder.claim(load(file, []), load_manifest(textures)) as folder:
+        folder.begin()
+    with pytest.raises(UserError, match=says):
+        search.dry_run(load(file, re.split(r" (?=search)", change)))
+
+
+def test_workers_that_do_not_fit_are_named(file: Path) -> None:
+    done = dry_run(file, "train.cluster.workers=99", "train.training.batch_size=200")
+    assert "warning: train.cluster.workers: 99 workers with 1 CPUs each do not fit on this machine" in done.stderr
