@@ -7,9 +7,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 LINE_SECONDS = 30.0
@@ -35,9 +45,28 @@ def image_progress(total: int) -> Iterator[Callable[[int], None]]:
         yield _Lines(total).advance
         return
     columns = (BarColumn(), MofNCompleteColumn(), _ImagesPerSecond(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, **_on_terminal()) as progress:
         bar = progress.add_task("", total=total)
         yield lambda units: progress.advance(bar, units)
+
+
+@contextmanager
+def phase_display() -> Iterator[Callable[[str], None]]:
+    """Shows on a terminal what an operation without countable parts does at present; yields the function that sets it.
+
+    Shows nothing where standard error is no terminal.
+    """
+    if not sys.stderr.isatty():
+        yield lambda phase: None
+        return
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), **_on_terminal()) as progress:
+        shown = progress.add_task("", total=None)
+        yield lambda phase: progress.update(shown, description=phase)
+
+
+def _on_terminal() -> dict[str, Any]:
+    """Options of a display that vanishes at the end. What is printed meanwhile goes above it, unless into a file."""
+    return {"console": Console(stderr=True), "transient": True, "redirect_stdout": sys.stdout.isatty()}
 
 
 class _Lines:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -112,24 +111,16 @@ def predict(
         from pipeline.tracking import mlflow_run
 
     files = prediction.find(images)
-    with mlflow_run.checkpoint_of(source, storage, uri) as checkpoint:
+    with mlflow_run.checkpoint_of(source, storage, uri) as checkpoint, progress.image_progress(len(files)) as on_images:
         show = prediction.to_json if as_json else prediction.to_row
         unreadable = 0
-        # On a terminal, the answers themselves show how far it is.
-        with nullcontext() if sys.stdout.isatty() else progress.image_progress(len(files)) as on_images:
-            for one in prediction.predict(checkpoint, files, top=top, batch_size=batch_size):
-                click.echo(show(one))
-                unreadable += one.problem is not None
-                if on_images:
-                    on_images(1)
+        for one in prediction.predict(checkpoint, files, top=top, batch_size=batch_size):
+            click.echo(show(one))
+            unreadable += one.problem is not None
+            on_images(1)
     if unreadable:
         click.echo(f"{unreadable} of {len(files)} files cannot be read", err=True)
         sys.exit(1)
-
-
-def _show_phase(phase: str) -> None:
-    if sys.stderr.isatty():
-        click.echo(f"{phase} …", err=True)
 
 
 @click.command(short_help="Export a trained network to one file, for ONNX Runtime or torch.export.")
@@ -149,7 +140,9 @@ def export(source: Path, kind: str, output: Path | None, force: bool) -> None:
       phasecollapse export runs/textures/checkpoints/epoch-00003 --format torch-export --output textures.pt2
     """
     with quick_imports():
+        from data_prep.common import progress
         from pipeline.inference import export as exporting
 
-    written = exporting.export(source, kind, output, replace=force, on_phase=_show_phase)
+    with progress.phase_display() as on_phase:
+        written = exporting.export(source, kind, output, replace=force, on_phase=on_phase)
     click.echo(exporting.summary(written))

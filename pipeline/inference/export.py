@@ -81,8 +81,7 @@ def export(
     path = output or Path(_name(source) + SUFFIXES[kind])
     if path.suffix != SUFFIXES[kind]:
         raise UserError(f"--output: the name of a file in format {kind} must end in {SUFFIXES[kind]}, not {path.name}")
-    if path.exists() and not replace:
-        raise UserError(f"--output: {path} exists: name another file, or replace it with --force")
+    _check_output(path, replace)
     network = trained_model.load(source)
     write, load = {"onnx": (_write_onnx, _load_onnx), "torch-export": (_write_program, _load_program)}[kind]
     try:
@@ -99,6 +98,23 @@ def export(
     except OSError as error:
         raise UserError(f"--output: {path} cannot be written: {error.strerror}") from None
     return Exported(path, kind, size, network.settings.data.image_size, len(network.classes), difference)
+
+
+def _check_output(path: Path, replace: bool) -> None:
+    """Finds out before the work whether the file can be written.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if path.is_dir():
+        raise UserError(f"--output: {path} is a folder: name a file in it")
+    if path.exists() and not replace:
+        raise UserError(f"--output: {path} exists: name another file, or replace it with --force")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"--output: {path} cannot be written: {error.strerror}; name another file") from None
 
 
 def summary(written: Exported) -> str:

@@ -87,6 +87,10 @@ def check_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        for name in (TABLE, PICTURE, EVERYTHING):
+            if (folder / name).exists():
+                with (folder / name).open("ab"):
+                    pass
     except OSError as error:
         raise UserError(f"--output: {folder} cannot be written: {error.strerror}; name another folder") from None
 

@@ -235,3 +235,12 @@ def test_any_kind_of_image_is_read_and_what_is_none_is_named(trained: Outcome, r
     ):
         with pytest.raises(UserError, match=message):
             prediction.find(places)
+
+
+@pytest.mark.parametrize("name", [report.TABLE, report.PICTURE, report.EVERYTHING])
+def test_a_report_that_cannot_be_written_is_refused_before_the_evaluation(tmp_path: Path, name: str) -> None:
+    (tmp_path / "out" / name).mkdir(parents=True)
+    command = [str(tmp_path / "no-run"), str(tmp_path / "no-data"), "--output", str(tmp_path / "out")]
+    done = CliRunner().invoke(evaluate_command, command)
+    assert isinstance(done.exception, UserError)
+    assert str(done.exception).startswith(f"--output: {tmp_path / 'out'} cannot be written: Is a directory")

@@ -191,5 +191,9 @@ def test_what_cannot_be_written_or_read_is_refused_in_a_sentence(saved: Path, tm
         export.export(tmp_path / "nowhere", "onnx")
     with pytest.raises(UserError, match=r"format torch-export must end in \.pt2, not network\.onnx"):
         export.export(saved, "torch-export", tmp_path / "network.onnx")
-    with pytest.raises(UserError, match=r"cannot be written: No such file or directory"):
-        export.export(saved, "torch-export", tmp_path / "no" / "network.pt2")
+    (tmp_path / "folder.pt2").mkdir()
+    phases: list[str] = []
+    for name, message in (("no/network", "cannot be written: No such file or directory"), ("folder", "is a folder")):
+        with pytest.raises(UserError, match=message):
+            export.export(saved, "torch-export", tmp_path / f"{name}.pt2", replace=True, on_phase=phases.append)
+    assert phases == [], "before the work"
