@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
@@ -36,8 +35,7 @@ def tune(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
 
     settings = settings_tree.load(config, overrides)
     with quick_imports():
-        from rich.console import Console
-
+        from data_prep.common import progress
         from pipeline.launch import run_plan
         from pipeline.runtime import system_info
         from tuning import frontier, search
@@ -51,8 +49,7 @@ def tune(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
         return
     report = search.search(settings, report_line=click.echo)
     state = "had already finished" if report.already_finished else "finished"
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(frontier.table(report.rows, f"search {settings.search.name} {state}"))
+    progress.show(frontier.table(report.rows, f"search {settings.search.name} {state}"), width=120)
     error = frontier.shown_error(settings.search.error)
     click.echo(f"* on the frontier: no completed trial is better in multiply-adds and in {error}")
     click.echo(f"folder: {report.folder} (table.md, table.csv, frontier.png)")

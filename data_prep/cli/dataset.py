@@ -168,6 +168,7 @@ def inspect(
       phasecollapse inspect datasets/imagenet
       phasecollapse inspect datasets/imagenet --class "golf ball" --sheet golf.png
     """
+    from data_prep.common import progress
     from data_prep.maintain.summary import render, summarize
 
     if no_sheet and sheet:
@@ -180,9 +181,7 @@ def inspect(
     if as_json:
         click.echo(json.dumps(summary.model_dump(mode="json") | {"sheet": drawn and str(drawn)}))
         return
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(render(summary))
+    progress.show(render(summary), width=120)
     if drawn:
         click.echo(f"contact sheet: {drawn}")
 

@@ -1,7 +1,8 @@
-"""Progress of long operations: a bar in a terminal, or a line every LINE_SECONDS in a log file."""
+"""What commands show: progress as a bar on a terminal or a line every LINE_SECONDS in a log file, durations, tables."""
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -28,9 +29,22 @@ LINE_SECONDS = 30.0
 
 def format_duration(seconds: float) -> str:
     """A duration, such as 3 min 05 s or 2 h 10 min."""
+    if seconds < 1:
+        return "less than 1 s"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+
+
+def show(*parts: RenderableType, width: int) -> None:
+    """Prints tables and texts on standard output: as wide as the terminal, or in `width` columns into a file or pipe,
+    where lines end without blanks. Texts are not wrapped."""
+    text = io.StringIO()
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(file=text, width=width, highlight=False)
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, Text))
+    for line in text.getvalue().splitlines():
+        print(line.rstrip())
 
 
 class _ImagesPerSecond(ProgressColumn):

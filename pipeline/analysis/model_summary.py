@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -147,11 +147,9 @@ def _prepared_classes(folder: Path) -> int:
     return len(load_manifest(folder).classes)
 
 
-def show(summary: ModelSummary, console: Console) -> None:
-    """Prints the table of layers, the totals and the flags."""
-    console.print(_table(summary))
-    for line in _totals(summary):
-        console.print(line, soft_wrap=True)
+def render(summary: ModelSummary) -> list[RenderableType]:
+    """The table of layers, the totals and the flags."""
+    return [_table(summary), *_totals(summary)]
 
 
 def _table(summary: ModelSummary) -> Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pkgutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -112,20 +111,19 @@ def describe(config: Path, overrides: tuple[str, ...], classes: int | None, as_j
       phasecollapse describe configs/imagenette_64.yaml
       phasecollapse describe configs/imagenette_64.yaml data.image_size=224 --classes 1000
     """
-    from rich.console import Console
-
     from pipeline.config import settings_io as settings_tree
 
     with quick_imports():
         settings = settings_tree.load(config, overrides)  # imports the packages that register what it names
+        from data_prep.common import progress
         from pipeline.analysis.model_summary import describe as described
-        from pipeline.analysis.model_summary import show
+        from pipeline.analysis.model_summary import render
 
     description = described(settings, classes)
     if as_json:
         click.echo(description.to_json())
     else:
-        show(description, Console(width=None if sys.stdout.isatty() else 200, highlight=False))
+        progress.show(*render(description), width=200)
 
 
 @click.command(short_help="Show tracked runs in the browser (MLflow, on this machine only).")

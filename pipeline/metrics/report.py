@@ -7,8 +7,12 @@ import json
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 from data_prep.common.errors import UserError
 
@@ -110,14 +114,15 @@ def write(result: EvaluationReport, folder: Path) -> None:
             rows.writerows(
                 [one.id, one.name, one.images, f"{one.top1:.4f}", one.taken_for or ""] for one in result.classes
             )
-        draw_confusion_matrix(result, folder / PICTURE)
+        draw_confusion_matrix(result).savefig(folder / PICTURE, dpi=110)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from None
 
 
-def draw_confusion_matrix(result: EvaluationReport, path: Path) -> None:
-    """Draws the confusion matrix, each row as fractions of its class, with names and numbers where there is room."""
-    from matplotlib.figure import Figure
+def draw_confusion_matrix(result: EvaluationReport) -> Figure:
+    """The confusion matrix of the classes that have images, each row as fractions of its class, with names and numbers
+    where there is room."""
+    from matplotlib.figure import Figure  # takes a second to import
 
     shown = [number for number, row in enumerate(result.confusion) if sum(row)]
     shares = torch.tensor(result.confusion, dtype=torch.float64)[shown]
@@ -132,10 +137,9 @@ def draw_confusion_matrix(result: EvaluationReport, path: Path) -> None:
         xlabel="predicted class", ylabel="class", title=f"top-1 {100 * result.top1:.2f} % of {result.images} images"
     )
     if columns <= 40:
-        names = [one.name for one in result.classes]
-        axis.set_yticks(range(rows), names[:rows] if len(names) == rows else [])
-        if len(names) == columns:
-            axis.set_xticks(range(columns), names, rotation=90)
+        axis.set_yticks(range(rows), [one.name for one in result.classes if one.images])
+        if len(result.classes) == columns:  # otherwise the network has classes that the data set lacks
+            axis.set_xticks(range(columns), [one.name for one in result.classes], rotation=90)
     if columns <= 20:
         for row in range(rows):
             for column in range(columns):
@@ -143,4 +147,4 @@ def draw_confusion_matrix(result: EvaluationReport, path: Path) -> None:
                 if value >= 0.005:
                     color = "white" if value > 0.5 else "black"
                     axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=color, fontsize=8)
-    figure.savefig(path, dpi=110)
+    return figure

@@ -6,6 +6,7 @@ To add one from outside, register its builder in CALLBACKS and name it in the se
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from pipeline.training import loop
 from pipeline.training.context import WorkerContext, WorkerSpec
 
 PROFILED_STEPS = 4
+SILENT = 6
+"""A level of messages above all of the profiler's library."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,8 @@ class Profiler(Callback):
         activities = [profiler.ProfilerActivity.CPU]
         if context.device.type == "cuda":
             activities.append(profiler.ProfilerActivity.CUDA)
+        else:  # without a GPU, the profiler's library prints that it looked for one
+            os.environ.setdefault("KINETO_LOG_LEVEL", str(SILENT))
         steps = profiler.schedule(wait=2, warmup=2, active=PROFILED_STEPS, repeat=1)
         self._profile = profiler.profile(activities=activities, schedule=steps, on_trace_ready=write)
         self._profile.start()

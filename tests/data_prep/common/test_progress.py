@@ -8,6 +8,10 @@ import subprocess
 import sys
 
 import pytest
+from rich.table import Table
+from rich.text import Text
+
+from data_prep.common import progress
 
 PROGRAM = """
 from data_prep.common import progress
@@ -57,3 +61,21 @@ def test_what_is_being_done_is_shown_on_a_terminal_alone(terminal: bool) -> None
     assert rows == "row\n"
     assert ("tracing the network" in shown) == terminal
     assert "row" not in shown
+
+
+@pytest.mark.parametrize(
+    "seconds_and_text", [(0.2, "less than 1 s"), (1.4, "1 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
+)
+def test_a_duration_is_never_nothing(seconds_and_text: tuple[float, str]) -> None:
+    seconds, text = seconds_and_text
+    assert progress.format_duration(seconds) == text
+
+
+def test_lines_of_a_piped_table_end_without_blanks(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("name", "a wider column", title="title")
+    table.add_row("x", "")
+    progress.show(table, Text("word " * 30 + "end"), width=60)
+    lines = capsys.readouterr().out.splitlines()
+    assert any("x" in line for line in lines)
+    assert [line for line in lines if line != line.rstrip()] == []
+    assert lines[-1] == "word " * 30 + "end", "texts are not wrapped"

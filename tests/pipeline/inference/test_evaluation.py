@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -244,3 +245,13 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_evaluation(tmp_pa
     done = CliRunner().invoke(evaluate_command, command)
     assert isinstance(done.exception, UserError)
     assert str(done.exception).startswith(f"--output: {tmp_path / 'out'} cannot be written: Is a directory")
+
+
+@pytest.mark.parametrize("images", [[3, 2, 1], [3, 0, 1]])
+def test_both_sides_of_the_confusion_matrix_have_names(result: EvaluationReport, images: list[int]) -> None:
+    """Also where the split has no image of a class."""
+    classes = [replace(one, images=count) for one, count in zip(result.classes, images, strict=True)]
+    confusion = [[count if row == column else 0 for column in range(3)] for row, count in enumerate(images)]
+    [axis, _] = report.draw_confusion_matrix(replace(result, classes=classes, confusion=confusion)).axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == [one.name for one in classes]
+    assert [label.get_text() for label in axis.get_yticklabels()] == [one.name for one in classes if one.images]

@@ -93,12 +93,13 @@ def test_the_command_prints_the_plan_and_starts_nothing(file: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_profile_is_a_trace_of_a_few_steps(file: Path, tmp_path: Path) -> None:
+def test_a_profile_is_a_trace_of_a_few_steps(file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     done = CliRunner().invoke(train, [str(file), "--profile", "training.epochs=3", "model.widths=[4, 4]"])
     assert done.exit_code == 0, done.output
     trace = json.loads((tmp_path / "runs" / "planned" / "trace.json").read_text())
     assert any("convolution" in event["name"] or "mm" in event["name"] for event in trace["traceEvents"])
     assert "profile of 4 steps" in done.stdout
+    assert capfd.readouterr().err == "", "the profiler's library prints nothing of its own"
 
 
 def test_another_data_set_than_expected_is_refused(file: Path, textures: Path) -> None:
