@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
@@ -20,6 +21,8 @@ from data_prep.common.errors import UserError
 
 PARTIAL = ".partial"
 """End of the names of files that are being written."""
+MADE_HERE = ".unfinished"
+"""File in the folder of a command that has not finished, which shows that the command made the folder."""
 BLOCK = 2**23
 """Bytes in a block that is read, hashed and written."""
 SPARE = 2**24
@@ -140,20 +143,81 @@ def partials_in(folder: Path, name: str | None = None) -> list[Path]:
     return [entry for entry in folder.iterdir() if pattern.fullmatch(entry.name)]
 
 
-def own_folder(path: Path) -> Path:
-    """Makes a folder for unfinished work, or takes the one that an interrupted command has left.
+def replaceable(output: Path) -> Path:
+    """The folder that a finished one can be renamed to: found by following links, and missing or empty.
+
+    To be called before the work, so that nothing is thrown away after it.
 
     Raises:
-        UserError: there is something else by that name, which might lead elsewhere: a link, a file, or a folder of
-            another user.
+        UserError: nothing can be renamed to it.
     """
+    try:
+        output.name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{output} is not in UTF-8: choose another output") from None
+    with explain_os_errors(output):
+        try:
+            found = output.resolve()
+        except RuntimeError:  # Python before 3.13
+            raise UserError(f"{output} is a loop of links: remove it, or choose another output") from None
+        if found.is_symlink():
+            raise UserError(f"{output} is a loop of links: remove it, or choose another output")
+        if not found.is_dir() or any(found.iterdir()):
+            return found
+        if found == Path.cwd() or _is_mount(found):
+            kind = "the current folder" if found == Path.cwd() else "the mount point of a disk"
+            raise UserError(f"{output} is {kind}, which cannot be replaced: name a folder in it, {output / 'dataset'}")
+    return found
+
+
+def _is_mount(folder: Path) -> bool:
+    """Whether a disk, or another folder, is mounted there; that of a bind mount is on the same device."""
+    if folder.is_mount():
+        return True
+    with suppress(OSError):
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return any(_unescaped(line.split()[4]) == str(folder) for line in mounts)
+    return False
+
+
+def _unescaped(path: str) -> str:
+    return re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), path)
+
+
+def unfinished_folder(output: Path, command: str) -> Path:
+    """Makes the hidden folder in which a command works on `output`, or takes the one that it left when it was
+    interrupted. It is not taken from another command, which has a suffix of its own, nor from a user.
+
+    Args:
+        output: the folder that it becomes.
+        command: in the present participle, such as preparing; a suffix of the folder's name.
+
+    Raises:
+        UserError: there is something else by that name, which might lead elsewhere: a link, a file, or a folder that
+            this command of this user has not made.
+    """
+    path = unfinished_name(output, command)
     with suppress(FileExistsError):
         path.mkdir(parents=True)
+        (path / MADE_HERE).touch()
+        return path
     found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        kind = "a folder of another user" if stat.S_ISDIR(found.st_mode) else "a link or a file"
-        raise UserError(f"{path} is {kind}, and not the folder of an interrupted command: remove it")
+    if not stat.S_ISDIR(found.st_mode):
+        raise UserError(f"{path} is a link or a file, and not the folder of an interrupted command: remove it")
+    if not any(path.iterdir()):  # killed before the mark was there
+        (path / MADE_HERE).touch()
+    mark = path / MADE_HERE
+    if not mark.exists() or mark.is_symlink():
+        raise UserError(f"{path} is not the folder of an interrupted command: rename it, or remove it")
+    with tempfile.TemporaryFile(dir=path) as own:  # a file system may map owners, as network file systems do
+        if os.fstat(own.fileno()).st_uid != found.st_uid:
+            raise UserError(f"{path} is a folder of another user, and not that of an interrupted command: remove it")
     return path
+
+
+def unfinished_name(output: Path, command: str) -> Path:
+    """The path of :func:`unfinished_folder`."""
+    return output.with_name(f".{output.name}.{command}")
 
 
 def discard(path: Path) -> None:

@@ -26,13 +26,16 @@ from pydantic import TypeAdapter, ValidationError
 from data_prep.common.errors import UserError
 from data_prep.common.files import (
     BLOCK,
+    MADE_HERE,
     discard,
     explain_os_errors,
     locked,
     partials_in,
+    replaceable,
     replacing,
     require_space,
     sync_folder,
+    unfinished_folder,
     write_atomically,
 )
 from data_prep.format import beton
@@ -79,7 +82,8 @@ def merge(folder: Path, output: Path | None = None, advance: Advance = lambda co
             is another data set, or the disk is full or fails.
     """
     read_manifest(folder)
-    if output is None or output.resolve() == folder.resolve():
+    output = output and replaceable(output)
+    if output is None or output == folder.resolve():
         busy = f"{folder} is being merged by another command: wait until it ends"
         with explain_os_errors(folder, resumable=False), locked(folder / MERGE_LOCK, busy):
             return _merge_in_place(folder, advance)
@@ -111,16 +115,18 @@ def _merge_in_place(folder: Path, advance: Advance) -> MergeResult:
 
 def _merge_to(folder: Path, output: Path, advance: Advance) -> MergeResult:
     manifest = load_manifest(folder)
-    if output.exists():
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         existing = load_manifest(output) if (output / MANIFEST_FILE).exists() else None
         if existing is None or existing.digest != manifest.digest or _unmerged(existing):
             raise UserError(
                 f"{output} already exists and is not this data set: choose another OUTPUT, or delete it first"
             )
+        (output / MADE_HERE).unlink(missing_ok=True)  # of a command that was killed after its last step but one
         return MergeResult(output, existing, already_there=True)
-    partial = output.with_name(f".{output.name}.merging")  # not that of `prepare`
-    discard(partial)  # of a command that was killed
-    partial.mkdir()
+    partial = unfinished_folder(output, "merging")
+    for leftover in partial.iterdir():  # of a command that was killed
+        if leftover.name != MADE_HERE:
+            discard(leftover)
     try:
         require_space(partial, sum(map(_bytes_needed, manifest.splits.values())), "or choose another disk")
         splits = {
@@ -129,8 +135,11 @@ def _merge_to(folder: Path, output: Path, advance: Advance) -> MergeResult:
         }
         manifest = manifest.model_copy(update={"splits": splits})
         _write_manifest(partial, manifest)
+        if output.is_dir():
+            output.rmdir()  # empty
         partial.rename(output)
         sync_folder(output.parent)
+        (output / MADE_HERE).unlink()
     finally:
         discard(partial)
     return MergeResult(output, manifest, already_there=False)

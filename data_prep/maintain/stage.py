@@ -18,13 +18,15 @@ from pathlib import Path
 from data_prep.common.errors import UserError
 from data_prep.common.files import (
     BLOCK,
+    MADE_HERE,
     discard,
     explain_os_errors,
     hash_file,
     locked,
-    own_folder,
     require_space,
     sync_folder,
+    unfinished_folder,
+    unfinished_name,
     write_atomically,
 )
 from data_prep.format.manifest import MANIFEST_FILE, File, Manifest, load_manifest, parse_manifest
@@ -89,8 +91,13 @@ def _is_whole(target: Path, manifest: Manifest, check: bool = False) -> bool:
 
     Files whose hash differs are removed. The files may differ from those of the source: a merged copy counts, too.
     """
-    if not target.exists():
+    if not target.exists() and not target.is_symlink():
         return False
+    if target.is_symlink() or not target.is_dir() or target.stat().st_uid not in _trusted_owners(target.parent):
+        raise UserError(
+            f"{target} is a link, a file or a folder of another user, which may change what is trained on: remove it, "
+            "or stage to a folder of your own"
+        )
     try:
         staged = load_manifest(target)
     except UserError:
@@ -101,6 +108,12 @@ def _is_whole(target: Path, manifest: Manifest, check: bool = False) -> bool:
             (target / file.file).unlink()
             whole = False
     return whole
+
+
+def _trusted_owners(folder: Path) -> set[int]:
+    """Of staged data sets in `folder`: this user, the administrator, and the folder's owner, as others may write into
+    what is shared."""
+    return {os.geteuid(), 0, folder.stat().st_uid}
 
 
 def _files(manifest: Manifest) -> list[File]:
@@ -121,15 +134,16 @@ class _Staging:
         self.files = _files(manifest)
         self.content = content
         self.target = target
-        self.partial = target.with_name(f".{target.name}.partial")
+        self.partial = unfinished_name(target, "staging")
         self.advance = advance
         self.stop = threading.Event()
 
     def run(self) -> None:
         if self.target.exists():  # incomplete or damaged: it is repaired under the hidden name
-            discard(self.partial)
+            discard(unfinished_folder(self.target, "staging"))
             self.target.rename(self.partial)
-        own_folder(self.partial)
+            (self.partial / MADE_HERE).touch()
+        unfinished_folder(self.target, "staging")
         self._remove_leftovers()
         missing = sum(file.bytes - self._present(file) for file in self.files)
         require_space(self.target.parent, missing, "or stage to another disk")
@@ -146,6 +160,7 @@ class _Staging:
         write_atomically(self.partial / MANIFEST_FILE, self.content)
         self.partial.rename(self.target)
         sync_folder(self.target.parent)
+        (self.target / MADE_HERE).unlink(missing_ok=True)
 
     def _growing(self, file: File) -> Path:
         """Path of a file while it is incomplete."""
@@ -163,16 +178,19 @@ class _Staging:
         """Removes files that do not belong to the data set, as after a merge of the source, or have a wrong size."""
         complete = {self.partial / file.file: file.bytes for file in self.files}
         growing = {self._growing(file) for file in self.files}
-        for path in [path for path in self.partial.rglob("*") if path.is_file()]:
-            if path not in growing and complete.get(path) != path.stat().st_size:
+        for path in [path for path in self.partial.rglob("*") if not path.is_dir() or path.is_symlink()]:
+            foreign = path.is_symlink() or (path not in growing and complete.get(path) != path.stat().st_size)
+            if foreign and path.name != MADE_HERE:
                 path.unlink()
 
     def _fetch(self, file: File) -> None:
         """Copies a file, and renames it to its name when its hash agrees."""
         final, growing = self.partial / file.file, self._growing(file)
-        if final.exists():
-            self.advance(file.bytes)
-            return
+        if final.exists():  # since an earlier command, or since it was found damaged
+            if hash_file(final, self._advance_or_stop) == file.sha256:
+                return
+            final.unlink()
+            self.advance(-file.bytes)
         final.parent.mkdir(parents=True, exist_ok=True)
         started_at, found = self._append(file, growing)
         if found != file.sha256 and started_at > 0:  # a power failure may have damaged the bytes that were there
@@ -207,7 +225,10 @@ class _Staging:
         return start, digest.hexdigest()
 
     def _take(self, digest: hashlib._Hash, block: bytes) -> None:
+        digest.update(block)
+        self._advance_or_stop(len(block))
+
+    def _advance_or_stop(self, count: int) -> None:
         if self.stop.is_set():
             raise _StoppedError
-        digest.update(block)
-        self.advance(len(block))
+        self.advance(count)

@@ -7,6 +7,7 @@ Disk space and time are estimated first, from a few images; then threads or Ray 
 from __future__ import annotations
 
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 
 from data_prep.common.distribution import installed_versions
 from data_prep.common.errors import UserError
-from data_prep.common.files import explain_os_errors
+from data_prep.common.files import explain_os_errors, replaceable
 from data_prep.common.parallel import Executor
 from data_prep.format import beton
 from data_prep.format.manifest import FORMAT_VERSION, MANIFEST_FILE, SPLITS, Manifest, Source, Split, load_manifest
@@ -81,7 +82,7 @@ def prepare(
         UserError: the output exists and is not this data set, another command is writing it, an image cannot be
             decoded, or the disk is full or fails. Complete shards are kept.
     """
-    output = _replaceable(output)
+    output = replaceable(output)
     if output.exists() and not _is_empty_folder(output):
         with explain_os_errors(output):
             return PrepareResult(_check_existing(source, output, spec, executor), already_there=True)
@@ -92,24 +93,6 @@ def prepare(
         manifest = manifest.model_copy(update={"name": output.name})
         folder.finish(manifest, output)
     return PrepareResult(manifest, already_there=False)
-
-
-def _replaceable(output: Path) -> Path:
-    """The folder itself, found by following links: the finished data set is renamed to it.
-
-    Raises:
-        UserError: nothing can be renamed to it; found out now, and not when all shards are written.
-    """
-    try:
-        output.name.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{output} is not in UTF-8: choose another output") from None
-    with explain_os_errors(output):
-        found = output.resolve()
-        if found.is_dir() and (found.is_mount() or found == Path.cwd()):
-            kind = "the mount point of a disk" if found.is_mount() else "the current folder"
-            raise UserError(f"{output} is {kind}, which cannot be replaced: name a folder in it, {output / 'dataset'}")
-    return found
 
 
 def _is_empty_folder(path: Path) -> bool:
@@ -126,12 +109,8 @@ def _check_existing(source: ImageSource, output: Path, spec: PrepareSpec, execut
         raise UserError(f"{output} already exists, but is incomplete: delete it first ({error})") from None
     same = existing.source.options == spec.options() and existing.source.kind == spec.kind
     if same and existing.seed == spec.seed:
-        scratch = output.with_name(f".{output.name}.listing")
-        scratch.mkdir(exist_ok=True)
-        try:
-            same = list_images(source, scratch, executor).digest() == existing.source.digest
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+            same = list_images(source, Path(scratch), executor).digest() == existing.source.digest
         if same:
             return existing
     options = ", ".join(f"{name} {value}" for name, value in existing.source.options.items())

@@ -5,6 +5,7 @@ complete.
 
 ==================  ==================================================================================================
 .lock               held by the running command
+.unfinished         shows that `prepare` made the folder
 request.json        the settings; a command with others is refused
 listing/            the index of the source (Arrow)
 scratch/            files that the source unpacked
@@ -25,7 +26,15 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from data_prep.common.errors import UserError
-from data_prep.common.files import discard, locked, own_folder, partials_in, sync_folder, write_atomically
+from data_prep.common.files import (
+    MADE_HERE,
+    discard,
+    locked,
+    partials_in,
+    sync_folder,
+    unfinished_folder,
+    write_atomically,
+)
 from data_prep.format.manifest import (
     MANIFEST_FILE,
     SPLITS,
@@ -118,7 +127,7 @@ def claim(output: Path, spec: PrepareSpec, restart: bool) -> Iterator[PrepareWor
     Raises:
         UserError: another command is writing the output, or the folder belongs to other settings.
     """
-    folder = own_folder(output.with_name(f".{output.name}.partial"))
+    folder = unfinished_folder(output, "preparing")
     with locked(folder / LOCK, busy=f"{output} is being prepared by another command: wait until it ends"):
         try:
             if restart:
@@ -127,9 +136,12 @@ def claim(output: Path, spec: PrepareSpec, restart: bool) -> Iterator[PrepareWor
             for leftover in partials_in(folder):
                 leftover.unlink(missing_ok=True)
             yield PrepareWorkspace(folder)
-        finally:
-            if folder.is_dir() and not any(folder.glob("*-*.json")):
-                shutil.rmtree(folder, ignore_errors=True)  # it has no complete shard
+        except BaseException as error:
+            # Complete shards stay; so does what listing has found, which may have taken hours, if the user interrupts.
+            kept = ("*-*.json", INDEX_FOLDER, f"{SCRATCH}/*") if isinstance(error, KeyboardInterrupt) else ("*-*.json",)
+            if not any(any(folder.glob(pattern)) for pattern in kept):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def load_index(folder: Path) -> ImageIndex:
@@ -177,5 +189,5 @@ def _check_spec(folder: Path, output: Path, spec: PrepareSpec) -> None:
 
 def _empty(folder: Path) -> None:
     for leftover in folder.iterdir():
-        if leftover.name != LOCK:
+        if leftover.name not in (LOCK, MADE_HERE):
             discard(leftover)

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from data_prep.common.errors import UserError
-from data_prep.common.files import discard, own_folder, partials_in, rename_durably, replacing, write_atomically
-from tests.helpers.disks import disk_log
+from data_prep.common.files import (
+    MADE_HERE,
+    discard,
+    partials_in,
+    rename_durably,
+    replaceable,
+    replacing,
+    unfinished_folder,
+    write_atomically,
+)
+from tests.helpers.disks import disk_log, small_disk
 
 
 def test_a_file_is_replaced_by_text_or_bytes(tmp_path: Path) -> None:
@@ -56,15 +67,60 @@ def test_no_link_is_followed_and_no_name_guessed(tmp_path: Path) -> None:
 def test_only_a_folder_of_its_own_is_taken_for_unfinished_work(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis").touch()
-    folder = tmp_path / ".out.partial"
-    assert own_folder(folder) == own_folder(folder) == folder
-    folder.rmdir()
+    output, folder = tmp_path / "out", tmp_path / ".out.making"
+    for _ in range(2):
+        assert unfinished_folder(output, "making") == folder
+    (folder / MADE_HERE).unlink()
+    assert unfinished_folder(output, "making") == folder, "killed before the mark was there"
+    (folder / MADE_HERE).unlink()
+    (folder / "thesis").touch()
+    with pytest.raises(UserError, match="is not the folder of an interrupted command: rename it"):
+        unfinished_folder(output, "making")
+    shutil.rmtree(folder)
     folder.symlink_to(tmp_path / "precious")
     with pytest.raises(UserError, match="is a link or a file, and not the folder of an interrupted command"):
-        own_folder(folder)
+        unfinished_folder(output, "making")
     discard(folder)
     discard(folder)
     assert (tmp_path / "precious" / "thesis").exists() and not folder.is_symlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a folder away")
+def test_a_folder_of_another_user_is_not_taken(tmp_path: Path) -> None:
+    folder = unfinished_folder(tmp_path / "out", "making")
+    os.chown(folder, 12345, 12345)
+    with pytest.raises(UserError, match="is a folder of another user"):
+        unfinished_folder(tmp_path / "out", "making")
+
+
+def test_only_what_can_be_renamed_to_is_an_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to("there")
+    assert replaceable(tmp_path / "link") == tmp_path / "there"
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(UserError, match="a is a loop of links: remove it"):
+        replaceable(tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    assert replaceable(Path()) == tmp_path, "it may hold the finished result"
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UserError, match="is the current folder, which cannot be replaced: name a folder in it"):
+        replaceable(Path("../empty"))
+
+
+@pytest.mark.parametrize("bind", [False, True])
+def test_a_mount_point_is_no_output(tmp_path: Path, bind: bool) -> None:
+    mount = tmp_path / "a b"
+    with small_disk(mount, 1):
+        there = mount
+        if bind:
+            (there := mount / "bound").mkdir()
+            (mount / "source").mkdir()
+            subprocess.run(["mount", "--bind", mount / "source", there], check=True)
+        with pytest.raises(UserError, match="is the mount point of a disk, which cannot be replaced"):
+            replaceable(there)
+        if bind:
+            subprocess.run(["umount", there], check=True)
 
 
 def test_a_folder_is_on_disk_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

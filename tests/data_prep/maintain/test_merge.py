@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from data_prep.common.errors import UserError
-from data_prep.common.files import hash_file
+from data_prep.common.files import MADE_HERE, hash_file
 from data_prep.format import beton
 from data_prep.format.manifest import MANIFEST_FILE, load_manifest
 from data_prep.maintain.merge import MERGED_NOTE, bytes_to_read, merge
@@ -217,14 +217,41 @@ def test_a_note_from_elsewhere_removes_nothing(tmp_path: Path, note: str) -> Non
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_a_link_beside_the_output_is_removed_and_not_followed(tmp_path: Path) -> None:
+def test_a_link_beside_the_output_is_not_followed(tmp_path: Path) -> None:
     write_dataset(tmp_path / "set")
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis").touch()
     (tmp_path / ".out.merging").symlink_to(tmp_path / "home")
-    (tmp_path / ".out.partial").symlink_to(tmp_path / "home")
+    (tmp_path / ".out.preparing").symlink_to(tmp_path / "home")
+    with pytest.raises(UserError, match=r"\.out\.merging is a link or a file"):
+        merge(tmp_path / "set", tmp_path / "out")
+    (tmp_path / ".out.merging").unlink()
     assert len(merge(tmp_path / "set", tmp_path / "out").manifest.splits["train"].files) == 1
-    assert (tmp_path / "home" / "thesis").exists() and (tmp_path / ".out.partial").is_symlink()
+    assert (tmp_path / "home" / "thesis").exists() and (tmp_path / ".out.preparing").is_symlink()
+
+
+def test_what_a_killed_merge_left_is_replaced_and_what_a_user_has_there_is_not(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set")
+    (tmp_path / ".out.merging").mkdir()
+    (tmp_path / ".out.merging" / "thesis").touch()
+    with pytest.raises(UserError, match=r"\.out\.merging is not the folder of an interrupted command: rename it"):
+        merge(tmp_path / "set", tmp_path / "out")
+    (tmp_path / ".out.merging" / MADE_HERE).touch()
+    (tmp_path / "out").mkdir()  # empty
+    merge(tmp_path / "set", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *("manifest.json", "train.beton", "validation.beton")
+    ]
+
+
+def test_an_output_that_cannot_be_replaced_is_found_before_the_work(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    assert merge(tmp_path / "set", tmp_path / "link").folder == tmp_path / "elsewhere"
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match=r"loop is a loop of links: remove it"):
+        merge(tmp_path / "set", tmp_path / "loop")
+    assert not list(tmp_path.glob(".*.merging"))
 
 
 def test_a_second_merge_is_refused_while_the_first_runs(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_a_process_that_is_killed_leaves_what_it_has_and_the_next_one_resumes(fo
         with start(folder, disk, kill_after) as process:
             assert process.wait() == -signal.SIGKILL
         assert all(name.startswith(".") for name in names(disk))
-    [partial] = disk.glob(".*.partial")
+    [partial] = disk.glob(".*.staging")
     growing = [path for path in partial.rglob("*") if path.is_file()]
     present = sum(path.stat().st_size for path in growing)
     assert total // 3 <= present < total
@@ -177,7 +177,7 @@ def test_what_was_copied_is_not_copied_again(folder: Path, tmp_path: Path, monke
         return blocks(self, name, begin, end)
 
     monkeypatch.setattr(remote_reader.RemoteDataset, "blocks", watched)
-    [partial] = disk.glob(".*.partial")
+    [partial] = disk.glob(".*.staging")
     present = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
     assert content(stage(str(folder), disk)) == content(folder)
     assert sum(fetched) == bytes_of(folder) - present
@@ -202,7 +202,7 @@ def test_of_two_at_once_one_copies_and_the_other_waits_for_it(folder: Path, tmp_
 def test_a_process_that_waits_for_one_that_is_killed_takes_over(folder: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     with start(folder, disk, kill_after=bytes_of(folder) // 2, others=1) as first:
-        while not list(disk.glob(".*.partial/*")):
+        while not list(disk.glob(".*.staging/*.beton*")):
             assert first.poll() is None
         waited: list[Path] = []
 
@@ -318,7 +318,7 @@ def test_a_link_in_the_place_of_unfinished_work_is_not_followed(folder: Path, tm
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis").touch()
     (tmp_path / "disk").mkdir()
-    (tmp_path / "disk" / f".{name}.partial").symlink_to(tmp_path / "home")
+    (tmp_path / "disk" / f".{name}.staging").symlink_to(tmp_path / "home")
     with pytest.raises(UserError, match="is a link or a file, and not the folder of an interrupted command: remove it"):
         stage(str(folder), tmp_path / "disk")
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["thesis"]

@@ -20,13 +20,14 @@ from data_prep.codec.convert import to_jpeg, to_raw
 from data_prep.codec.decode import decode
 from data_prep.codec.jpeg_header import read_header
 from data_prep.common.errors import UserError
-from data_prep.common.parallel import ThreadExecutor
+from data_prep.common.parallel import Executor, ThreadExecutor
 from data_prep.format.beton import JPEG, RAW
 from data_prep.format.manifest import Manifest
 from data_prep.maintain.verify import verify
 from data_prep.prepare.dataset_writer import Estimate, prepare
 from data_prep.prepare.spec import PrepareSpec
 from data_prep.sources.folders import ClassFolders
+from data_prep.sources.image_index import ImageIndex
 from data_prep.sources.textures import Textures
 from tests.helpers import datasets
 from tests.helpers.disks import fill, small_disk
@@ -115,7 +116,7 @@ HOLD = """
 import sys, threading
 from pathlib import Path
 from data_prep.sources.textures import Textures
-from data_prep.common.parallel import ThreadExecutor
+from data_prep.common.parallel import Executor, ThreadExecutor
 from data_prep.prepare.spec import PrepareSpec
 from data_prep.prepare.dataset_writer import prepare
 done = 0
@@ -132,7 +133,7 @@ prepare(source, Path(sys.argv[1]), PrepareSpec.of(source, shard_samples=50), Thr
 
 @pytest.mark.slow
 def test_two_commands_cannot_write_one_output_and_the_killed_ones_work_is_kept(tmp_path: Path) -> None:
-    output, work = tmp_path / "out", tmp_path / ".out.partial"
+    output, work = tmp_path / "out", tmp_path / ".out.preparing"
     command = [*COMMAND, "textures", str(output), "--train-per-class", "60", "--shard-samples", "50"]
     with subprocess.Popen([sys.executable, "-c", HOLD, str(output)], stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout and first.stdout.readline() == "holding\n"
@@ -164,7 +165,7 @@ def test_a_full_disk_is_reported_and_writing_resumes_when_there_is_space(tmp_pat
             match=r"no space is left on the disk of .*out: free disk space, then rerun the same command to resume",
         ):
             prepare(source, output, spec, ThreadExecutor(1), on_estimate=use_up)
-        kept = list((disk / ".out.partial").glob("train-*.beton"))
+        kept = list((disk / ".out.preparing").glob("train-*.beton"))
         assert kept and not output.exists()
         with pytest.raises(UserError, match=r"needs about 0\.0 GB, but .* has 0\.0 GB free: free disk space"):
             fill_again = disk / "more"
@@ -235,7 +236,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
 import resource, sys
 from pathlib import Path
 from data_prep.sources.textures import Textures
-from data_prep.common.parallel import ThreadExecutor
+from data_prep.common.parallel import Executor, ThreadExecutor
 from data_prep.prepare.spec import PrepareSpec
 from data_prep.prepare.dataset_writer import prepare
 source = Textures(0, int(sys.argv[2]), 1)
@@ -272,4 +273,26 @@ def test_ctrl_c_ends_within_a_moment_and_keeps_what_is_finished(tmp_path: Path) 
         [sys.executable, "-c", INTERRUPTED, *arguments], capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 130 and "Traceback" not in done.stderr
-    assert 2 <= len(list((tmp_path / ".out.partial").glob("train-*.json"))) < 20 and not (tmp_path / "out").exists()
+    assert 2 <= len(list((tmp_path / ".out.preparing").glob("train-*.json"))) < 20 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("the disk is too small")])
+def test_what_listing_has_found_outlives_an_interruption_and_no_refusal(tmp_path: Path, error: BaseException) -> None:
+    source = Textures(train_per_class=2, validation_per_class=1)
+    spec, listed = PrepareSpec.of(source), []
+
+    class Counted(Textures):
+        def list(self, scratch: Path, executor: Executor) -> ImageIndex:
+            listed.append(scratch)
+            return super().list(scratch, executor)
+
+    def stop(estimate: Estimate) -> None:
+        raise error
+
+    counted = Counted(train_per_class=2, validation_per_class=1)
+    with pytest.raises(type(error)):
+        prepare(counted, tmp_path / "out", spec, ThreadExecutor(1), on_estimate=stop)
+    kept = isinstance(error, KeyboardInterrupt)
+    assert (tmp_path / ".out.preparing").exists() == kept
+    prepare(counted, tmp_path / "out", spec, ThreadExecutor(1))
+    assert len(listed) == (1 if kept else 2)

@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from data_prep.cli import prepare as command
 from data_prep.common.errors import UserError
+from data_prep.common.files import MADE_HERE
 from data_prep.common.parallel import ThreadExecutor
 from data_prep.format.beton import Shard
 from data_prep.format.manifest import load_manifest
@@ -178,8 +179,8 @@ print(len(done))
 def test_interrupted_preparing_resumes_where_it_stopped(tmp_path: Path, signal: str) -> None:
     command = [sys.executable, "-c", PREPARE, str(tmp_path / "out")]
     assert subprocess.run([*command, signal], stderr=subprocess.DEVNULL).returncode != 0
-    assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
-    shards = {path: path.stat().st_ino for path in (tmp_path / ".out.partial").glob("train-*.beton")}
+    assert [path.name for path in tmp_path.iterdir()] == [".out.preparing"]
+    shards = {path: path.stat().st_ino for path in (tmp_path / ".out.preparing").glob("train-*.beton")}
     assert 5 <= len(shards) <= 7, "one more may have been under way"
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(again.stdout) == 510 - 10 * len(shards), "images of finished shards were written again"
@@ -205,8 +206,9 @@ def test_what_was_begun_by_another_request_is_not_mixed_in(tmp_path: Path) -> No
 
 
 def test_two_commands_cannot_write_the_same_output(photos: Path, tmp_path: Path) -> None:
-    partial = tmp_path / ".out.partial"
+    partial = tmp_path / ".out.preparing"
     partial.mkdir()
+    (partial / MADE_HERE).touch()
     with FileLock(partial / ".lock"), pytest.raises(UserError, match="is being prepared by another command"):
         run(photos, tmp_path / "out")
     run(photos, tmp_path / "out")
@@ -339,7 +341,7 @@ def test_finished_shards_outlive_an_output_that_could_not_be_renamed_to(
 
         with pytest.raises(UserError, match="busy"):
             run(photos, tmp_path / "out")
-    before = {path.name: path.stat().st_ino for path in (tmp_path / ".out.partial").glob("*.beton")}
+    before = {path.name: path.stat().st_ino for path in (tmp_path / ".out.preparing").glob("*.beton")}
     assert before
     run(photos, tmp_path / "out")
     assert {path.name: path.stat().st_ino for path in (tmp_path / "out").glob("*.beton")} == before
@@ -349,7 +351,7 @@ def test_finished_shards_outlive_an_output_that_could_not_be_renamed_to(
 def test_work_is_not_continued_behind_a_link(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis").touch()
-    (tmp_path / ".out.partial").symlink_to(tmp_path / "home")
+    (tmp_path / ".out.preparing").symlink_to(tmp_path / "home")
     with pytest.raises(UserError, match="is a link or a file, and not the folder of an interrupted command: remove it"):
         run(photos, tmp_path / "out")
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["thesis"]
