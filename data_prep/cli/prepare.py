@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, printable
 from data_prep.sources.registry import SOURCES, ImageSource, open_source
 
 if TYPE_CHECKING:
     from data_prep.common.parallel import Advance, Executor
     from data_prep.prepare.dataset_writer import Estimate, PrepareResult
     from data_prep.prepare.spec import PrepareSpec
+    from data_prep.sources.image_index import ImageIndex
 
 DEFAULT_SOURCE = "textures"
 FOR_IMAGES = ("max_side", "class_names", "kind", "classes", "limit_per_class", "validation_limit_per_class")
@@ -42,6 +44,26 @@ class KindChoice(click.ParamType):
     @staticmethod
     def _choice() -> click.Choice:
         return click.Choice([kind for kind, source in SOURCES.items() if not source.generated])
+
+
+class CountOrShare(click.ParamType):
+    """A number of images, such as 10, or a share of them, such as 1%; converted to both, one of them 0."""
+
+    name = "count or share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, float]:
+        """(count, share), or click's complaint."""
+        if isinstance(value, tuple):
+            return value
+        text = str(value).strip()
+        try:
+            if text.endswith("%") and 0 <= (percent := float(text[:-1])) <= 100:
+                return 0, percent / 100
+            if (count := int(text)) >= 0:
+                return count, 0.0
+        except ValueError:
+            pass
+        raise click.BadParameter(f"{value!r} is neither a number of images, such as 10, nor a share, such as 1%")
 
 
 @click.command()
@@ -92,12 +114,13 @@ class KindChoice(click.ParamType):
 )
 @click.option(
     "--allow-damaged",
-    type=click.IntRange(min=0),
-    default=0,
+    type=CountOrShare(),
+    default="0",
     show_default=True,
-    metavar="N",
-    help="Leave out up to N images that cannot be decoded, and list them in the manifest.",
+    metavar="N|P%",
+    help="Leave out up to N images, or P percent of all, that cannot be decoded, and list them in the manifest.",
 )
+@click.option("--check", is_flag=True, help="Write nothing: decode every image of SOURCE, and list the damaged ones.")
 @click.option(
     "--cluster",
     metavar="ADDRESS",
@@ -114,7 +137,9 @@ class KindChoice(click.ParamType):
     type=click.IntRange(min=1),
     help="Validation images of each class of textures  [default: 100]",
 )
-def prepare(paths: tuple[str, ...], cluster: str | None, workers: int | None, restart: bool, **options: Any) -> None:
+def prepare(
+    paths: tuple[str, ...], cluster: str | None, workers: int | None, restart: bool, check: bool, **options: Any
+) -> None:
     """Convert images to a data set for training: the new folder OUTPUT, with FFCV files and a manifest.json.
 
     SOURCE is on a disk or at an address such as s3://bucket/images: folders {train,val}/CLASS/* of image files in any
@@ -131,10 +156,15 @@ def prepare(paths: tuple[str, ...], cluster: str | None, workers: int | None, re
     Examples:
       phasecollapse prepare textures datasets/textures
       phasecollapse prepare ~/imagenette2-160.tar.xz datasets/imagenette
-      phasecollapse prepare /data/imagenet datasets/imagenet --allow-damaged 10 --cluster auto
+      phasecollapse prepare /data/imagenet --check
+      phasecollapse prepare /data/imagenet datasets/imagenet --allow-damaged 0.1% --cluster auto
       phasecollapse prepare /data/imagenet datasets/dogs --classes beagle,basset,n02099601 --limit-per-class 100
       phasecollapse prepare s3://bucket/photos datasets/photos --encoding raw --max-side 256
     """
+    if check and len(paths) == 1:
+        paths = (*paths, "checked")
+        if cluster:
+            raise UserError("--check: name an OUTPUT, too: what SOURCE unpacks must be where all nodes see it")
     *given, output = paths
     if len(given) > 1:
         raise UserError(f"prepare takes a SOURCE and an OUTPUT, but got {len(paths)} arguments: {' '.join(paths)}")
@@ -150,8 +180,12 @@ def prepare(paths: tuple[str, ...], cluster: str | None, workers: int | None, re
             f"{output} looks like a source of images: name an output too, 'phasecollapse prepare {output} OUTPUT'"
         )
     source = _select(_open_source(name, options), options)
+    options["allow_damaged"], options["allow_damaged_share"] = options["allow_damaged"]
     spec = _make_spec(source, options)
     with _executor(cluster, workers) as (executor, threads, progress):
+        if check:
+            _check(source, Path(output), spec, executor, threads, progress)
+            return
         prepared = _write(source, Path(output), spec, executor, threads, restart, progress)
     click.echo(_summarize(prepared, Path(output)))
 
@@ -248,6 +282,31 @@ def _write(
             bar.enter_context(progress.shown(estimate.images))
 
         return prepare(source, output, spec, executor, threads=threads, restart=restart, on_estimate=on_estimate)
+
+
+def _check(
+    source: ImageSource, output: Path, spec: PrepareSpec, executor: Executor, threads: int, progress: _Progress
+) -> None:
+    """Prints the damaged images; ends with status 1 if there are any."""
+    from contextlib import ExitStack
+
+    from data_prep.prepare.survey import survey
+
+    with ExitStack() as bar:
+
+        def on_index(index: ImageIndex) -> None:
+            for sentence in index.passed_over:
+                click.echo(f"warning: {sentence}", err=True)
+            bar.enter_context(progress.shown(index.samples()))
+
+        found = survey(source, spec, executor, output.parent, threads=threads, on_index=on_index)
+    for each in found.damaged:
+        click.echo(printable(f"{each.image}: {each.reason}"))
+    click.echo(
+        f"{found.images} images of {spec.location}, {len(found.damaged)} of them damaged", err=bool(found.damaged)
+    )
+    if found.damaged:
+        sys.exit(1)
 
 
 def _format_estimate(estimate: Estimate) -> str:

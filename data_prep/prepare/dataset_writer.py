@@ -21,7 +21,16 @@ from data_prep.common.errors import UserError
 from data_prep.common.files import explain_os_errors, replaceable
 from data_prep.common.parallel import Executor
 from data_prep.format import beton
-from data_prep.format.manifest import FORMAT_VERSION, MANIFEST_FILE, SPLITS, Manifest, Source, Split, load_manifest
+from data_prep.format.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    SPLITS,
+    LeftOut,
+    Manifest,
+    Source,
+    Split,
+    load_manifest,
+)
 from data_prep.prepare import shard_writer, workspace
 from data_prep.prepare.shard_writer import ShardPlan, WriteShard
 from data_prep.prepare.spec import PrepareSpec
@@ -129,9 +138,8 @@ def _write(
     on_estimate: Callable[[Estimate], None],
 ) -> Manifest:
     """Writes the missing shards; returns the manifest without its name."""
-    plan = _plan(index, spec)
-    records = {shard: folder.record(shard.split, shard.number) for shard in plan}
-    missing = [shard for shard in plan if records[shard] is None]
+    records = {shard: folder.record(shard.split, shard.number) for shard in plan(index, spec)}
+    missing = [shard for shard, record in records.items() if record is None]
     if missing:
         estimate = _estimate(folder.path, index, spec, missing, executor.count * threads)
         on_estimate(estimate._replace(passed_over=index.passed_over))
@@ -140,17 +148,20 @@ def _write(
                 f"the data set needs about {estimate.bytes / 1e9:.1f} GB, but {folder.path.parent} has "
                 f"{estimate.free_bytes / 1e9:.1f} GB free: free disk space, or lower --max-side or --quality"
             )
-    task = WriteShard(folder.path, spec, threads)
-    left_out = [image for record in records.values() if record for image in record.left_out]
-    shard_writer.check_allowed(left_out, spec.allow_damaged)
-    for shard, record in executor.map(task, missing):
-        records[shard] = record
-        left_out += record.left_out
-        shard_writer.check_allowed(left_out, spec.allow_damaged)
-    return _describe(index, spec, {shard: record for shard, record in records.items() if record})
+    allowed = spec.damaged_allowed(index.samples())
+    left_out: list[LeftOut] = []
+    for shard, new in executor.map(WriteShard(folder.path, spec, threads, allowed), missing):
+        records[shard] = new
+        left_out += new.left_out
+        shard_writer.check_allowed(left_out, allowed)
+    written = {shard: record for shard, record in records.items() if record}
+    for shard, record in written.items():
+        index = index.with_sizes(shard.split, record.changed)
+    return _describe(index, spec, written)
 
 
-def _plan(index: ImageIndex, spec: PrepareSpec) -> list[ShardPlan]:
+def plan(index: ImageIndex, spec: PrepareSpec) -> list[ShardPlan]:
+    """The shards of a data set."""
     size = spec.shard_samples
     return [
         ShardPlan(split, number, first, min(first + size, table.num_rows))

@@ -10,6 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -58,9 +59,11 @@ class Probe(NamedTuple):
     seconds: float
 
 
-class _SourceImage(NamedTuple):
+class SourceImage(NamedTuple):
     """An image of the source, before it is read."""
 
+    row: int
+    """In the table of its split."""
     label: int
     name: str
     file: str
@@ -75,7 +78,8 @@ def probe(index: ImageIndex, spec: PrepareSpec, shard: ShardPlan, count: int) ->
     sizes: list[int] = []
     started = time.perf_counter()
     for chunk in _chunks(_images(index, spec, shard._replace(end=min(shard.first + max(1, count), shard.end)))):
-        sizes += [len(found.content) for _, found in _convert(chunk, spec) if isinstance(found, StoredImage)]
+        converted = convert(chunk, spec)
+        sizes += [len(found.stored.content) for found in converted if isinstance(found.stored, StoredImage)]
     return Probe(sizes, time.perf_counter() - started)
 
 
@@ -88,27 +92,23 @@ class WriteShard:
     spec: PrepareSpec
     threads: int
     """Number of threads that read, decode and encode."""
+    allowed: int = 0
+    """Number of images that may be left out because they are damaged."""
 
     def __call__(self, shard: ShardPlan, advance: Advance) -> tuple[ShardPlan, ShardRecord]:
         """Writes the shard, and then its record.
 
         Raises:
-            UserError: more images cannot be decoded than `spec` allows.
+            UserError: more images are damaged than `allowed`.
             OSError: the disk fails.
         """
         index = workspace.load_index(self.folder)
         path = self.folder / f"{shard.split}-{shard.number:05d}.beton"
         tally = _Tally(len(index.classes))
-        with ThreadPoolExecutor(self.threads, "prepare") as pool:
-            images = _images(index, self.spec, shard)
-            convert = functools.partial(_convert, spec=self.spec)
-            found = chain.from_iterable(_map_in_order(pool, convert, _chunks(images), AHEAD * self.threads))
-            samples = tally.count(found, advance, self.spec.allow_damaged)
-            try:
-                first = next(samples, None)
-                written = first and write_shard(path, chain([first], samples), shard.end - shard.first)
-            finally:
-                pool.shutdown(cancel_futures=True)
+        with converted_images(index, self.spec, shard, self.threads) as found:
+            samples = tally.count(found, advance, self.allowed)
+            first = next(samples, None)
+            written = first and write_shard(path, chain([first], samples), shard.end - shard.first)
         record = ShardRecord(
             file=written
             and File(file=path.name, samples=written.samples, bytes=written.file_bytes, sha256=written.file_sha256),
@@ -119,6 +119,7 @@ class WriteShard:
             raw=tally.counts["raw"],
             sides=(min(tally.sides, default=0), max(tally.sides, default=0)),
             left_out=tally.left_out,
+            changed=tally.changed,
         )
         write_atomically(
             workspace.record_path(self.folder, shard.split, shard.number), record.model_dump_json().encode()
@@ -134,13 +135,14 @@ class _Tally:
         self.counts: Counter[str] = Counter()
         self.sides: set[int] = set()
         self.left_out: list[LeftOut] = []
+        self.changed: dict[int, int] = {}
 
-    def count(
-        self, found: Iterable[tuple[_SourceImage, StoredImage | LeftOut]], advance: Advance, allowed: int
-    ) -> Iterator[Sample]:
+    def count(self, found: Iterable[Converted], advance: Advance, allowed: int) -> Iterator[Sample]:
         """Counts images, and yields those that can be stored."""
-        for image, stored in found:
+        for image, stored, size in found:
             advance(1)
+            if size != image.size:
+                self.changed[image.row] = size
             if isinstance(stored, LeftOut):
                 self.left_out.append(stored)
                 if len(self.left_out) > allowed:
@@ -157,11 +159,12 @@ def _too_many(left_out: list[LeftOut], allowed: int) -> UserError:
     named = "; ".join(f"{each.image} cannot be decoded ({each.reason})" for each in left_out[:3])
     if not allowed:
         return UserError(
-            f"{named}: leave such images out with --allow-damaged, or repair or remove it and rerun with --restart"
+            f"{named}: repair it and rerun the same command, which keeps what is written, or leave such images out "
+            "with --allow-damaged; --check lists all of them"
         )
     return UserError(
-        f"more than the allowed {allowed} images are damaged, among them {named}: repair or remove them, or raise "
-        "--allow-damaged"
+        f"more than the allowed {allowed} images are damaged, among them {named}: repair them and rerun the same "
+        "command, which keeps what is written, or raise --allow-damaged; --check lists all of them"
     )
 
 
@@ -171,7 +174,22 @@ def check_allowed(left_out: list[LeftOut], allowed: int) -> None:
         raise _too_many(left_out, allowed)
 
 
-def _images(index: ImageIndex, spec: PrepareSpec, shard: ShardPlan) -> Iterator[_SourceImage]:
+@contextmanager
+def converted_images(
+    index: ImageIndex, spec: PrepareSpec, shard: ShardPlan, threads: int
+) -> Iterator[Iterator[Converted]]:
+    """Yields the images of a shard, in its order, converted by threads that end with the body."""
+    with ThreadPoolExecutor(threads, "prepare") as pool:
+        chunks = _chunks(_images(index, spec, shard))
+        try:
+            yield chain.from_iterable(
+                _map_in_order(pool, functools.partial(convert, spec=spec), chunks, AHEAD * threads)
+            )
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _images(index: ImageIndex, spec: PrepareSpec, shard: ShardPlan) -> Iterator[SourceImage]:
     """The images of a shard, in its order."""
     split = SPLITS.index(shard.split)
     table = index.splits[shard.split]
@@ -182,19 +200,48 @@ def _images(index: ImageIndex, spec: PrepareSpec, shard: ShardPlan) -> Iterator[
         raw = uniform(1, spec.seed, split, Purpose.ENCODING, places)[:, 0] < spec.raw_share
     taken = pick(table, rows)
     columns = [taken[name].to_pylist() for name in ("label", "name", "file", "offset", "size")]
-    for values in zip(*columns, raw.tolist(), strict=True):
-        yield _SourceImage(*values)
+    for values in zip(rows.tolist(), *columns, raw.tolist(), strict=True):
+        yield SourceImage(*values)
 
 
-def _convert(images: list[_SourceImage], spec: PrepareSpec) -> list[tuple[_SourceImage, StoredImage | LeftOut]]:
-    """Reads images and converts them to their stored form. Runs in threads."""
-    contents = [storage.read_range(image.file, image.offset, image.size) for image in images]
-    jpegs = [b"" if image.raw else content for image, content in zip(images, contents, strict=True)]
+class Converted(NamedTuple):
+    """An image of the source, converted."""
+
+    image: SourceImage
+    stored: StoredImage | LeftOut
+    size: int
+    """Of its file now: one that was repaired since it was listed has another size."""
+
+
+def convert(images: list[SourceImage], spec: PrepareSpec) -> list[Converted]:
+    """Reads images and converts them to their stored form. Runs in threads.
+
+    Raises:
+        UserError: storage does not answer.
+    """
+    contents = [_read(image) for image in images]
+    jpegs = [
+        content if isinstance(content, bytes) and not image.raw else b""
+        for image, content in zip(images, contents, strict=True)
+    ]
     kept = keep_unchanged(jpegs, spec.max_side)
     return [
-        (image, stored or _convert_one(content, image.raw, image.name, spec))
+        Converted(image, content, image.size)
+        if isinstance(content, LeftOut)
+        else Converted(image, stored or _convert_one(content, image.raw, image.name, spec), len(content))
         for image, content, stored in zip(images, contents, kept, strict=True)
     ]
+
+
+def _read(image: SourceImage) -> bytes | LeftOut:
+    """The bytes of an image. Of a file of its own, those that it has now, as it may have been repaired."""
+    own_file = image.offset == 0 and Path(image.file).name == Path(image.name).name
+    if not own_file or storage.is_remote(image.file):
+        return storage.read_range(image.file, image.offset, image.size)
+    try:
+        return Path(image.file).read_bytes()
+    except OSError as error:  # without the right to read it, or gone
+        return LeftOut(image=image.name, reason=f"cannot be read: {error.strerror}")
 
 
 def _convert_one(content: bytes, raw: bool, name: str, spec: PrepareSpec) -> StoredImage | LeftOut:
@@ -204,7 +251,7 @@ def _convert_one(content: bytes, raw: bool, name: str, spec: PrepareSpec) -> Sto
         return LeftOut(image=name, reason=str(error))
 
 
-def _chunks(images: Iterator[_SourceImage]) -> Iterator[list[_SourceImage]]:
+def _chunks(images: Iterator[SourceImage]) -> Iterator[list[SourceImage]]:
     while chunk := list(islice(images, CHUNK)):
         yield chunk
 

@@ -37,7 +37,9 @@ class PrepareSpec(Record):
     seed: Count = 0
     """Seed of the order of the images."""
     allow_damaged: Count = 0
-    """Number of images that may be left out because they cannot be decoded; may change on resume."""
+    """Number of images that may be left out because they cannot be read or decoded; may change on resume."""
+    allow_damaged_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Likewise, as a fraction of all images; the larger of both numbers counts."""
 
     @classmethod
     def of(cls, source: ImageSource, **options: Any) -> PrepareSpec:
@@ -46,6 +48,10 @@ class PrepareSpec(Record):
         return cls(
             kind=source.kind, location=source.location, source_options=source.options, max_side=max_side, **options
         )
+
+    def damaged_allowed(self, images: int) -> int:
+        """Number of images that may be left out, of so many in all."""
+        return max(self.allow_damaged, int(self.allow_damaged_share * images))
 
     def options(self) -> dict[str, int | float | str]:
         """The settings that the manifest stores, beside kind, location and seed."""

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import (
@@ -66,6 +66,8 @@ class ShardRecord(Record):
     sides: tuple[int, int]
     """Smallest and largest, in pixels; (0, 0) without images."""
     left_out: list[LeftOut]
+    changed: dict[int, int] = Field(default_factory=dict)
+    """Row in the index → size in bytes of an image whose file has changed since it was listed."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,14 @@ class PrepareWorkspace:
         return load_index(self.path)
 
     def record(self, split: SplitName, number: int) -> ShardRecord | None:
-        """The record of a complete shard; None if the shard has to be written."""
+        """The record of a complete shard; None if the shard has to be written: it is missing, or images were left out
+        of it, which may have been repaired."""
         try:
             record = ShardRecord.model_validate_json(record_path(self.path, split, number).read_bytes())
         except (OSError, ValidationError):
             return None
-        if record.file is None:
-            return record
+        if record.file is None or record.left_out:
+            return None
         try:
             whole = (self.path / record.file.file).stat().st_size == record.file.bytes
         except OSError:

@@ -11,8 +11,8 @@ import errno
 import hashlib
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -203,6 +203,16 @@ class ImageIndex:
     def labels(self, split: SplitName) -> np.ndarray:
         """(images,) int32: the class of each image of a split."""
         return self.splits[split]["label"].to_numpy()
+
+    def with_sizes(self, split: SplitName, sizes: Mapping[int, int]) -> ImageIndex:
+        """The same index with other sizes of images, by their rows in the table of a split."""
+        if not sizes:
+            return self
+        table = self.splits[split]
+        column = table["size"].to_numpy().copy()
+        column[list(sizes)] = list(sizes.values())
+        changed = table.set_column(IMAGES.get_field_index("size"), IMAGES.field("size"), pa.array(column))
+        return replace(self, splits={**self.splits, split: changed})
 
     def digest(self) -> str:
         """SHA-256 of the classes, and of label, name and size of each image; independent of the source's location."""

@@ -278,7 +278,7 @@ def test_ctrl_c_ends_within_a_moment_and_keeps_what_is_finished(tmp_path: Path) 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("the disk is too small")])
 def test_what_listing_has_found_outlives_an_interruption_and_no_refusal(tmp_path: Path, error: BaseException) -> None:
-    source = Textures(train_per_class=2, validation_per_class=1)
+    source = Textures(0, 2, 1)
     spec, listed = PrepareSpec.of(source), []
 
     class Counted(Textures):
@@ -289,7 +289,7 @@ def test_what_listing_has_found_outlives_an_interruption_and_no_refusal(tmp_path
     def stop(estimate: Estimate) -> None:
         raise error
 
-    counted = Counted(train_per_class=2, validation_per_class=1)
+    counted = Counted(0, 2, 1)
     with pytest.raises(type(error)):
         prepare(counted, tmp_path / "out", spec, ThreadExecutor(1), on_estimate=stop)
     kept = isinstance(error, KeyboardInterrupt)

@@ -26,6 +26,7 @@ from data_prep.prepare.dataset_writer import prepare
 from data_prep.prepare.spec import PrepareSpec
 from data_prep.sources.folders import ClassFolders
 from data_prep.sources.image_index import ImageIndex
+from data_prep.sources.registry import open_source
 from data_prep.sources.textures import Textures
 from tests.helpers.disks import small_disk
 from tests.helpers.images import encode, picture
@@ -275,6 +276,63 @@ def test_more_damaged_images_than_allowed_stop(photos: Path, tmp_path: Path) -> 
     run(photos, tmp_path / "out", "--allow-damaged", 3, "--shard-samples", 1, "--restart")  # some shards stay empty
     manifest = load_manifest(tmp_path / "out").splits["train"]
     assert (manifest.samples, len(manifest.files), len(manifest.parts), len(manifest.left_out)) == (6, 6, 6, 3)
+
+
+def test_a_share_of_the_images_may_be_damaged(photos: Path, tmp_path: Path) -> None:
+    (photos / "train" / "n02" / "bad.jpg").write_bytes(b"no image")
+    images = sum(path.is_file() for path in photos.rglob("*.*"))
+    with pytest.raises(UserError, match="cannot be decoded"):
+        run(photos, tmp_path / "out", "--allow-damaged", f"{100 / (images + 1)}%")
+    assert "1 damaged ones left out" in run(photos, tmp_path / "out", "--allow-damaged", f"{100 / (images - 1)}%")
+
+
+@pytest.mark.parametrize("value", ["-1", "101%", "1.5", "many", "%", "nan%"])
+def test_what_is_neither_a_number_nor_a_share_is_refused(photos: Path, tmp_path: Path, value: str) -> None:
+    done = CliRunner().invoke(command.prepare, [str(photos), str(tmp_path / "out"), "--allow-damaged", value])
+    assert done.exit_code == 2 and "is neither a number of images, such as 10, nor a share" in done.output
+
+
+def test_an_image_that_is_repaired_costs_no_other(photos: Path, tmp_path: Path) -> None:
+    bad = [photos / "train" / "n02" / f"bad{number}.jpg" for number in range(2)]
+    for path in bad:
+        path.write_bytes(b"no image")
+    for allowed in (0, 1):
+        with pytest.raises(UserError, match=r"rerun the same command, which keeps what is written"):
+            run(photos, tmp_path / "out", "--shard-samples", 1, "--workers", 1, "--allow-damaged", allowed)
+    work = tmp_path / ".out.preparing"
+    kept = {path.name: path.stat().st_ino for path in work.glob("*.beton")}
+    assert kept
+    for path in bad:
+        path.write_bytes(encode(picture(80, 80)))  # of another size
+    assert "left out" not in run(photos, tmp_path / "out", "--shard-samples", 1, "--workers", 1)
+    assert {name: (tmp_path / "out" / name).stat().st_ino for name in kept} == kept
+    assert "was already prepared" in run(photos, tmp_path / "out", "--shard-samples", 1)
+    run(photos, tmp_path / "anew", "--shard-samples", 1)
+    found, expected = (load_manifest(tmp_path / name) for name in ("out", "anew"))
+    assert (found.digest, found.source.digest) == (expected.digest, expected.source.digest)
+
+
+def test_an_image_that_is_gone_counts_as_damaged(photos: Path, tmp_path: Path) -> None:
+    gone = photos / "train" / "n02" / "gone.jpg"
+    gone.write_bytes(encode(picture(80, 80)))
+    source = open_source(str(photos))
+    spec = PrepareSpec.of(source, allow_damaged=1)
+    done = prepare(source, tmp_path / "out", spec, ThreadExecutor(1), on_estimate=lambda estimate: gone.unlink())
+    [left_out] = done.manifest.splits["train"].left_out
+    assert (left_out.image, left_out.reason) == ("train/n02/gone.jpg", "cannot be read: No such file or directory")
+
+
+def test_a_survey_lists_every_damaged_image_and_writes_nothing(photos: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    command = [sys.executable, "-m", "pipeline.cli.main", "prepare", str(photos), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "") and ", 0 of them damaged" in done.stdout
+    (photos / "train" / "n02" / "bad.jpg").write_bytes(b"no image")
+    (photos / "val" / "n01" / "bad.jpg").write_bytes(b"")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and ", 2 of them damaged" in done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["train/n02/bad.jpg", "val/n01/bad.jpg"]
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_class_names_must_cover_every_class(photos: Path, tmp_path: Path) -> None:
