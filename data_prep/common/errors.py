@@ -1,5 +1,7 @@
 """The one exception that a user is meant to read."""
 
+import errno
+
 
 class UserError(Exception):
     """An error that the user can correct: one sentence that names the field or file, and the remedy.
@@ -21,6 +23,12 @@ def is_out_of_memory(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"  # torch's, which is imported later than this module
         or "DefaultCPUAllocator" in str(error)
     )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether no space, or none of the user's quota, is left on a disk."""
+    code = getattr(error, "errno", None)
+    return code in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(error)  # what SQLite says
 
 
 def printable(text: str, keep: str = "") -> str:

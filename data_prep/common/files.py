@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, is_disk_full
 
 PARTIAL = ".partial"
 """End of the names of files that are being written."""
@@ -54,7 +54,7 @@ def explain_os_errors(path: Path, resumable: bool = True) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = "rerun the same command" + (" to resume" if resumable else "")
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise UserError(f"no space is left on the disk of {path}: free disk space, then {remedy}") from None
         where, reason = error.filename or path, error.strerror or error
         raise UserError(f"{where} cannot be read or written ({reason}): fix the cause, then {remedy}") from None

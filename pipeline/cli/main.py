@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import os
 import sys
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points, version
@@ -13,6 +14,7 @@ import click
 from data_prep.common import signals
 from data_prep.common.distribution import check_packages
 from data_prep.common.errors import UserError, printable
+from pipeline.cli import proxies
 
 GROUP = "phasecollapse.commands"
 NEWLINE = "\n"
@@ -61,6 +63,7 @@ class Commands(click.Group):
 def main() -> None:
     """Runs a command. Exit status: 2 for an error of the user, 130 after Ctrl-C, 1 for a bug (with a traceback)."""
     signals.interrupt_on_stop()
+    proxies.except_loopback(os.environ)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text in its encoding

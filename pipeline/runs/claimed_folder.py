@@ -14,7 +14,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from data_prep.common.errors import UserError
-from data_prep.common.files import partials_in, sync_folder, write_atomically
+from data_prep.common.files import explain_os_errors, partials_in, sync_folder, write_atomically
 from pipeline.config.section import Section
 from pipeline.config.settings_io import END_OF_DOCUMENT, to_yaml
 
@@ -58,15 +58,20 @@ def claim(
 
 
 def write_identity(path: Path, name: str, identity: Section) -> None:
-    """Writes the file that identifies a folder, unless it has this content already."""
+    """Writes the file that identifies a folder, unless it has this content already.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     file, text = path / name, to_yaml(identity)
     with suppress(OSError, ValueError):
         if file.read_text(encoding="utf-8") == text:
             return
-    for leftover in partials_in(path, name):
-        leftover.unlink()
-    write_atomically(file, text)
-    sync_folder(path.parent)
+    with explain_os_errors(path):
+        for leftover in partials_in(path, name):
+            leftover.unlink()
+        write_atomically(file, text)
+        sync_folder(path.parent)
 
 
 def parse_identity(text: str, kind: type[Identity]) -> Identity:

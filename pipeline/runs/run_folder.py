@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.common.errors import UserError, first_line
+from data_prep.common.files import explain_os_errors
 from data_prep.format.manifest import Manifest
 from pipeline.config.model_schema import ModelSettings, ResNetSettings
 from pipeline.config.schema import Settings
@@ -106,7 +107,8 @@ def claim(settings: Settings, data: Manifest, start_digest: str | None = None) -
         return f"run {path} is being trained by {_owner(path)}: wait for it, or choose another run.name"
 
     with claimed_folder.claim(path, LOCK, IDENTITY, (OWNER,), setting="run.storage", busy=busy):
-        (path / OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        with explain_os_errors(path):
+            (path / OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         if settings.checkpoint.upload:
             remote_copy.fetch_identity(remote_copy.location_of(settings.checkpoint.upload, path), path)
         yield _identify(path, settings, data, start_digest)

@@ -29,6 +29,7 @@ from data_prep.common import storage
 from data_prep.common.errors import UserError
 from pipeline.config.schema import Settings
 from pipeline.runs import history
+from pipeline.tracking import mlflow_errors
 
 logger = logging.getLogger(__name__)
 
@@ -184,10 +185,9 @@ class Tracker:
         except _Problem as error:
             if not self._unreachable:
                 logger.warning(
-                    "tracking.uri: %s is unreachable (%s): training continues, and the missing metrics are sent when "
-                    "it answers again, or when the same command is rerun",
-                    self._store,
-                    storage.first_line(error),
+                    "%s: training continues, and the missing metrics are sent when it answers again, or when the same "
+                    "command is rerun",
+                    mlflow_errors.explain(error, str(self._store), self._store.database).problem,
                 )
             self._unreachable = True
 
@@ -245,6 +245,8 @@ def _client(store: Store) -> MlflowClient:
         "urllib3",
     ):  # they log created tables, and tracebacks of errors that are reported here
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    if store.database and store.database.exists():
+        store.database.open("rb").close()  # MLflow would try for minutes what fails here at once
     return MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
 
 
@@ -299,6 +301,5 @@ def _in_sentences(store: Store, wanted: str | None = None) -> Iterator[None]:
             raise UserError(
                 f"{wanted} is not in {store} ({storage.first_line(error)}): 'phasecollapse ui' shows what is"
             ) from None
-        raise UserError(
-            f"tracking.uri: {store} is unreachable ({storage.first_line(error)}): check it, or unset tracking.uri"
-        ) from None
+        fault = mlflow_errors.explain(error, str(store), store.database)
+        raise UserError(f"{fault.problem}: {fault.remedy}") from None

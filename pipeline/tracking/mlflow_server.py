@@ -38,11 +38,12 @@ def serve(storage: Path, uri: str | None, port: int | None, announce: Callable[[
     store = mlflow_run.Store(uri) if uri else mlflow_run.default_store(storage)
     if store.database and not store.database.exists():
         raise UserError(f"nothing is tracked in {store.database}: train something first, or name the store with --uri")
+    page = _page(store)  # before the server, whose errors are less clear
     port = _free_port(PORT, 0) if port is None else _free_port(port)
     with _ended_afterwards(Server(_start(store, port))) as server:
         address = f"http://127.0.0.1:{port}"
         _wait_until_it_answers(server, address)
-        announce(f"MLflow shows the runs at {address}{_page(store)} (Ctrl-C ends it)")
+        announce(f"MLflow shows the runs at {address}{page} (Ctrl-C ends it)")
         server.watch()
 
 

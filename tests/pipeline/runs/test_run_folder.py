@@ -16,6 +16,7 @@ from pipeline.config.schema import Settings
 from pipeline.config.settings_io import flatten, override, resolve
 from pipeline.runs import paths
 from pipeline.runs.run_folder import EXECUTION_ONLY, claim, default_name
+from tests.helpers.disks import fill, small_disk
 
 
 @pytest.fixture
@@ -210,3 +211,20 @@ def test_an_identity_that_is_lost_is_that_of_the_newest_checkpoint(data: Manifes
         refused = pytest.raises(UserError, match=r"run\.yaml cannot be read .*: choose another run\.name")
         with refused, claim(settings(tmp_path), data):
             pass
+
+
+def test_a_full_disk_is_named_before_a_run_begins(data: Manifest, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1) as disk:
+        run = settings(disk, "run.name=mine")
+        (disk / "mine").mkdir()
+        (disk / "mine" / paths.LOCK).touch()
+        filler = fill(disk)
+        with pytest.raises(UserError, match=rf"^no space is left on the disk of {disk}/mine: "), claim(run, data):
+            pass
+        filler.unlink()
+        with (
+            pytest.raises(UserError, match=rf"^no space is left on the disk of {disk}/mine: "),
+            claim(run, data) as folder,
+        ):
+            fill(disk)
+            folder.begin()

@@ -6,8 +6,10 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -28,6 +30,7 @@ from pipeline.runs.history import EpochRecord
 from pipeline.tracking import mlflow_run, mlflow_server
 from pipeline.tracking.mlflow_run import Store, Tracker
 from pipeline.tracking.mlflow_server import Server
+from tests.helpers.disks import small_disk
 
 RECORDS = [EpochRecord(epoch, 1.7e9 + epoch, {"train/loss": 1 / epoch, "epoch": epoch}) for epoch in (1, 2, 3)]
 
@@ -147,14 +150,60 @@ def test_two_processes_may_be_the_first_to_use_a_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_store_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_store_that_is_not_there_is_named() -> None:
     with pytest.raises(UserError, match=r"tracking\.uri: http://127\.0\.0\.1:9 is unreachable"):
         open_run(Store("http://127.0.0.1:9"), "a")
     with pytest.raises(UserError, match=r"tracking\.uri: nonsense://x"):
         open_run(Store("nonsense://x"), "a")
-    (tmp_path / "mlflow.db").write_text("no database")
-    with pytest.raises(UserError, match=r"tracking\.uri: sqlite:///.*mlflow\.db"):
-        open_run(mlflow_run.default_store(tmp_path), "a")
+
+
+@pytest.fixture
+def copied(store: Store, tmp_path: Path) -> Path:
+    """The database of a store of its own, as its tables take seconds to make."""
+    open_run(store, "a")
+    assert store.database
+    shutil.copy(store.database, tmp_path / "mlflow.db")
+    return tmp_path / "mlflow.db"
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (
+            "version",
+            r"mlflow\.db was written by another version of MLflow: .*mlflow db upgrade sqlite:////.*mlflow\.db'",
+        ),
+        pytest.param(
+            "locked",
+            r"mlflow\.db is locked by another process: rerun the same command when it has ended",
+            marks=pytest.mark.slow,
+        ),
+        ("garbage", r"mlflow\.db is no SQLite database, or is damaged: move it away"),
+        ("folder", r"mlflow\.db cannot be used \(Is a directory\): check the file and its folder"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_named_with_its_fault(copied: Path, fault: str, message: str) -> None:
+    connection = sqlite3.connect(copied)
+    if fault == "version":
+        connection.execute("update alembic_version set version_num = 'ffffffffffff'")
+        connection.commit()
+    if fault == "locked":
+        connection.execute("begin exclusive")
+    if fault == "garbage":
+        copied.write_text("no database")
+    if fault == "folder":
+        copied.unlink()
+        copied.mkdir()
+    with contextlib.closing(connection), pytest.raises(UserError, match=message):
+        open_run(mlflow_run.default_store(copied.parent), "a")
+
+
+def test_a_disk_that_is_full_is_named_and_not_the_setting(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1) as disk:
+        (disk / "others").write_bytes(bytes(900_000))
+        full = rf"^no space is left on the disk of {disk}/mlflow\.db: free disk space, then rerun the same command$"
+        with pytest.raises(UserError, match=full):
+            open_run(mlflow_run.default_store(disk), "a")
 
 
 def test_a_port_that_is_taken_is_named(store: Store) -> None:

@@ -1,0 +1,45 @@
+"""What is wrong with a tracking store, and what to do about it, given an error of MLflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from data_prep.common import storage
+from data_prep.common.errors import is_disk_full
+
+
+class Fault(NamedTuple):
+    """A fault of a store, as the two parts of a sentence."""
+
+    problem: str
+    remedy: str
+
+
+def explain(error: Exception, store: str, database: Path | None) -> Fault:
+    """The fault behind an error.
+
+    Args:
+        error: raised by MLflow, its database or its files.
+        store: URI, without a password.
+        database: file of an SQLite store; None for other stores.
+    """
+    text, reason = str(error), storage.first_line(error)
+    another = "or set tracking.uri to another store"
+    if database and is_disk_full(error):
+        return Fault(f"no space is left on the disk of {database}", "free disk space, then rerun the same command")
+    if "database schema" in text:  # such as: Detected out-of-date database schema (found version …
+        return Fault(
+            f"{database or store} was written by another version of MLflow",
+            f"if that was an earlier one, back it up and run 'mlflow db upgrade {store}', {another}",
+        )
+    if database is None:
+        return Fault(f"tracking.uri: {store} is unreachable ({reason})", "check it, or unset tracking.uri")
+    if "database is locked" in text:
+        return Fault(f"{database} is locked by another process", f"rerun the same command when it has ended, {another}")
+    if "not a database" in text or "malformed" in text:
+        return Fault(
+            f"{database} is no SQLite database, or is damaged",
+            f"move it away, so that a new one is made (the runs in their folders stay), {another}",
+        )
+    return Fault(f"{database} cannot be used ({reason})", f"check the file and its folder, {another}")
