@@ -12,14 +12,14 @@ from data_prep.common.errors import UserError
 from pipeline.config.model_schema import ScatteringSettings
 from pipeline.config.registered import Registered
 from pipeline.config.schema import Settings
-from pipeline.config.section import MAY_CHANGE, Positive, Section
+from pipeline.config.section import MAY_CHANGE, FolderName, Positive, Section
 from pipeline.config.settings_io import load_yaml, override, resolve
 
 
 class SearchSection(Section):
     """Which networks are tried, on what budget, and what decides between them."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: FolderName
     """Folder of the search under `train.run.storage`; the runs of its trials lie in it."""
     depths: tuple[Positive, ...] = ()
     """Numbers of blocks to try, each with each of `widths`."""

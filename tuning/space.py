@@ -15,6 +15,7 @@ from data_prep.common.errors import UserError
 from data_prep.common.registry import Registry, explain_faults
 from pipeline.config.schema import Settings
 from pipeline.config.settings_io import override, resolve
+from pipeline.runs import paths
 from tuning.config import SearchSettings
 
 
@@ -27,10 +28,10 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Unique in a search and fit for a folder, as in ``16-32-64`` or ``16-32-64_learning_rate-1e-05``."""
+        """Unique in a search and short enough for a folder, as in ``16-32-64`` or ``16-32-64_learning_rate-1e-05``."""
         parts = ["-".join(map(str, self.widths))]
         parts += [f"{key.rpartition('.')[2]}-{value}" for key, value in sorted(self.overrides.items())]
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts)).strip("-._")
+        return paths.shorten(re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts)).strip("-._"))
 
 
 def octave(block: int, first_factorized_block: int) -> int:

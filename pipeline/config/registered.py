@@ -12,6 +12,10 @@ from pydantic_core import core_schema
 from data_prep.common.registry import VARIABLE
 
 
+class NotRegistered(ValueError):
+    """A value is no name in a registry; says which are."""
+
+
 @dataclass(frozen=True)
 class Registered:
     """Annotates a setting, ``Annotated[str, Registered("package.module:REGISTRY")]``: its value must be registered.
@@ -30,14 +34,14 @@ class Registered:
         """The value itself.
 
         Raises:
-            ValueError: it is not registered; lists the names, in the words of pydantic.
+            NotRegistered: lists the names.
         """
         names = [repr(name) for name in self.names]
         if not names:
-            raise ValueError(f"Input should be a registered name, and no package registers any in {self.registry}")
+            raise NotRegistered(f"must be a registered name, and no package registers any in {self.registry}")
         if repr(value) not in names:
             listed = " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-            raise ValueError(f"Input should be {listed}, or what a module in {VARIABLE} registers")
+            raise NotRegistered(f"must be {listed}, or what a module in {VARIABLE} registers")
         return value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:

@@ -10,13 +10,13 @@ from pydantic import Field, model_validator
 from data_prep.common.parallel import cores
 from pipeline.config.model_schema import ModelSettings, ScatteringSettings
 from pipeline.config.registered import Registered
-from pipeline.config.section import MAY_CHANGE, Fraction, LocalPath, Positive, Section
+from pipeline.config.section import MAY_CHANGE, FolderName, Fraction, LocalPath, Positive, Section
 
 
 class RunSettings(Section):
     """The name of the run, and where it is stored."""
 
-    name: Annotated[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None, MAY_CHANGE] = None
+    name: Annotated[FolderName | None, MAY_CHANGE] = None
     """Folder of the run, inside `storage`; by default composed of the data set, the network and a digest of the
     settings."""
     storage: Annotated[LocalPath, MAY_CHANGE] = "runs"

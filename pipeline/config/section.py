@@ -55,5 +55,7 @@ def _check_local(path: str) -> str:
 
 LocalPath = Annotated[str, AfterValidator(_check_local)]
 """A path, and not an address such as s3://bucket/x, which would become a folder ``s3:``."""
+FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=255)]
+"""A name for a folder, as long as file systems allow."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]

@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from data_prep.common.errors import UserError
-from pipeline.config.registered import Registered
+from pipeline.config.plain_errors import requirement
+from pipeline.config.registered import NotRegistered, Registered
 from pipeline.config.schema import Settings
 from pipeline.config.section import MAY_CHANGE, Section
 
@@ -256,11 +257,10 @@ def _explain(problem: Any, tree: type[Section], source: str, assignments: Sequen
     if problem["type"] == "missing":
         return f"{source}: setting '{path}' is missing"
     if problem["type"] == "union_tag_invalid":
-        tag, expected = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace(", ", " or ")
-        return f"{source}: setting '{path}.family' is '{tag}': Input should be {expected}"
-    message = problem["msg"].removeprefix("Value error, ").partition(", unable to")[0]
-    if problem["type"] == "value_error" and not message.startswith("Input should be"):  # it names the fields itself
-        return f"{source}: {path + ': ' if path else ''}{message}"
-    if problem["type"] == "string_type" and isinstance(problem["input"], int | float):
-        message = "it is text: put it into quotes"  # YAML makes a number of 20240101, and true of on
-    return f"{source}: setting '{path}' is {problem['input']!r}: {message}"
+        path, shown = f"{path}.family", problem["ctx"]["tag"]
+    else:
+        shown = problem["input"]
+    message = requirement(problem)
+    if problem["type"] == "value_error" and not isinstance(problem["ctx"]["error"], NotRegistered):
+        return f"{source}: {path + ': ' if path else ''}{message}"  # it names the fields itself
+    return f"{source}: setting '{path}' is {shown!r}: {message}"

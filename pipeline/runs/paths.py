@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,10 @@ DESCRIPTION = "checkpoint.json"
 """In a checkpoint: the hashes of its other files, written last."""
 
 
+LONGEST_NAME = 200
+"""Most characters of a composed name of a folder: file systems allow 255 bytes."""
+
+
 class RunPosition(NamedTuple):
     """Position of a run: between two epochs, or within one."""
 
@@ -41,6 +46,14 @@ class RunPosition(NamedTuple):
     def name(self) -> str:
         """Name of the checkpoint at this position. Names sort as positions do."""
         return f"epoch-{self.epochs:05d}" + (f"-step-{self.steps:07d}" if self.steps else "")
+
+
+def shorten(name: str) -> str:
+    """The name of a folder, or its beginning and a digest where it is too long for one."""
+    if len(name) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: LONGEST_NAME - len(digest) - 1]}-{digest}"
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

@@ -83,7 +83,7 @@ def default_name(settings: Settings, data: Manifest, start_digest: str | None = 
     what_decides = {field: value for field, value in flatten(settings).items() if field not in EXECUTION_ONLY}
     decisive = json.dumps([what_decides, data.digest, start_digest], sort_keys=True)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", data.name).strip("-._") or "data"
-    return f"{name}-{_network_name(settings.model)}-{hashlib.sha256(decisive.encode()).hexdigest()[:8]}"
+    return paths.shorten(f"{name}-{_network_name(settings.model)}-{hashlib.sha256(decisive.encode()).hexdigest()[:8]}")
 
 
 @contextmanager

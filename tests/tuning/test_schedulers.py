@@ -93,9 +93,9 @@ def test_a_scheduler_that_needs_more_than_results_resumes_no_search(register_sch
 
 
 def test_unknown_names_are_refused_with_those_there_are() -> None:
-    with pytest.raises(UserError, match=r"'search\.scheduler' is 'pbt': Input should be 'asha' or 'none'"):
+    with pytest.raises(UserError, match=r"'search\.scheduler' is 'pbt': must be 'asha' or 'none'"):
         settings(scheduler="pbt")
-    with pytest.raises(UserError, match=r"'search\.searcher' is 'oracle': Input should be 'grid'"):
+    with pytest.raises(UserError, match=r"'search\.searcher' is 'oracle': must be 'grid'"):
         settings(searcher="oracle")
 
 

@@ -117,3 +117,9 @@ def test_overrides_reach_every_level(tmp_path: Path) -> None:
     file.write_text("train: {data: {path: nowhere}}\nsearch: {name: test, depths: [2], widths: [8]}\n")
     loaded = config.load(file, ["train.training.epochs=7", "search.trials=1", "train.data.holdout=0.2"])
     assert (loaded.train.training.epochs, loaded.search.trials, loaded.train.data.holdout) == (7, 1, 0.2)
+
+
+def test_long_names_are_shortened_and_stay_apart() -> None:
+    names = [space.Candidate((8, 16) * 90 + (last,)).name for last in (1, 2)]
+    assert len(set(names)) == 2 and max(map(len, names)) <= 200
+    assert names[0].startswith("8-16-8-16")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
@@ -14,6 +17,7 @@ from pipeline.config import settings_io
 from pipeline.config.model_schema import ScatteringSettings
 from pipeline.config.registered import Registered
 from pipeline.config.schema import ClusterSettings, Settings
+from pipeline.config.section import Section
 from pipeline.config.settings_io import flatten, resolve, sections
 from tuning import config as search_config
 
@@ -77,14 +81,16 @@ def test_settings_cannot_be_changed() -> None:
         ("training.learning_rate=3", r"'training\.learning_rate': did you mean 'optimizer\.learning_rate'\?"),
         (
             "training.epochs=1.5",
-            r"^override 'training\.epochs=1\.5': setting .* Input should be a valid integer, got a",
+            r"^override 'training\.epochs=1\.5': setting .* must be a whole number$",
         ),
-        ("training.epochs=0", r"setting 'training\.epochs' is 0: .*greater than or equal to 1"),
-        ("training.epochs=many", r"setting 'training\.epochs' is 'many': Input should be a valid integer$"),
+        ("training.epochs=0", r"setting 'training\.epochs' is 0: must be at least 1"),
+        ("training.epochs=many", r"setting 'training\.epochs' is 'many': must be a whole number$"),
         ("model.nonlinearity=relu", r"setting 'model\.nonlinearity' is 'relu': .*'collapse'"),
         ("model.angles=5", r"setting 'model\.angles' is 5: .*multiple of 2"),
         ("model.widths=[]", r"setting 'model\.widths' is \[\]"),
-        ("run.name=a/b", r"setting 'run\.name' is 'a/b'"),
+        ("run.name=a/b", r"setting 'run\.name' is 'a/b': must consist of letters, digits, dots"),
+        (f"run.name={'x' * 256}", r"'run\.name' is 'x+': must have at most 255 characters"),
+        ("data.digest=xyz", r"'data\.digest' is 'xyz': must consist of 8 to 64 of the digits"),
         ("data.crop_scale=[0.9, 0.1]", r"data: crop_scale must satisfy"),
         ("training.batch_size=3", r"training\.batch_size \(3\) must be at least twice cluster\.workers \(2\)"),
         ("optimizer.warmup_epochs=99", r"optimizer\.warmup_epochs must not exceed training\.epochs"),
@@ -100,6 +106,27 @@ def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
     with pytest.raises(UserError, match=message) as caught:
         settings_io.load(write(tmp_path, MINIMAL), [assignment])
     assert "\n" not in str(caught.value), "one sentence"
+
+
+WRONG = (None, "x/", "x" * 300, 1.5, -1, 10**30, float("inf"), [], [0], ["x/", -1.5], [1, 2, 3], {"x": 1}, True, "a.b")
+
+
+@pytest.mark.parametrize("tree", [Settings, search_config.SearchSettings])
+def test_no_setting_is_refused_in_the_words_of_a_library(tree: type[Section]) -> None:
+    """Every setting of both trees, with values of every kind."""
+    complete: dict[str, Any] = {"data": {"path": "x"}}
+    if tree is not Settings:
+        complete = {"train": complete, "search": {"name": "s", "depths": [1], "widths": [2]}}
+    refused = 0
+    for path, value in itertools.product(settings_io.paths(tree), WRONG):
+        content = settings_io.override(complete, [f"{path}={json.dumps(value)}"])
+        try:
+            resolve(tree, content, "f.yaml")
+        except UserError as error:
+            refused += 1
+            for raw in ("Input", "should", "valid ", "unable", "Value error", "tagged", "regex"):
+                assert raw not in str(error), (path, value, str(error))
+    assert refused > 300
 
 
 @pytest.mark.parametrize(
@@ -166,13 +193,13 @@ def test_every_field_that_needs_words_has_them() -> None:
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        ({"family": "vit"}, "f.yaml: setting 'model.family' is 'vit': Input should be 'scattering' or 'resnet'"),
-        ({"family": "resnet", "depth": 19}, "f.yaml: setting 'model.depth' is 19: Input should be 18, 20, 34 or 50"),
+        ({"family": "vit"}, "f.yaml: setting 'model.family' is 'vit': must be 'scattering' or 'resnet'"),
+        ({"family": "resnet", "depth": 19}, "f.yaml: setting 'model.depth' is 19: must be 18, 20, 34 or 50"),
         ({"family": "resnet", "widths": [1]}, "f.yaml: unknown setting 'model.widths'; allowed here: family, depth, "),
         ({"depth": 18}, "f.yaml: unknown setting 'model.depth'; allowed here: family, widths, "),
-        ({"widths": [4, 0]}, "f.yaml: setting 'model.widths.1' is 0: Input should be greater than or equal to 1"),
+        ({"widths": [4, 0]}, "f.yaml: setting 'model.widths.1' is 0: must be at least 1"),
         ({"octaves": ["full"]}, "f.yaml: model: octaves names 1 blocks, and widths 4"),
-        (3, "f.yaml: setting 'model' is 3: Input should be a valid dictionary"),
+        (3, "f.yaml: setting 'model' is 3: must be a section, with settings of its own"),
     ],
 )
 def test_wrong_networks_are_named_by_their_field(model: object, sentence: str) -> None:
@@ -223,5 +250,5 @@ def test_the_names_of_lists_and_of_single_choices_are_explained() -> None:
 
 
 def test_a_name_is_refused_where_none_is_registered() -> None:
-    with pytest.raises(ValueError, match="Input should be a registered name, and no package registers any"):
+    with pytest.raises(ValueError, match="must be a registered name, and no package registers any"):
         Registered(f"{__name__}:EMPTY").check("mine")

@@ -46,6 +46,8 @@ def test_the_default_name_states_data_set_network_and_settings(data: Manifest, t
     assert len(name.rsplit("-", 1)[1]) == 8
     assert default_name(settings(tmp_path, "training.seed=1"), data) != name
     assert default_name(settings(tmp_path), another(data)) != name
+    deep = settings(tmp_path, f"model.widths={[8, 16] * 60}", "model.first_factorized_block=0")
+    assert len(default_name(deep, data)) <= 200, "a folder can have the name"
 
 
 def test_what_does_not_change_the_result_does_not_change_the_identity(data: Manifest, tmp_path: Path) -> None:
