@@ -143,9 +143,9 @@ def prepare(
     """Convert images to a data set for training: the new folder OUTPUT, with FFCV files and a manifest.json.
 
     SOURCE is on a disk or at an address such as s3://bucket/images: folders {train,val}/CLASS/* of image files in any
-    format (val may also be called valid, validation or test), or a tar archive of them; the ILSVRC2012 archives as
-    downloaded; Parquet files or WebDataset shards named after their split; CIFAR-10 in torchvision's layout. The word
-    textures, which is also the default, stands for a data set of ten classes that is generated in seconds.
+    format (val may also be called valid, validation or test), or a tar or zip archive of them; the ILSVRC2012 archives
+    as downloaded; Parquet files or WebDataset shards named after their split; CIFAR-10 in torchvision's layout. The
+    word textures, which is also the default, stands for a data set of ten classes that is generated in seconds.
 
     JPEG files of at most --max-side pixels keep their bytes; all other images are turned upright, converted to RGB,
     shrunk and encoded. Every image is checked by decoding it. Disk space is estimated from a few images, after SOURCE
@@ -271,6 +271,7 @@ def _write(
 ) -> PrepareResult:
     from contextlib import ExitStack
 
+    from data_prep.common.progress import growth_shown
     from data_prep.prepare.dataset_writer import prepare
 
     with ExitStack() as bar:
@@ -281,7 +282,16 @@ def _write(
             click.echo(_format_estimate(estimate), err=True)
             bar.enter_context(progress.shown(estimate.images))
 
-        return prepare(source, output, spec, executor, threads=threads, restart=restart, on_estimate=on_estimate)
+        return prepare(
+            source,
+            output,
+            spec,
+            executor,
+            threads=threads,
+            restart=restart,
+            while_listing=lambda folder: growth_shown(f"listing {source.location}", folder),
+            on_estimate=on_estimate,
+        )
 
 
 def _check(
@@ -290,6 +300,7 @@ def _check(
     """Prints the damaged images; ends with status 1 if there are any."""
     from contextlib import ExitStack
 
+    from data_prep.common.progress import growth_shown
     from data_prep.prepare.survey import survey
 
     with ExitStack() as bar:
@@ -299,7 +310,15 @@ def _check(
                 click.echo(f"warning: {sentence}", err=True)
             bar.enter_context(progress.shown(index.samples()))
 
-        found = survey(source, spec, executor, output.parent, threads=threads, on_index=on_index)
+        found = survey(
+            source,
+            spec,
+            executor,
+            output.parent,
+            threads=threads,
+            while_listing=lambda folder: growth_shown(f"listing {source.location}", folder),
+            on_index=on_index,
+        )
     for each in found.damaged:
         click.echo(printable(f"{each.image}: {each.reason}"))
     click.echo(

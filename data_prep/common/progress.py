@@ -7,7 +7,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -22,6 +23,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+from data_prep.common.files import format_bytes
 
 LINE_SECONDS = 30.0
 """Interval between lines, in seconds, where standard error is no terminal."""
@@ -81,6 +84,37 @@ def phase_display() -> Iterator[Callable[[str], None]]:
 def _on_terminal() -> dict[str, Any]:
     """Options of a display that vanishes at the end. What is printed meanwhile goes above it, unless into a file."""
     return {"console": Console(stderr=True), "transient": True, "redirect_stdout": sys.stdout.isatty()}
+
+
+@contextmanager
+def growth_shown(what: str, folder: Path) -> Iterator[None]:
+    """While the body runs, shows on standard error how long it has taken, and how large the files in `folder` are: on a
+    terminal all the time, in a log file every LINE_SECONDS."""
+    ended, started = threading.Event(), time.monotonic()
+    status = Console(stderr=True).status(what) if sys.stderr.isatty() else None
+
+    def watch() -> None:
+        while not ended.wait(1.0 if status else LINE_SECONDS):
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
+            line = f"{what}: {format_duration(time.monotonic() - started)}, {format_bytes(size)} unpacked and listed"
+            if status:
+                status.update(line)
+            else:
+                print(line, file=sys.stderr, flush=True)
+
+    def watch_safely() -> None:
+        while not ended.is_set():
+            with suppress(OSError):  # files come and go
+                watch()
+
+    thread = threading.Thread(target=watch_safely, name="progress", daemon=True)
+    with status or nullcontext():
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
 
 class _Lines:

@@ -145,7 +145,7 @@ def is_folder(location: str) -> bool:
 
 
 def list_files(location: str) -> Iterator[FileEntry]:
-    """All files below a folder, except hidden ones: first its own by name, then those of its subfolders.
+    """All files below a folder: first its own by name, then those of its subfolders; of a hidden folder NAME/… alone.
 
     Folders are read one at a time, so that memory holds the names of one folder.
 
@@ -158,11 +158,15 @@ def list_files(location: str) -> Iterator[FileEntry]:
     while folders:
         select = functools.partial(filesystem.get_file_info, fs.FileSelector(folders.pop()))
         found = sorted(with_retries(location, select), key=lambda info: str(info.path))
-        visible = [info for info in found if not info.base_name.startswith(".")]
-        for info in visible:
+        inside = []
+        for info in found:
             if info.type == fs.FileType.File:
                 yield FileEntry(info.path.removeprefix(root), int(info.size))
-        folders += reversed([info.path for info in visible if info.type == fs.FileType.Directory])
+            elif info.type == fs.FileType.Directory and info.base_name.startswith("."):
+                yield FileEntry(f"{info.path.removeprefix(root)}/…", 0)
+            elif info.type == fs.FileType.Directory:
+                inside.append(info.path)
+        folders += reversed(inside)
 
 
 def list_names(location: str) -> set[str]:

@@ -78,8 +78,21 @@ def read_names(path: Path | str) -> dict[str, str]:
     if str(path) == IMAGENET:
         return imagenet()
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"class names {path} cannot be read: {error}") from None
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"class names {path} cannot be read: {error.strerror}") from None
+    return parse_names(content, str(path))
+
+
+def parse_names(content: bytes, place: str) -> dict[str, str]:
+    """The names in the content of such a file; `place` names it in errors.
+
+    Raises:
+        UserError: it is no text in UTF-8.
+    """
+    try:
+        lines = content.decode("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"class names {place} are not in UTF-8: convert the file") from None
     pairs = [line.split(maxsplit=1) for line in lines if not line.startswith("#")]
     return {pair[0]: pair[1].split(",")[0].strip() for pair in pairs if len(pair) == 2}

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -73,6 +74,7 @@ def prepare(
     *,
     threads: int = 1,
     restart: bool = False,
+    while_listing: Callable[[Path], AbstractContextManager[None]] = lambda folder: nullcontext(),
     on_estimate: Callable[[Estimate], None] = lambda estimate: None,
 ) -> PrepareResult:
     """Writes the images of `source` to the new folder `output`.
@@ -85,6 +87,7 @@ def prepare(
         executor: writes shards; its progress counts images.
         threads: number of threads that decode and encode the images of a shard.
         restart: discard the work of an interrupted call.
+        while_listing: entered while the source is listed and unpacked, with the folder where that happens.
         on_estimate: called with the estimate, after the source is indexed and before the first shard is written.
 
     Raises:
@@ -97,7 +100,8 @@ def prepare(
             return PrepareResult(_check_existing(source, output, spec, executor), already_there=True)
     with explain_os_errors(output), warnings.catch_warnings(), workspace.claim(output, spec, restart) as folder:
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what counts is whether the image decodes
-        index = folder.index(lambda: list_images(source, folder.scratch, executor))
+        with while_listing(folder.path):
+            index = folder.index(lambda: list_images(source, folder.scratch, executor))
         manifest = _write(folder, index, spec, executor, threads, on_estimate)
         manifest = manifest.model_copy(update={"name": output.name})
         folder.finish(manifest, output)

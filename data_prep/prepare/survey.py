@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +36,7 @@ def survey(
     scratch: Path,
     *,
     threads: int = 1,
+    while_listing: Callable[[Path], AbstractContextManager[None]] = lambda folder: nullcontext(),
     on_index: Callable[[ImageIndex], None] = lambda index: None,
 ) -> Survey:
     """Converts every image of `source` once, and lists those that cannot be read or decoded.
@@ -44,6 +46,7 @@ def survey(
         executor: its progress counts images.
         scratch: folder for what has to be unpacked, which is removed.
         threads: number of threads that decode the images of a shard.
+        while_listing: as for :func:`data_prep.prepare.dataset_writer.prepare`.
         on_index: called with the index of the source before the first image is read.
 
     Raises:
@@ -51,7 +54,8 @@ def survey(
     """
     with explain_os_errors(scratch), tempfile.TemporaryDirectory(prefix=".check-", dir=scratch) as folder:
         space = PrepareWorkspace(Path(folder))
-        index = space.index(lambda: list_images(source, space.scratch, executor))
+        with while_listing(space.path):
+            index = space.index(lambda: list_images(source, space.scratch, executor))
         on_index(index)
         damaged = [
             each for found in executor.map(_CheckShard(space.path, spec, threads), plan(index, spec)) for each in found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from data_prep.common import storage
@@ -14,6 +14,7 @@ from data_prep.format import class_names
 from data_prep.format.manifest import SPLITS, SplitName
 from data_prep.sources.image_index import (
     HIDDEN_OR_CLUTTER,
+    NO_FILES,
     ImageIndex,
     ImageIndexBuilder,
     IndexedImage,
@@ -32,15 +33,15 @@ NAME_FILES = ("LOC_synset_mapping.txt", "classes.txt")
 """Files beside the splits that may hold human-readable names of the classes."""
 
 
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".tzst", ".zip")
 """Suffixes of archives that may hold class folders."""
 
 
 def open_source(location: str, class_names: Path | str | None = None) -> ImageSource:
-    """The class folders at a location, which may be a tar archive of them."""
+    """The class folders at a location, which may be a tar or zip archive of them."""
     from data_prep.sources.archives import ArchivedFolders  # which imports this module
 
-    is_archive = location.partition("?")[0].endswith(ARCHIVES)
+    is_archive = location.partition("?")[0].lower().endswith(ARCHIVES)
     return (ArchivedFolders if is_archive else ClassFolders)(location, class_names)
 
 
@@ -77,11 +78,16 @@ class ClassFolders:
                 IndexedImage(entry.name, storage.join(self._root, *entry.name.split("/")), 0, entry.size)
                 for entry in storage.list_files(self._root)
             )
-            return arrange(self.location, found, scratch, self._names)
+            return arrange(self.location, found, scratch, self._names, self._remote_names)
         root = Path(self._root)
         known = next((class_names.read_names(root / name) for name in NAME_FILES if (root / name).is_file()), {})
         passed_over = PassedOver()
-        return arrange(self.location, _walk(root, passed_over), scratch, self._names, known, passed_over)
+        return arrange(self.location, _walk(root, passed_over), scratch, self._names, lambda: known, passed_over)
+
+    def _remote_names(self) -> dict[str, str]:
+        there = storage.list_names(self._root)
+        name = next((name for name in NAME_FILES if name in there), None)
+        return class_names.parse_names(storage.read_all(storage.join(self._root, name)), name) if name else {}
 
 
 def arrange(
@@ -89,12 +95,13 @@ def arrange(
     found: Iterable[IndexedImage],
     scratch: Path,
     names: Path | str | None,
-    known: dict[str, str] | None = None,
+    known: Callable[[], dict[str, str]] = dict,
     passed_over: PassedOver | None = None,
 ) -> ImageIndex:
     """The index of images whose paths are SPLIT/CLASS/FILE; other files are passed over.
 
     Args:
+        known: called afterwards for names of classes, by id.
         passed_over: counts them, and those that were passed over before.
 
     Raises:
@@ -124,7 +131,10 @@ def arrange(
         folder = next((name for name in FOLDERS[split_name] if name in builders), None)
         if folder is None:
             wanted = " or ".join(FOLDERS[split_name])
-            raise UserError(f"{location} has no folder {wanted} with images: put one folder for each class into it")
+            remedy = "put one folder for each class into it" + ", of images that are not trained on" * (
+                split_name != "train"
+            )
+            raise UserError(f"{location} has no folder {wanted} with images: {remedy}")
         chosen[split_name] = builders[folder]
     ids = _class_ids(location, chosen)
     given = class_names.read_names(names) if names else {}
@@ -132,7 +142,7 @@ def arrange(
     if missing:
         raise UserError(f"{names} has no line for {_some(missing)}: add a line 'id name' for every class")
     tables = {split: each.table(ids) for split, each in chosen.items()}
-    return ImageIndex(class_names.number(ids, given or known), tables, passed_over.sentences())
+    return ImageIndex(class_names.number(ids, given or known()), tables, passed_over.sentences())
 
 
 def _class_ids(location: str, splits: dict[SplitName, ImageIndexBuilder]) -> list[str]:
@@ -163,7 +173,7 @@ def _walk(root: Path, passed_over: PassedOver) -> Iterable[IndexedImage]:
                 if kind == stat.S_IFDIR:
                     yield IndexedImage(f"{name}/…", entry.path, 0, 0)
                 elif kind != stat.S_IFREG:  # reading a pipe would wait for ever
-                    passed_over.add("links that lead nowhere, pipes and devices", name)
+                    passed_over.add(NO_FILES, name)
                 else:
                     listed += not is_clutter(name)
                     yield IndexedImage(name, entry.path, 0, entry.stat().st_size)

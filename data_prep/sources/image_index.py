@@ -43,11 +43,21 @@ CLUTTER = frozenset(
 )
 """Names, in lower case, of files and folders that desktops, network drives and archivers leave behind."""
 HIDDEN_OR_CLUTTER = "hidden files and known clutter"
+NO_FILES = "links that lead nowhere, pipes and devices"
 
 
 def is_clutter(path: str) -> bool:
     """Whether a file, or a folder that it is in, is hidden or clutter; `path` is relative to the source's root."""
     return any(part.startswith(".") or part.lower() in CLUTTER for part in path.split("/"))
+
+
+class IndexedImage(NamedTuple):
+    """An image file: its path relative to the root, and the range of bytes of `file` that holds it."""
+
+    name: str
+    file: str
+    offset: int
+    size: int
 
 
 class PassedOver:
@@ -61,21 +71,20 @@ class PassedOver:
         count, example = self._found.get(reason, (0, path))
         self._found[reason] = (count + 1, example)
 
+    def filter(self, images: Iterable[IndexedImage]) -> Iterator[IndexedImage]:
+        """Those that are neither hidden nor clutter; counts the others."""
+        for image in images:
+            if is_clutter(image.name):
+                self.add(HIDDEN_OR_CLUTTER, image.name)
+            else:
+                yield image
+
     def sentences(self) -> list[str]:
         """One for each reason."""
         return [
             f"{count} passed over ({reason}), such as {printable(path)}"
             for reason, (count, path) in self._found.items()
         ]
-
-
-class IndexedImage(NamedTuple):
-    """An image file: its path relative to the root, and the range of bytes of `file` that holds it."""
-
-    name: str
-    file: str
-    offset: int
-    size: int
 
 
 class ImageIndexBuilder:

@@ -21,7 +21,7 @@ from data_prep.common.parallel import Advance, Executor
 from data_prep.format import class_names
 from data_prep.format.manifest import SplitName
 from data_prep.sources.archives import scan
-from data_prep.sources.image_index import ImageIndex, ImageIndexBuilder, IndexedImage
+from data_prep.sources.image_index import ImageIndex, ImageIndexBuilder, IndexedImage, PassedOver
 from data_prep.sources.registry import FolderNames
 
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -73,6 +73,7 @@ class ImageNetArchives:
         """
         ids, truth = _read_devkit(storage.join(self._folder, DEVKIT))
         train, validation = ImageIndexBuilder(scratch, "train"), ImageIndexBuilder(scratch, "validation")
+        passed_over = PassedOver()
         archives = [
             _ClassArchive(Path(found.name).stem, found.file, found.offset, found.offset + found.size)
             for found in scan(storage.join(self._folder, TRAIN))
@@ -83,9 +84,9 @@ class ImageNetArchives:
                 raise UserError(
                     f"{self.location}/{TRAIN} has a class {identity} that the development kit does not list"
                 )
-            for image in images:
+            for image in passed_over.filter(images):
                 train.add(identity, image._replace(name=f"train/{identity}/{image.name}"))
-        for image in scan(storage.join(self._folder, VALIDATION)):
+        for image in passed_over.filter(scan(storage.join(self._folder, VALIDATION))):
             identity = self._identity(image, ids, truth)
             name = image.name.rsplit("/", 1)[-1]
             validation.add(identity, image._replace(name=f"val/{identity}/{name}"))
@@ -99,7 +100,7 @@ class ImageNetArchives:
         order = sorted(train.classes)
         known = class_names.read_names(self._names) if self._names else {}
         tables: dict[SplitName, pa.Table] = {"train": train.table(order), "validation": validation.table(order)}
-        return ImageIndex(class_names.number(order, known), tables)
+        return ImageIndex(class_names.number(order, known), tables, passed_over.sentences())
 
     def _identity(self, image: IndexedImage, ids: dict[int, str], truth: Sequence[int]) -> str:
         match = _VALIDATION_NAME.search(image.name)

@@ -11,7 +11,7 @@ from data_prep.common import storage
 from data_prep.common.errors import UserError
 from data_prep.format.class_names import from_labels
 from data_prep.format.manifest import SPLITS, SplitName
-from data_prep.sources.image_index import ImageIndex, ImageIndexBuilder, IndexedImage
+from data_prep.sources.image_index import ImageIndex, ImageIndexBuilder, IndexedImage, is_clutter
 
 _NAMES: dict[SplitName, re.Pattern[str]] = {
     "train": re.compile(r"(^|[^a-z])train([^a-z]|$)"),
@@ -36,14 +36,18 @@ def files_of_splits(location: str, suffix: str) -> dict[SplitName, list[str]]:
     Raises:
         UserError: a split has no files.
     """
-    names = [entry.name for entry in storage.list_files(location) if entry.name.endswith(suffix)]
-    found: dict[SplitName, list[str]] = {split: [] for split in SPLITS}
-    for name in names:
-        if split_name := _split_of(name):
-            found[split_name].append(storage.join(location, *name.split("/")))
+    names = [
+        entry.name
+        for entry in storage.list_files(location)
+        if entry.name.endswith(suffix) and not is_clutter(entry.name)
+    ]
+    named: dict[SplitName, list[str]] = {
+        split: [name for name in names if _split_of(name) == split] for split in SPLITS
+    }
     # A test split beside a validation split has no labels, as in ImageNet.
-    if any(re.search("val", name) for name in names):
-        found["validation"] = [each for each in found["validation"] if re.search("val", each.rsplit("/", 1)[-1])]
+    if without_test := [name for name in named["validation"] if re.search("val", name)]:
+        named["validation"] = without_test
+    found = {split: [storage.join(location, *name.split("/")) for name in named[split]] for split in SPLITS}
     for split in SPLITS:
         if not found[split]:
             raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from data_prep.codec.convert import SUFFIXES
@@ -12,7 +13,7 @@ from data_prep.common import storage
 from data_prep.common.errors import UserError
 from data_prep.common.parallel import Advance, Executor
 from data_prep.format.manifest import SPLITS, SplitName
-from data_prep.sources.archives import scan
+from data_prep.sources.archives import with_links
 from data_prep.sources.image_index import HIDDEN_OR_CLUTTER, ImageIndex, IndexedImage, PassedOver, is_clutter
 from data_prep.sources.labelled import LabelledImage, files_of_splits, to_index
 from data_prep.sources.registry import FolderNames
@@ -69,7 +70,18 @@ class WebDataset:
 def _read_shard(archive: str, advance: Advance) -> tuple[list[LabelledImage], list[tuple[str, str]]]:
     """The images of a shard, and the reasons and paths of other members."""
     others: list[tuple[str, str]] = []
-    return list(_pair(archive, scan(archive, on_link=lambda name, _: others.append(("links", name))), others)), others
+    members = list(with_links(archive, lambda reason, name: others.append((reason, name))))
+    keys = [_key(member.name)[0] for member in members]
+    if len(set(keys)) < 1 + sum(one != other for one, other in pairwise(keys)):  # links stand at the end
+        members.sort(key=lambda member: _key(member.name))
+    return list(_pair(archive, iter(members), others)), others
+
+
+def _key(name: str) -> tuple[str, str]:
+    """The key of a member, and what follows it."""
+    folder, _, file = name.rpartition("/")
+    stem, _, suffix = file.partition(".")
+    return f"{folder}/{stem}", suffix
 
 
 def _pair(archive: str, members: Iterator[IndexedImage], others: list[tuple[str, str]]) -> Iterator[LabelledImage]:
@@ -80,9 +92,8 @@ def _pair(archive: str, members: Iterator[IndexedImage], others: list[tuple[str,
         if is_clutter(member.name):
             others.append((HIDDEN_OR_CLUTTER, member.name))
             continue
-        folder, _, name = member.name.rpartition("/")
-        stem, _, suffix = name.partition(".")
-        if (found := f"{folder}/{stem}") != key:
+        found, suffix = _key(member.name)
+        if found != key:
             yield from _label_all(archive, key, parts, others)
             key, parts = found, {}
         parts[suffix.lower()] = member
@@ -95,8 +106,11 @@ def _label_all(
     """The image KEY.jpg of a sample; without one, all of its images, such as KEY.left.jpg."""
     images = [suffix for suffix in parts if f".{suffix.rpartition('.')[2]}" in SUFFIXES]
     plain = [suffix for suffix in images if "." not in suffix]
-    for suffix in plain[:1] or images:
+    chosen = plain[:1] or images
+    for suffix in chosen:
         yield _label(archive, key, parts, suffix)
+    for suffix in [suffix for suffix in images if suffix not in chosen]:
+        others.append(("further images of samples that have one of their own", parts[suffix].name))
     if parts and not images:
         others.append(("samples without an image", next(iter(parts.values())).name))
 

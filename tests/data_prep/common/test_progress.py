@@ -6,6 +6,8 @@ import os
 import pty
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from rich.table import Table
@@ -79,3 +81,17 @@ def test_lines_of_a_piped_table_end_without_blanks(capsys: pytest.CaptureFixture
     assert any("x" in line for line in lines)
     assert [line for line in lines if line != line.rstrip()] == []
     assert lines[-1] == "word " * 30 + "end", "texts are not wrapped"
+
+
+def test_listing_says_how_long_it_has_taken_and_how_much_it_has_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.05)
+    with progress.growth_shown("listing photos.zip", tmp_path / "later"):
+        time.sleep(0.1)
+        (tmp_path / "later").mkdir()
+        (tmp_path / "later" / "source.tar").write_bytes(bytes(3000))
+        time.sleep(0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "listing photos.zip: 0 s, 0 bytes unpacked and listed"
+    assert lines[-1] == "listing photos.zip: 0 s, 3 kB unpacked and listed"

@@ -13,7 +13,7 @@ from data_prep.common.errors import UserError
 from data_prep.common.parallel import ThreadExecutor
 from data_prep.sources.image_index import ImageIndex
 from data_prep.sources.labelled import MOST_CLASSES
-from data_prep.sources.registry import open_source
+from data_prep.sources.registry import open_source, recognize
 from data_prep.sources.webdataset import WebDataset
 from tests.helpers.images import encode, picture
 
@@ -102,6 +102,44 @@ def test_links_in_an_archive_stand_for_what_they_lead_to_as_on_a_disk(tmp_path: 
     assert found.passed_over == ["2 passed over (links that lead nowhere, pipes and devices), such as train/a/5.jpg"]
 
 
+def test_pipes_in_an_archive_are_counted_and_a_link_to_a_folder_stands_for_its_files(tmp_path: Path) -> None:
+    names = [*images("train"), *images("val")]
+    plain = archive(tmp_path / "plain.tar", [(name, IMAGE) for name in names])
+    linked = archive(tmp_path / "linked.tar", [(name, IMAGE) for name in names if not name.startswith("val/b/")])
+    with tarfile.open(linked, "a") as file:
+        for name, kind, target in (("val/b", tarfile.SYMTYPE, "../val/a"), ("train/a/pipe.jpg", tarfile.FIFOTYPE, "")):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            file.addfile(member)
+    found = listed(linked, tmp_path / "a")
+    assert found.digest() == listed(plain, tmp_path / "b").digest()
+    assert found.passed_over == ["1 passed over (links that lead nowhere, pipes and devices), such as train/a/pipe.jpg"]
+
+
+def test_chains_of_links_end(tmp_path: Path) -> None:
+    links: list[tuple[str, bytes | str]] = [(f"train/a/l{number}.jpg", f"l{number + 1}.jpg") for number in range(60)]
+    packed = archive(tmp_path / "a.tar", [*((name, IMAGE) for name in [*images(), *images("val")]), *links])
+    [sentence] = listed(packed, tmp_path / "a").passed_over
+    assert sentence.startswith("60 passed over (links that lead nowhere")
+
+
+def test_shards_may_lie_in_folders_of_their_splits(tmp_path: Path) -> None:
+    sample: list[tuple[str, bytes | str]] = [("0.jpg", IMAGE), ("0.cls", b"0"), ("1.cls", b"1"), ("1.jpg", IMAGE)]
+    for name in ("train/0.tar", "val/0.tar", "__MACOSX/train/._0.tar"):
+        archive(tmp_path / "shards" / name, sample)
+    assert recognize(str(tmp_path / "shards")) == "folders", "only --kind finds them"
+    found = WebDataset(str(tmp_path / "shards")).list(tmp_path, ThreadExecutor(1))
+    assert [table.num_rows for table in found.splits.values()] == [2, 2]
+
+
+def test_links_in_webdataset_stand_for_what_they_lead_to(tmp_path: Path) -> None:
+    sample: list[tuple[str, bytes | str]] = [("1.jpg", "0.jpg"), ("1.cls", b"1"), ("0.jpg", IMAGE), ("0.cls", b"0")]
+    for split in ("train", "val"):
+        archive(tmp_path / "shards" / f"{split}-0.tar", sample)
+    found = listed(tmp_path / "shards", tmp_path / "scratch")
+    assert found.labels("train").tolist() == [0, 1] and not found.passed_over
+
+
 def test_samples_of_webdataset_may_have_dots_and_any_kind_of_image(tmp_path: Path) -> None:
     samples = {
         "n0": ["jpg", "seg.png"],  # one image and its mask
@@ -126,6 +164,7 @@ def test_samples_of_webdataset_may_have_dots_and_any_kind_of_image(tmp_path: Pat
         "photo_2020.03.04.png": 0,
     }
     assert sorted(sentence.partition(",")[0] for sentence in found.passed_over) == [
+        "1 passed over (further images of samples that have one of their own)",
         "1 passed over (hidden files and known clutter)",
         "1 passed over (samples without an image)",
     ]

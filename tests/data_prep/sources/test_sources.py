@@ -7,8 +7,11 @@ import io
 import json
 import lzma
 import pickle
+import stat
 import tarfile
+import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -78,11 +81,27 @@ def server() -> Iterator[Storage]:
         yield running
 
 
-@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.xz", "tar.bz2"])
+def pack_as(photos: Path, folder: Path, suffix: str) -> Path:
+    """An archive of any kind that is read."""
+    if suffix in ("zip", "ZIP"):
+        with zipfile.ZipFile(folder / f"photos.{suffix}", "w", zipfile.ZIP_DEFLATED) as file:
+            for path in sorted(photos.rglob("*")):
+                file.write(path, f"top/photos/{path.relative_to(photos)}")
+        return folder / f"photos.{suffix}"
+    if suffix == "tar.zst":
+        plain = pack(photos, folder / "zst.tar", "w")
+        with pa.CompressedOutputStream(str(folder / f"photos.{suffix}"), "zstd") as stream:
+            stream.write(plain.read_bytes())
+        return folder / f"photos.{suffix}"
+    return pack(photos, folder / f"photos.{suffix}", "w" if suffix == "tar" else f"w:{suffix.removeprefix('tar.')}")
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.xz", "tar.bz2", "tar.zst", "zip", "ZIP"])
 def test_archives_hold_what_their_folder_holds(photos: Path, tmp_path: Path, suffix: str) -> None:
-    mode = "w" if suffix == "tar" else f"w:{suffix.removeprefix('tar.')}"
-    archive = pack(photos, tmp_path / f"photos.{suffix}", mode)
+    (photos / "classes.txt").write_text("n01440764 fish\nn02102040 dog\nn03888257 canopy\n")
+    archive = pack_as(photos, tmp_path, suffix)
     folder, packed = listed(photos, tmp_path / "a"), listed(archive, tmp_path / "b")
+    assert [each.name for each in folder.classes] == ["fish", "dog", "canopy"]
     assert content(folder) == content(packed) and folder.classes == packed.classes
     assert folder.digest() == packed.digest()
     assert (tmp_path / "b" / "source.tar").exists() == (suffix != "tar"), "a plain archive is read in place"
@@ -108,16 +127,21 @@ def test_imagenets_table_is_complete_and_in_order() -> None:
 
 
 def test_object_storage_holds_what_the_folder_holds(photos: Path, tmp_path: Path, server: Storage) -> None:
+    (photos / "classes.txt").write_text("n01440764 fish\n")
     server.upload(photos, "some/photos")
     (tmp_path / "archives").mkdir()
     pack(photos, tmp_path / "archives" / "photos.tar", "w")
+    pack_as(photos, tmp_path / "archives", "zip")
     server.upload(tmp_path / "archives", "archives")
     folder = listed(photos, tmp_path / "a")
     address = server.location("some/photos")
     remote = listed(address, tmp_path / "b")
     archive = listed(server.location("archives/photos.tar"), tmp_path / "c")
-    assert content(remote) == content(archive) == content(folder)
-    assert folder.digest() == remote.digest() == archive.digest()
+    zipped = listed(server.location("archives/photos.zip"), tmp_path / "d")
+    assert content(remote) == content(archive) == content(folder) == content(zipped)
+    assert folder.digest() == remote.digest() == archive.digest() == zipped.digest()
+    assert folder.classes[0].name == remote.classes[0].name == "fish"
+    assert {each.split(",")[0] for each in remote.passed_over} == {each.split(",")[0] for each in archive.passed_over}
     assert "secret" in address and "secret" not in open_source(address).location
 
 
@@ -138,12 +162,54 @@ def test_object_storage_that_lacks_the_images_is_named_without_its_key(tmp_path:
 
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
 def test_archives_that_are_cut_off_are_refused(photos: Path, tmp_path: Path, share: float) -> None:
-    for suffix, mode in (("tar", "w"), ("tar.xz", "w:xz"), ("tar.gz", "w:gz")):
-        archive = pack(photos, tmp_path / f"photos.{suffix}", mode)
+    for suffix in ("tar", "tar.xz", "tar.gz", "tar.bz2", "tar.zst", "zip"):
+        archive = pack_as(photos, tmp_path, suffix)
         whole = archive.read_bytes().rstrip(b"\0") if suffix == "tar" else archive.read_bytes()
         archive.write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(UserError, match=r"photos\.tar.* download it again"):
+        with pytest.raises(UserError, match=r"photos\.(tar|zip).* download it again"):
             listed(archive, tmp_path / f"{suffix}-{share}")
+        assert not list((tmp_path / f"{suffix}-{share}").glob("*source*"))
+
+
+@pytest.mark.parametrize("suffix", ["tar.xz", "tar.gz", "tar.bz2", "tar.zst", "zip"])
+@pytest.mark.parametrize("place", [0.02, 0.4, 0.8])
+def test_archives_with_wrong_bytes_are_refused_or_read(photos: Path, tmp_path: Path, suffix: str, place: float) -> None:
+    archive = pack_as(photos, tmp_path, suffix)
+    whole = bytearray(archive.read_bytes())
+    start = int(place * len(whole))
+    whole[start : start + 40] = bytes(byte ^ 0x5A for byte in whole[start : start + 40])
+    archive.write_bytes(whole)
+    with suppress(UserError):  # zstd has no checksum here
+        listed(archive, tmp_path / "scratch")
+
+
+def test_a_zip_archive_may_hold_links_and_names_of_windows(photos: Path, tmp_path: Path) -> None:
+    archive = pack_as(photos, tmp_path, "zip")
+    images = listed(archive, tmp_path / "a").splits["train"].num_rows
+    with zipfile.ZipFile(archive, "a") as file:
+        link = zipfile.ZipInfo("top/photos/train/n01440764/link.JPEG")
+        link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+        file.writestr(link, "n01440764_0.JPEG")
+        windows = zipfile.ZipInfo("x")
+        windows.filename, windows.create_system = "top\\photos\\train\\n01440764\\windows.JPEG", 0
+        file.writestr(windows, b"an image")
+    found = listed(archive, tmp_path / "b").splits["train"]
+    assert found.num_rows == images + 2
+
+
+def test_a_zip_archive_that_is_a_bomb_or_encrypted_is_refused(photos: Path, tmp_path: Path) -> None:
+    archive = pack_as(photos, tmp_path, "zip")
+    whole = archive.read_bytes()
+    header = whole.rindex(b"PK\x01\x02")
+    archive.write_bytes(whole[: header + 24] + (2**32 - 2).to_bytes(4, "little") + whole[header + 28 :])
+    with pytest.raises(UserError, match=r"photos\.zip is damaged or truncated|GB free, and 4\.29 GB are needed"):
+        listed(archive, tmp_path / "a")
+    flags = bytearray(whole)
+    for mark, offset in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
+        flags[whole.rindex(mark) + offset] |= 1
+    archive.write_bytes(flags)
+    with pytest.raises(UserError, match=r"is encrypted: unpack the archive yourself"):
+        listed(archive, tmp_path / "b")
 
 
 def test_archives_that_are_none_or_hold_no_images_are_refused(tmp_path: Path) -> None:
