@@ -43,9 +43,11 @@ def tune(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     if warning := system_info.warning(settings.train.training.precision, settings.train.cluster.gpu):
         click.echo(f"warning: {warning}", err=True)
     if dry_run:
-        click.echo(str(search.dry_run(settings)))
+        plan = search.dry_run(settings)
+        click.echo(str(plan))
         if sentence := run_plan.shortage(settings.train.cluster):
             click.echo(f"warning: train.{sentence}", err=True)
+        click.echo(search.describe_time(plan))
         return
     report = search.search(settings, report_line=click.echo)
     state = "had already finished" if report.already_finished else "finished"

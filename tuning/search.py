@@ -20,14 +20,16 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # and its log 
 import torch
 from ray import tune
 
+from data_prep.common.progress import format_duration
 from data_prep.format.manifest import Manifest, load_manifest
 from pipeline import models
 from pipeline.config.schema import ClusterSettings, Settings
-from pipeline.launch import launcher, ray_cleanup, ray_train
+from pipeline.launch import launcher, ray_cleanup, ray_train, run_plan
 from pipeline.runtime import system_info
 from pipeline.tracking import mlflow_run
 from pipeline.training import finetune
 from pipeline.training.dataloader import count_images
+from pipeline.training.setup import memory_errors
 from tuning import frontier, search_folder, space, tracking, trial
 from tuning.config import SearchSettings
 from tuning.frontier import Row
@@ -101,6 +103,8 @@ class SearchPlan:
     """Images that a trial trains on in an epoch."""
     workers: int
     """Of each trial."""
+    largest: Settings | None
+    """The run of the trial with the most multiply-adds; None if every trial has ended."""
 
     def __str__(self) -> str:
         work = 3 * self.epochs * self.images_per_epoch * sum(row.multiply_adds for row in self.networks)
@@ -116,7 +120,9 @@ class SearchPlan:
 
 
 def dry_run(settings: SearchSettings) -> SearchPlan:
-    """The plan of a search, after every check that needs no cluster; writes nothing.
+    """The plan of a search, after every check that needs no worker; writes nothing.
+
+    The size of the cluster is checked only if it is running already (`cluster.address`).
 
     Raises:
         UserError: names the setting that does not fit.
@@ -131,13 +137,42 @@ def dry_run(settings: SearchSettings) -> SearchPlan:
         launcher.check(run, data)
     build_scheduler(settings, records.items())
     waiting = {name: run for name, run in runs.items() if records.get(name, Record()).status == "pending"}
+    cluster = settings.train.cluster
+    if waiting and (cluster.address or os.environ.get("RAY_ADDRESS")):
+        with launcher.cluster_with_room(cluster):
+            pass
     images, _ = count_images(next(iter(runs.values())).data, data, settings.train.training.seed)
+    networks = _rows(waiting, records, data)
     return SearchPlan(
-        _rows(waiting, records, data),
+        networks,
         ended=len(runs) - len(waiting),
         epochs=settings.train.training.epochs,
         images_per_epoch=images,
-        workers=settings.train.cluster.workers,
+        workers=cluster.workers,
+        largest=waiting[max(networks, key=lambda row: row.multiply_adds).name] if networks else None,
+    )
+
+
+def describe_time(plan: SearchPlan) -> str:
+    """The last line of a plan: how long the trials take, estimated from a few steps of the largest network here.
+
+    Raises:
+        UserError: memory is too small for it.
+    """
+    run = plan.largest
+    if run is None:
+        return "time         none, as every trial has ended"
+    if run.cluster.gpu and not torch.cuda.is_available():
+        return "time         not measured: train.cluster.gpu is true, and torch sees no GPU on this machine"
+    with memory_errors(run):
+        speed = run_plan.measure_speed(run, run_plan.plan(run, load_manifest(Path(run.data.path))))
+    costs = [row.multiply_adds for row in plan.networks]
+    longest, everything = (
+        format_duration(max(1.0, speed.seconds * cost / max(costs))) for cost in (max(costs), sum(costs))
+    )
+    return (
+        f"time         at most {longest} for {run.run.name}, the largest, and {everything} for all trials one after "
+        f"another (a few steps were measured on this machine, {speed.images_per_step} images each)"
     )
 
 

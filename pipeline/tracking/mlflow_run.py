@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+os.environ.setdefault(
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"
+)  # otherwise it prints two lines at the end of runs
 
 from filelock import FileLock
 from mlflow import MlflowClient

@@ -47,6 +47,7 @@ def test_the_plan_names_the_trials_and_their_work_and_writes_nothing(file: Path,
     assert [row.multiply_adds for row in plan.networks] == [multiply_adds(each, 10, 16) for each in networks]
     work = 3 * 3 * plan.images_per_epoch * sum(row.multiply_adds for row in plan.networks)
     assert f"at most {work:.2e} multiply-adds" in done.stdout and plan.images_per_epoch < 240
+    assert re.search(r"^time +at most \S.* s for 4-4, the largest, and .* s for all trials", done.stdout, re.MULTILINE)
     assert [path.name for path in tmp_path.iterdir()] == ["search.yaml"]
 
 
@@ -57,6 +58,10 @@ def test_trials_that_have_ended_are_not_planned_again(file: Path, textures: Path
         folder.update("4", Record(status="completed", errors={3: 0.5}))
     plan = search.dry_run(settings)
     assert [row.name for row in plan.networks] == ["4-4"] and plan.ended == 1
+    with search_folder.claim(settings, load_manifest(textures)) as folder:
+        folder.update("4-4", Record(status="failed", errors={}))
+    done = dry_run(file)
+    assert done.exit_code == 0 and "time         none, as every trial has ended" in done.stdout
 
 
 @pytest.mark.parametrize(
