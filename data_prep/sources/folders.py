@@ -115,7 +115,7 @@ def arrange(
             passed_over.add(HIDDEN_OR_CLUTTER, image.name)
             continue
         if len(rest) < 2 or split not in _SPLIT_FOLDERS:
-            if image.name not in NAME_FILES:
+            if image.name.rpartition("/")[2] not in NAME_FILES:
                 passed_over.add("in no folder of a class", image.name)
             continue
         if len(rest) > 2:
