@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image, JpegImagePlugin
+from PIL import Image, JpegImagePlugin, TiffImagePlugin
 
 from data_prep.codec import decode
 from data_prep.codec.decode import DecodeError, Severity
@@ -19,6 +19,7 @@ from data_prep.format.beton import JPEG, RAW
 
 QUALITY = 95
 ORIENTATION = 0x0112  # the EXIF tag of a camera's orientation; 1 is upright
+_BITS_PER_SAMPLE = 0x0102  # the tag of a TIFF
 _TRANSPARENT_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 _REDUCTION = 8
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -31,6 +32,11 @@ SUFFIXES = frozenset(
 """Suffixes of files of these formats, in lower case."""
 WHITES = (1.0, 255.0, 65535.0, 2.0**32 - 1)
 """What white may be in images of floating-point numbers or of 32 bits."""
+MOST_SCANS, MOST_BYTES = 100, 10**9
+"""Limits of progressive JPEGs: a few kilobytes may ask for hours, or for all memory."""
+_SCAN = b"\xff\xda"
+RESAMPLING = "triangle, antialiased"
+"""How images are shrunk, as the manifest calls it."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -125,7 +131,16 @@ def check(jpeg: bytes) -> JpegHeader:
 def _open(content: bytes) -> Image.Image:
     if not content:
         raise DecodeError("the file is empty")
-    return Image.open(io.BytesIO(content), formats=_readable_formats())
+    image = Image.open(io.BytesIO(content), formats=_readable_formats())
+    if image.format in ("JPEG", "MPO") and "progressive" in image.info:
+        # What `_decode.c` limits, for those that Pillow decodes, too.
+        if (scans := content.count(_SCAN)) > MOST_SCANS:
+            raise DecodeError(f"it has {scans} scans, more than the {MOST_SCANS} that are read: save it again")
+        if (needed := 2 * image.width * image.height * len(image.getbands())) > MOST_BYTES:
+            raise DecodeError(
+                f"it is progressive and needs {needed / 1e9:.1f} GB to decode: save it again, as baseline"
+            )
+    return image
 
 
 @functools.cache
@@ -246,11 +261,19 @@ def _by_pillow(image: Image.Image) -> Image.Image:
     """The image as Pillow decodes it, in RGB."""
     image.load()
     if image.mode == "F" or image.mode.startswith("I"):
-        image = Image.fromarray(_to_8_bits(np.asarray(image, np.float64), 65535 if ";16" in image.mode else None))
+        image = Image.fromarray(_to_8_bits(np.asarray(image, np.float64), _white(image)))
     if image.mode in _TRANSPARENT_MODES or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def _white(image: Image.Image) -> float | None:
+    """The value of white in a gray image of more than 8 bits; None if the file does not say it."""
+    if ";16" not in image.mode:
+        return None
+    bits = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0] if isinstance(image, TiffImagePlugin.TiffImageFile) else 16
+    return float(2**bits - 1)
 
 
 def _to_8_bits(values: np.ndarray, white: float | None) -> np.ndarray:

@@ -27,7 +27,7 @@ class JpegHeader(NamedTuple):
     common: bool
     """Whether every decoder reads it: 8 bits, Huffman codes, baseline or progressive."""
     exif: bool
-    """Whether EXIF metadata precede the image; they may hold its orientation."""
+    """Whether EXIF metadata precede the first scan; they may hold the orientation."""
 
 
 def read_header(jpeg: Bytes) -> JpegHeader:
@@ -42,6 +42,7 @@ def read_header(jpeg: Bytes) -> JpegHeader:
     if view[:2] != _START_OF_IMAGE:
         raise DecodeError("it does not begin like a JPEG")
     position, exif = 2, False
+    frame: tuple[int, int, int, bool] | None = None
     while position + 10 <= len(view):
         marker, length = struct.unpack_from(">HH", view, position)
         if marker == _FILL:  # any number of bytes 0xFF may precede a marker
@@ -54,7 +55,9 @@ def read_header(jpeg: Bytes) -> JpegHeader:
             precision, height, width, components = struct.unpack_from(">BHHB", view, position + 4)
             if not height or not width:
                 raise DecodeError(f"its JPEG header claims {height}×{width} pixels")
-            return JpegHeader(height, width, components, precision == 8 and kind in _COMMON_FRAMES, exif)
+            frame = frame or (height, width, components, precision == 8 and kind in _COMMON_FRAMES)
         exif = exif or (kind == _APPLICATION_1 and view[position + 4 : position + 8] == b"Exif")
         position += 2 + length
+    if frame:
+        return JpegHeader(*frame, exif)
     raise DecodeError("its JPEG header is damaged or truncated")

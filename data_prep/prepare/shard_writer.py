@@ -249,6 +249,8 @@ def _convert_one(content: bytes, raw: bool, name: str, spec: PrepareSpec) -> Sto
         return to_raw(content, spec.max_side) if raw else to_jpeg(content, spec.max_side, spec.quality)
     except DecodeError as error:
         return LeftOut(image=name, reason=str(error))
+    except MemoryError:  # no damage
+        raise UserError(f"memory is too small to decode {name}: lower --workers, then rerun the same command") from None
 
 
 def _chunks(images: Iterator[SourceImage]) -> Iterator[list[SourceImage]]:

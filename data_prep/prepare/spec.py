@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from data_prep.codec.convert import QUALITY
+from data_prep.codec.convert import QUALITY, RESAMPLING
 from data_prep.format.manifest import Count, Encoding, Record
 from data_prep.sources.registry import ImageSource
 
@@ -34,6 +34,8 @@ class PrepareSpec(Record):
     """JPEG quality of images that are re-encoded."""
     shard_samples: Annotated[int, Field(ge=1)] = SHARD_SAMPLES
     """Number of images in a shard."""
+    resampling: str = RESAMPLING
+    """How images are shrunk."""
     seed: Count = 0
     """Seed of the order of the images."""
     allow_damaged: Count = 0
@@ -55,7 +57,7 @@ class PrepareSpec(Record):
 
     def options(self) -> dict[str, int | float | str]:
         """The settings that the manifest stores, beside kind, location and seed."""
-        own = self.model_dump(include={"encoding", "max_side", "quality", "shard_samples"})
+        own = self.model_dump(include={"encoding", "max_side", "quality", "resampling", "shard_samples"})
         share = {"raw_share": self.raw_share} if self.encoding == "mixed" else {}
         return {**own, **share, **self.source_options}
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,7 +156,10 @@ def load_index(folder: Path) -> ImageIndex:
         path = stored / f"{split}.arrow"
         if path.exists():
             splits[split] = map_table(path)
-    return ImageIndex(classes, splits, json.loads((stored / _PASSED_OVER).read_text(encoding="utf-8")))
+    passed_over: list[str] = []
+    with suppress(FileNotFoundError):  # from before they were counted
+        passed_over = json.loads((stored / _PASSED_OVER).read_text(encoding="utf-8"))
+    return ImageIndex(classes, splits, passed_over)
 
 
 def record_path(folder: Path, split: SplitName, number: int) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import tarfile
 from pathlib import Path
 
@@ -157,7 +158,7 @@ def test_progressive_files_cost_bounded_time_and_memory() -> None:
     scan = content.index(b"\xff\xda")
     after = content.index(b"\xff\xc4", scan)  # tables of the second scan
     endless = content[:after] + content[scan:after] * 5000 + content[after:]
-    with pytest.raises(DecodeError, match="more than 100 scans"):
+    with pytest.raises(DecodeError, match="scans, more than the 100 that are read"):
         to_jpeg(endless, 100)
     frame = content.index(b"\xff\xc2")
     huge = content[: frame + 5] + (20_000).to_bytes(2, "big") * 2 + content[frame + 9 :]
@@ -166,6 +167,50 @@ def test_progressive_files_cost_bounded_time_and_memory() -> None:
     with pytest.raises(DecodeError, match="it has 400,000,000 pixels, more than"):
         to_jpeg(huge, 30_000)
     assert to_jpeg(content, 100).untouched
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of so many pixels, as prepare expects
+def test_progressive_files_that_pillow_decodes_are_bounded_too() -> None:
+    content = encode(picture(64, 64).convert("CMYK"), progressive=True)
+    assert not to_jpeg(content, 100).untouched
+    scan = content.index(b"\xff\xda")
+    after = content.index(b"\xff\xc4", scan)
+    for convert in (to_jpeg, to_raw):
+        with pytest.raises(DecodeError, match=r"it has \d+ scans, more than the 100 that are read"):
+            convert(content[:after] + content[scan:after] * 5000 + content[after:], 100)
+    frame = content.index(b"\xff\xc2")
+    huge = content[: frame + 5] + (12_000).to_bytes(2, "big") * 2 + content[frame + 9 :]
+    with pytest.raises(DecodeError, match=r"it is progressive and needs 1\.2 GB to decode"):
+        to_jpeg(huge, 30_000)
+
+
+def test_metadata_behind_the_frame_header_turn_an_image_too() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    before = encode(picture(40, 30), exif=exif)
+    start = before.index(b"\xff\xe1")
+    segment = before[start : start + 2 + int.from_bytes(before[start + 2 : start + 4], "big")]
+    scan = before.index(b"\xff\xda")
+    behind = before[:start] + before[start + len(segment) : scan] + segment + before[scan:]
+    assert read_header(behind).exif and keep_unchanged([behind], 100) == [None]
+    assert (read_header(behind).height, read_header(behind).width) == (40, 30)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_white_of_a_tiff_is_that_of_its_bits(bits: int) -> None:
+    white = 2**bits - 1
+    values = "".join(f"{value:0{bits}b}" for value in [0, white] * 8) if bits != 16 else ""
+    data = int(values, 2).to_bytes(2 * bits, "big") if values else np.array([0, white] * 8, "<u2").tobytes()
+    tags = [(256, 4, 4), (257, 4, 4), (258, 3, bits), (259, 3, 1), (262, 3, 1), (273, 4, 200), (277, 3, 1), (278, 4, 4)]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in [*tags, (279, 4, len(data))])
+    header = b"II*\0" + struct.pack("<IH", 8, len(tags) + 1) + entries + bytes(4)
+    content = header.ljust(200, b"\0") + data
+    try:
+        stored = to_raw(content, 8)
+    except DecodeError as error:  # a depth that Pillow does not read
+        assert bits in (10, 14) and "no image of a format that is read" in str(error)
+        return
+    assert sorted(set(stored.content)) == [0, 255]
 
 
 def test_memory_that_is_short_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:

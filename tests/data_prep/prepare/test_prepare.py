@@ -21,7 +21,7 @@ from data_prep.common.files import MADE_HERE
 from data_prep.common.parallel import ThreadExecutor
 from data_prep.format.beton import Shard
 from data_prep.format.manifest import load_manifest
-from data_prep.prepare import spec
+from data_prep.prepare import shard_writer, spec
 from data_prep.prepare.dataset_writer import prepare
 from data_prep.prepare.spec import PrepareSpec
 from data_prep.sources.folders import ClassFolders
@@ -320,6 +320,29 @@ def test_an_image_that_is_gone_counts_as_damaged(photos: Path, tmp_path: Path) -
     done = prepare(source, tmp_path / "out", spec, ThreadExecutor(1), on_estimate=lambda estimate: gone.unlink())
     [left_out] = done.manifest.splits["train"].left_out
     assert (left_out.image, left_out.reason) == ("train/n02/gone.jpg", "cannot be read: No such file or directory")
+
+
+def test_memory_that_is_too_small_stops_with_a_sentence_and_is_no_damage(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*arguments: object) -> None:
+        raise MemoryError
+
+    (photos / "train" / "n01" / "large.png").write_bytes(encode(picture(80, 80), "PNG"))
+    monkeypatch.setattr(shard_writer, "to_jpeg", exhausted)
+    with pytest.raises(UserError, match=r"^memory is too small to decode train/n01/large\.png: lower --workers"):
+        run(photos, tmp_path / "out", "--allow-damaged", 5)
+
+
+def test_work_from_before_files_were_counted_is_resumed(photos: Path, tmp_path: Path) -> None:
+    def stop(estimate: object) -> None:
+        raise KeyboardInterrupt
+
+    source = open_source(str(photos))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(source, tmp_path / "out", PrepareSpec.of(source), ThreadExecutor(1), on_estimate=stop)
+    (tmp_path / ".out.preparing" / "listing" / "passed-over.json").unlink()
+    run(photos, tmp_path / "out")
 
 
 def test_a_survey_lists_every_damaged_image_and_writes_nothing(photos: Path, tmp_path: Path) -> None:
