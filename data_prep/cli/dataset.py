@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from data_prep.cli.local_path import LocalPath
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, printable
 from data_prep.common.files import replacing
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def verify(dataset: Path, hashes_only: bool, threads: int | None, reader: str, a
         click.echo(json.dumps(_report(dataset, report, hashes_only)))
     else:
         for problem in report.problems[:SHOWN]:
-            click.echo(str(problem))
+            click.echo(printable(str(problem)))
         if report.problem_count > SHOWN:
             click.echo(
                 f"… and {report.problem_count - SHOWN} more, of which --json lists {len(report.problems)} in all"

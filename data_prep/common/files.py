@@ -12,7 +12,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from io import BufferedRandom
+from io import BufferedRandom, FileIO
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -262,6 +262,19 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def open_regular(path: Path) -> FileIO:
+    """Opens a file for reading, unbuffered. A pipe or a device, which could block forever, is refused.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    file = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return file
+
+
 def hash_file(path: Path, advance: Callable[[int], None] = lambda count: None) -> str:
     """SHA-256 of a file, in hexadecimal; `advance` is called with the bytes of each block.
 
@@ -270,7 +283,7 @@ def hash_file(path: Path, advance: Callable[[int], None] = lambda count: None) -
     """
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(BLOCK))
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
             advance(count)

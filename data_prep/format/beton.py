@@ -29,7 +29,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import numpy as np
 
 from data_prep.common.errors import UserError
-from data_prep.common.files import replacing
+from data_prep.common.files import open_regular, replacing
 
 VERSION = 2
 JPEG, RAW = 0, 1
@@ -108,7 +108,7 @@ class Shard:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # an empty file cannot be mapped
             raise UserError(f"shard {path} cannot be read: {error}") from None
@@ -286,6 +286,11 @@ def _check_header(path: Path, content: np.ndarray) -> np.void:
     samples, table_start = int(header["samples"]), int(header["table"])
     if table_start == 0:
         raise UserError(f"shard {path} is unfinished, its writer was interrupted: {REMEDY}")
+    if samples == 0:
+        raise UserError(f"shard {path} holds no samples: {REMEDY}")
+    page_size = int(header["page_size"])
+    if page_size.bit_count() != 1 or not SMALLEST_PAGE <= page_size <= min(LARGEST_PAGE, 2 * len(content)):
+        raise UserError(f"shard {path} is damaged, its page size is {page_size} bytes: {REMEDY}")
     if table_start < METADATA_START + samples * METADATA.itemsize:
         raise UserError(f"shard {path} is damaged, its allocation table lies inside its metadata: {REMEDY}")
     if table_start + samples * ALLOCATION.itemsize != len(content):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from data_prep.common.errors import UserError
+from data_prep.common.files import open_regular
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION: Literal[2] = 2
@@ -18,7 +21,12 @@ SplitName = Literal["train", "validation"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 Encoding = Literal["jpeg", "raw", "mixed"]
 
-Count = Annotated[int, Field(ge=0)]
+LARGEST_MANIFEST = 2**28
+"""Largest size of a manifest, in bytes."""
+
+# Numbers up to 2^53, which every reader of JSON keeps; sums of a few thousand of them fit into 64 bits.
+Count = Annotated[int, Field(ge=0, le=2**53)]
+PositiveCount = Annotated[int, Field(ge=1, le=2**53)]
 
 
 def _stays_inside(name: str) -> str:
@@ -53,8 +61,8 @@ class File(Record):
 
     file: FileName
     """Its name, relative to the data set's folder."""
-    samples: Count
-    bytes: Count
+    samples: PositiveCount
+    bytes: PositiveCount
     sha256: str
     """Hash of the whole file, in hexadecimal."""
 
@@ -62,7 +70,7 @@ class File(Record):
 class Part(Record):
     """Consecutive samples that were written as one shard; merging does not change parts."""
 
-    samples: Count
+    samples: PositiveCount
     sha256: str
     """Hash of the samples' content, see :func:`data_prep.format.beton.content_digest`; independent of files."""
 
@@ -143,8 +151,12 @@ def parse_manifest(content: bytes, place: str) -> Manifest:
     """The manifest in the text of its file; `place` names that file in messages.
 
     Raises:
-        UserError: it is damaged, or of another version.
+        UserError: it is damaged, too large, or of another version.
     """
+    if len(content) > LARGEST_MANIFEST:
+        raise UserError(
+            f"{place} has more than {LARGEST_MANIFEST} bytes, and is no manifest: prepare the data set again"
+        )
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as error:
@@ -163,13 +175,16 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise UserError(f"data set folder {folder} does not exist: write it with 'phasecollapse prepare'")
     try:
-        content = path.read_bytes()
+        with open_regular(path) as file:
+            content = file.read(LARGEST_MANIFEST + 1)
     except FileNotFoundError:
         raise UserError(
             f"{folder} is not a prepared data set, it has no {MANIFEST_FILE}: use 'phasecollapse prepare'"
         ) from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}; fix the cause, or prepare the data set again"
+        ) from None
     return parse_manifest(content, str(path))
 
 
@@ -177,12 +192,46 @@ def load_manifest(folder: Path) -> Manifest:
     """Reads the manifest of a prepared data set and checks that its shards are there, each with its size.
 
     Raises:
-        UserError: the folder or its manifest is missing or damaged, or a shard is missing or of another size.
+        UserError: the folder or its manifest is missing, damaged or contradicts itself, or a shard is missing or of
+            another size.
     """
     manifest = read_manifest(folder)
+    require_consistent(manifest, str(folder / MANIFEST_FILE))
     for file in (file for split in manifest.splits.values() for file in split.files):
         _check_file(folder / file.file, file)
     return manifest
+
+
+def require_consistent(manifest: Manifest, place: str) -> None:
+    """Checks that a manifest does not contradict itself; `place` names its file in messages.
+
+    Raises:
+        UserError: it does, see :func:`contradictions`.
+    """
+    for found in contradictions(manifest):
+        raise UserError(f"{place} is damaged ({found}): prepare the data set again")
+
+
+def contradictions(manifest: Manifest) -> Iterator[str]:
+    """What in a manifest does not agree with the rest of it: numbers and ids of classes, names of files, counts."""
+    if [each.index for each in manifest.classes] != list(range(len(manifest.classes))):
+        yield "its classes are not numbered 0, 1, 2, …"
+    if len({each.id for each in manifest.classes}) < len(manifest.classes):
+        yield "two of its classes have the same id"
+    names = Counter(file.file for split in manifest.splits.values() for file in split.files)
+    if twice := next((name for name, times in names.items() if times > 1), None):
+        yield f"it names {twice} twice"
+    for name, split in manifest.splits.items():
+        counts = {
+            "files": sum(file.samples for file in split.files),
+            "parts": sum(part.samples for part in split.parts),
+            "classes": sum(split.samples_per_class),
+        }
+        for what, count in counts.items():
+            if count != split.samples:
+                yield f"{name} has {split.samples} samples, but its {what} have {count}"
+        if len(split.samples_per_class) != len(manifest.classes):
+            yield f"{name} counts the samples of {len(split.samples_per_class)} classes"
 
 
 def _check_file(path: Path, entry: File) -> None:

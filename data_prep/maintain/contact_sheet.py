@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_prep.codec.decode import DecodeError, decode
 from data_prep.codec.jpeg_header import read_header
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, printable
 from data_prep.format.beton import RAW, Sample, Shard
 from data_prep.format.manifest import SPLITS, ImageClass, Manifest, Split, SplitName, load_manifest
 
@@ -22,6 +22,10 @@ CAPTION, HEADING, TITLE = 46, 62, 84  # heights, in pixels: below a picture, abo
 INK, FAINT, PAPER, FRAME, ALARM = "#1c1f24", "#7a808a", "#ffffff", "#eef0f3", "#b3261e"
 LARGEST = 100
 """Largest number of columns or rows."""
+MOST = 2000
+"""Largest number of images of a split: a sheet of two splits has 0.25 gigapixels then."""
+LONGEST = 300
+"""Characters of a text that are considered; fewer fit."""
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -48,12 +52,14 @@ def draw(
         folder: of the data set.
         splits: names of splits; those that the data set lacks are omitted.
         class_name: id, name or index of a class, whose images alone are drawn.
-        columns, rows: size of each split's grid, 1 to LARGEST.
+        columns, rows: size of each split's grid, 1 to LARGEST, and MOST images.
         seed: seed of the choice of images.
 
     Raises:
-        UserError: the data set is incomplete, or has no such split or class.
+        UserError: the data set is incomplete, or has no such split or class, or the grid is too large.
     """
+    if columns * rows > MOST:
+        raise UserError(f"a sheet of {columns} × {rows} images is too large: choose --columns and --rows for {MOST}")
     manifest = load_manifest(folder)
     chosen_class = _find_class(manifest, class_name) if class_name is not None else None
     present = [name for name in splits if name in manifest.splits]
@@ -153,6 +159,7 @@ class _Page:
 
     def _text(self, place: tuple[int, int], text: str, font: Font, color: str, width: int | None = None) -> None:
         width = self._right - place[0] if width is None else width
+        text = printable(text[:LONGEST])  # names come from outside: a line break could not be measured
         if font.getlength(text) > width:
             while text and font.getlength(f"{text}…") > width:
                 text = text[:-1]

@@ -6,9 +6,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
+from pyarrow.fs import LocalFileSystem
 
 from data_prep.common import storage
 from data_prep.common.errors import UserError
@@ -39,13 +41,16 @@ class RemoteDataset:
         folder, _, options = self._location.partition("?")
         return f"{folder.rstrip('/')}/{name}" + (f" ({options})" if options else "")
 
-    def read(self, name: str) -> bytes:
-        """All of a small file.
+    def read(self, name: str, limit: int) -> bytes:
+        """All of a small file, or its first limit + 1 bytes.
 
         Raises:
             UserError: it cannot be read.
         """
-        content: bytes = self._repeat(name, lambda: self._open(name).read())
+        path = Path(self._path, name)
+        if isinstance(self._filesystem, LocalFileSystem) and path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a regular file: prepare the data set again")
+        content: bytes = self._repeat(name, lambda: self._open(name).read(limit + 1))
         return content
 
     def blocks(self, name: str, begin: int, end: int) -> Iterator[bytes]:

@@ -29,7 +29,15 @@ from data_prep.common.files import (
     unfinished_name,
     write_atomically,
 )
-from data_prep.format.manifest import MANIFEST_FILE, File, Manifest, load_manifest, parse_manifest
+from data_prep.format.manifest import (
+    LARGEST_MANIFEST,
+    MANIFEST_FILE,
+    File,
+    Manifest,
+    load_manifest,
+    parse_manifest,
+    require_consistent,
+)
 from data_prep.maintain.remote_reader import RemoteDataset
 
 FILES = 4
@@ -66,8 +74,9 @@ def stage(
             bytes are kept, and the next call resumes.
     """
     remote = RemoteDataset(location)
-    content = remote.read(MANIFEST_FILE)
+    content = remote.read(MANIFEST_FILE, LARGEST_MANIFEST)
     manifest = parse_manifest(content, remote.address(MANIFEST_FILE))
+    require_consistent(manifest, remote.address(MANIFEST_FILE))
     target = folder / folder_name(manifest)
     if not check and _is_whole(target, manifest):
         return target

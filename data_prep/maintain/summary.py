@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_prep.common.errors import printable
 from data_prep.common.files import format_bytes
 from data_prep.format import beton
 from data_prep.format.beton import Shard
@@ -161,12 +162,12 @@ def render(summary: Summary) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    title = Text.assemble((summary.name, "bold"), (f"  {summary.folder}", "dim"))
+    title = Text.assemble((printable(summary.name), "bold"), (f"  {printable(summary.folder)}", "dim"))
     parts: list[RenderableType] = [title, "", _facts(summary), "", _splits(summary)]
     for name, split in summary.splits.items():
         if split.left_out:
             parts += ["", Text(f"left out of {name} because they cannot be decoded:", "yellow")]
-            parts += [Text(f"  {each.image}: {each.reason}") for each in split.left_out[:NAMED]]
+            parts += [Text(printable(f"  {each.image}: {each.reason}")) for each in split.left_out[:NAMED]]
             if len(split.left_out) > NAMED:
                 parts.append(Text(f"  … and {len(split.left_out) - NAMED} more, in {MANIFEST_FILE}", "dim"))
     return Group(*parts)
@@ -186,7 +187,7 @@ def _facts(summary: Summary) -> Table:
         ("written by", ", ".join(f"{name} {version}" for name, version in summary.tools.items())),
         ("digest", summary.digest),
     ):
-        facts.add_row(Text(name, "dim"), Text(value))
+        facts.add_row(Text(name, "dim"), Text(printable(value)))
     return facts
 
 
@@ -240,4 +241,4 @@ def _sides(sides: Sides) -> str:
 
 
 def _classes(counts: list[ClassCount]) -> str:
-    return "\n".join(f"{each.name} {each.samples:,}" for each in counts) or "—"
+    return "\n".join(f"{printable(each.name)} {each.samples:,}" for each in counts) or "—"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep.common.files import hash_file
 from data_prep.common.parallel import cores
-from data_prep.format.manifest import MANIFEST_FILE, File, Manifest, read_manifest
+from data_prep.format.manifest import MANIFEST_FILE, File, Manifest, contradictions, read_manifest
 from data_prep.maintain.merge import MERGED_NOTE
 from data_prep.maintain.split_check import Advance, SplitCheck
 from data_prep.maintain.verification_report import VerificationReport
@@ -31,7 +31,8 @@ def verify(
         UserError: the manifest is missing or damaged.
     """
     report = VerificationReport(read_manifest(folder))
-    _check_manifest(report)
+    for found in contradictions(report.manifest):
+        report.add(MANIFEST_FILE, None, found)
     _find_unnamed_files(folder, report)
     threads = threads or cores()
     with ThreadPoolExecutor(threads) as pool:
@@ -47,26 +48,6 @@ def verify(
             _check_sides(checks, report)
     report.sort()
     return report
-
-
-def _check_manifest(report: VerificationReport) -> None:
-    """Checks that the manifest is consistent."""
-    manifest = report.manifest
-    if [each.index for each in manifest.classes] != list(range(len(manifest.classes))):
-        report.add(MANIFEST_FILE, None, "its classes are not numbered 0, 1, 2, …")
-    if len({each.id for each in manifest.classes}) < len(manifest.classes):
-        report.add(MANIFEST_FILE, None, "two of its classes have the same id")
-    for name, split in manifest.splits.items():
-        counts = {
-            "files": sum(file.samples for file in split.files),
-            "parts": sum(part.samples for part in split.parts),
-            "classes": sum(split.samples_per_class),
-        }
-        for what, count in counts.items():
-            if count != split.samples:
-                report.add(MANIFEST_FILE, None, f"{name} has {split.samples} samples, but its {what} have {count}")
-        if len(split.samples_per_class) != len(manifest.classes):
-            report.add(MANIFEST_FILE, None, f"{name} counts the samples of {len(split.samples_per_class)} classes")
 
 
 def _find_unnamed_files(folder: Path, report: VerificationReport) -> None:

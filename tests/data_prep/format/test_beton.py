@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -171,3 +172,31 @@ def test_damaged_jpegs_raise_and_are_never_half_served() -> None:
     Image.new("CMYK", (56, 40)).save(buffer, "JPEG")
     with pytest.raises(decode.DecodeError):
         decode.decode(buffer.getvalue(), 40, 56, out)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("page_size", 0, "page size is 0"),
+        ("page_size", 2**20, "page size is 1048576"),
+        ("page_size", 3 * 2**20, "page size is 3145728"),
+        ("page_size", 2**31, "page size is 2147483648"),
+        ("page_size", 2**32 - 1, "page size is 4294967295"),
+        ("samples", 0, "holds no samples"),
+    ],
+)
+def test_a_header_with_impossible_numbers_is_refused(tmp_path: Path, field: str, value: int, message: str) -> None:
+    path = tmp_path / "a.beton"
+    beton.write_shard(path, make_samples(2), 2)
+    content = bytearray(path.read_bytes())
+    np.frombuffer(content, beton.HEADER, 1)[field] = value
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        beton.Shard(path)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_no_shard(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.beton")
+    with pytest.raises(UserError, match="cannot be read"):
+        beton.Shard(tmp_path / "a.beton")

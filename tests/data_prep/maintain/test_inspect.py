@@ -55,13 +55,13 @@ def test_the_numbers_are_those_of_the_images_as_shards_and_merged(folder: Path) 
 def test_the_most_and_the_least_frequent_classes_are_listed_apart(folder: Path) -> None:
     manifest = read_manifest(folder)
     classes = [ImageClass(index=i, id=f"n{i}", name=f"class {i}") for i in range(12)]
-    counts = [5, 1, 9, 2, 8, 3, 7, 4, 6, 0, 11, 10]
+    counts = [2, 0, 4, 0, 3, 1, 3, 1, 2, 0, 4, 2]
     train = manifest.splits["train"].model_copy(update={"samples_per_class": counts})
     save(folder, manifest.model_copy(update={"classes": classes, "splits": {"train": train}}))
     split = summarize(folder).splits["train"]
-    assert [each.samples for each in split.most] == [11, 10, 9, 8, 7]
-    assert [each.samples for each in split.least] == [0, 1, 2, 3, 4]
-    assert split.least[0].name == "class 9"
+    assert [each.samples for each in split.most] == [4, 4, 3, 3, 2]
+    assert [each.samples for each in split.least] == [0, 0, 0, 1, 1]
+    assert split.least[0].name == "class 9" and split.most[0].name == "class 2"
 
 
 def test_the_summary_reads_well_and_names_what_was_left_out(folder: Path) -> None:
@@ -161,3 +161,26 @@ def test_a_sheet_of_damaged_samples_shows_what_is_wrong_with_them(folder: Path) 
     damaged = np.asarray(draw(folder, columns=3, rows=3, splits=["validation"]))
     alarm = np.array([0xB3, 0x26, 0x1E])
     assert not np.all(whole == alarm, axis=-1).any() and np.all(damaged == alarm, axis=-1).sum() > 20
+
+
+HOSTILE = "evil\x1b]0;title\x07\r\n\x9b2J\u202ename"
+
+
+def test_text_from_outside_does_not_control_a_terminal_or_break_a_sheet(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    classes = [each.model_copy(update={"name": HOSTILE * 5000}) for each in manifest.classes]
+    left_out = [LeftOut(image=HOSTILE, reason=HOSTILE)]
+    train = manifest.splits["train"].model_copy(update={"left_out": left_out})
+    source = manifest.source.model_copy(update={"kind": HOSTILE, "location": HOSTILE, "options": {HOSTILE: HOSTILE}})
+    changes = {"name": HOSTILE, "classes": classes, "source": source, "tools": {HOSTILE: HOSTILE}}
+    save(folder, manifest.model_copy(update={"splits": {**manifest.splits, "train": train}, **changes}))
+    shown = io.StringIO()
+    Console(file=shown, width=10**6).print(render(summarize(folder)))
+    assert "evil\\x1b]0;title\\x07\\r\\n\\x9b2J\\u202ename" in shown.getvalue()
+    assert all(character.isprintable() or character == "\n" for character in shown.getvalue())
+    assert draw(folder, columns=2, rows=1).size == draw(folder, columns=2, rows=1, seed=1).size
+
+
+def test_the_size_of_a_sheet_is_bounded(folder: Path) -> None:
+    with pytest.raises(UserError, match="a sheet of 100 × 100 images is too large: choose --columns and --rows for 20"):
+        draw(folder, columns=100, rows=100)

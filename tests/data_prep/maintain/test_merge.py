@@ -59,7 +59,8 @@ def test_merging_to_an_output_leaves_the_data_set_alone(tmp_path: Path) -> None:
     assert content(output) == content(folder)
     assert load_manifest(output).digest == before.digest
     assert merge(folder, output).already_there
-    save(output, before.model_copy(update={"classes": before.classes[::-1], "splits": {}}))
+    other = [each.model_copy(update={"name": f"other {each.name}"}) for each in before.classes]
+    save(output, before.model_copy(update={"classes": other, "splits": {}}))
     with pytest.raises(UserError, match="already exists and is not this data set: choose another"):
         merge(folder, output)
 

@@ -220,6 +220,20 @@ MUTATIONS = (
         "",
         ("tests/data_prep/maintain/test_stage.py::test_impossible_addresses_and_names_are_refused",),
     ),
+    Mutation(
+        "a manifest that contradicts itself is believed",
+        "data_prep/format/manifest.py",
+        "    require_consistent(manifest, str(folder / MANIFEST_FILE))\n",
+        "",
+        ("tests/data_prep/format/test_manifest.py",),
+    ),
+    Mutation(
+        "the page size of a shard is believed",
+        "data_prep/format/beton.py",
+        "page_size.bit_count() != 1 or ",
+        "",
+        ("tests/data_prep/format/test_beton.py::test_a_header_with_impossible_numbers_is_refused",),
+    ),
     # data from outside
     Mutation(
         "a process that does not exit outlives its cluster",

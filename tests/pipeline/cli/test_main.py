@@ -90,6 +90,7 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         ),
         (["train"], "error: Missing argument 'CONFIG'."),
         (["ui", "--port", "many"], "error: Invalid value for '--port': 'many' is not a valid integer range."),
+        (["ui", "a\x1b[2J"], r"error: Got unexpected extra argument (a\x1b[2J)"),
         (["train", "nowhere.yaml"], "error: configuration file nowhere.yaml does not exist"),
         (
             ["ui", "--uri", "http://x"],
