@@ -14,7 +14,7 @@ from PIL import Image, JpegImagePlugin, TiffImagePlugin
 
 from data_prep.codec import decode
 from data_prep.codec.decode import DecodeError, Severity
-from data_prep.codec.jpeg_header import JpegHeader, read_header
+from data_prep.codec.jpeg_header import START_OF_IMAGE, JpegHeader, read_header
 from data_prep.format.beton import JPEG, RAW
 
 QUALITY = 95
@@ -131,7 +131,12 @@ def check(jpeg: bytes) -> JpegHeader:
 def _open(content: bytes) -> Image.Image:
     if not content:
         raise DecodeError("the file is empty")
-    image = Image.open(io.BytesIO(content), formats=_readable_formats())
+    try:
+        image = Image.open(io.BytesIO(content), formats=_readable_formats())
+    except Image.UnidentifiedImageError:
+        if content.startswith(START_OF_IMAGE):
+            read_header(content)  # says why this JPEG is not read
+        raise
     if image.format in ("JPEG", "MPO") and "progressive" in image.info:
         # What `_decode.c` limits, for those that Pillow decodes, too.
         if (scans := content.count(_SCAN)) > MOST_SCANS:

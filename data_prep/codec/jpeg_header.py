@@ -9,12 +9,13 @@ import numpy as np
 
 from data_prep.codec.decode import Bytes, DecodeError
 
-_START_OF_IMAGE = b"\xff\xd8"
+START_OF_IMAGE = b"\xff\xd8"
 _START_OF_SCAN, _END_OF_IMAGE, _APPLICATION_1 = 0xDA, 0xD9, 0xE1
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those three are tables and a reserved marker
 _COMMON_FRAMES = (0xC0, 0xC1, 0xC2)
 """Of Huffman codes: baseline, extended, progressive. Others are lossless, hierarchical or arithmetic."""
 _FILL = 0xFFFF
+_BITS = 8
 
 
 class JpegHeader(NamedTuple):
@@ -25,7 +26,7 @@ class JpegHeader(NamedTuple):
     components: int
     """1 is gray, 3 is color, 4 is CMYK (which is not decoded)."""
     common: bool
-    """Whether every decoder reads it: 8 bits, Huffman codes, baseline or progressive."""
+    """Whether every decoder reads it: Huffman codes, baseline or progressive."""
     exif: bool
     """Whether EXIF metadata precede the first scan; they may hold the orientation."""
 
@@ -34,12 +35,12 @@ def read_header(jpeg: Bytes) -> JpegHeader:
     """Height, width and components of a JPEG, from its header alone.
 
     Raises:
-        DecodeError: it is not a JPEG, or ends before its header does.
+        DecodeError: it is not a JPEG, ends before its header does, or has other than 8 bits per sample.
     """
     if len(jpeg) == 0:
         raise DecodeError("it is empty")
     view = np.frombuffer(jpeg, np.uint8).data
-    if view[:2] != _START_OF_IMAGE:
+    if view[:2] != START_OF_IMAGE:
         raise DecodeError("it does not begin like a JPEG")
     position, exif = 2, False
     frame: tuple[int, int, int, bool] | None = None
@@ -55,7 +56,11 @@ def read_header(jpeg: Bytes) -> JpegHeader:
             precision, height, width, components = struct.unpack_from(">BHHB", view, position + 4)
             if not height or not width:
                 raise DecodeError(f"its JPEG header claims {height}×{width} pixels")
-            frame = frame or (height, width, components, precision == 8 and kind in _COMMON_FRAMES)
+            if precision != _BITS:
+                raise DecodeError(
+                    f"it is a JPEG of {precision} bits per sample: convert it to {_BITS} bits, or to a PNG"
+                )
+            frame = frame or (height, width, components, kind in _COMMON_FRAMES)
         exif = exif or (kind == _APPLICATION_1 and view[position + 4 : position + 8] == b"Exif")
         position += 2 + length
     if frame:

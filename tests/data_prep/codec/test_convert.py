@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import struct
@@ -211,6 +212,24 @@ def test_white_of_a_tiff_is_that_of_its_bits(bits: int) -> None:
         assert bits in (10, 14) and "no image of a format that is read" in str(error)
         return
     assert sorted(set(stored.content)) == [0, 255]
+
+
+@pytest.mark.parametrize(("frame", "bits"), [(0xC0, 12), (0xC1, 12), (0xC2, 12), (0xC3, 16)])
+def test_jpegs_of_other_bit_depths_are_refused_with_the_remedy(frame: int, bits: int) -> None:
+    content = bytearray(encode(picture()))
+    start = content.index(b"\xff\xc0")
+    content[start + 1], content[start + 4] = frame, bits
+    for read in (functools.partial(to_jpeg, max_side=100), functools.partial(to_raw, max_side=100), check):
+        with pytest.raises(DecodeError, match=f"a JPEG of {bits} bits per sample: convert it to 8 bits"):
+            read(bytes(content))
+    assert keep_unchanged([bytes(content)], 100) == [None]
+
+
+@pytest.mark.parametrize("kept", [2, 20, 100, 300])
+def test_a_jpeg_that_ends_in_its_header_is_not_taken_for_another_format(kept: int) -> None:
+    for read in (to_jpeg, to_raw):
+        with pytest.raises(DecodeError, match=r"truncated|Truncated"):
+            read(encode(picture())[:kept], 100)
 
 
 def test_memory_that_is_short_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:

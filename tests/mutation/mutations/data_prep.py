@@ -18,6 +18,13 @@ MUTATIONS = (
         "for row in list(headers)[: len(headers) - len(jobs)]:",
         ("tests/data_prep/prepare/test_prepare.py",),
     ),
+    Mutation(
+        "JPEGs of 12 bits are said to be no images",
+        "data_prep/codec/convert.py",
+        "            read_header(content)  # says why this JPEG is not read\n",
+        "            pass\n",
+        ("tests/data_prep/codec/test_convert.py::test_jpegs_of_other_bit_depths_are_refused_with_the_remedy",),
+    ),
     # data_prep/loading
     Mutation(
         "the seed of the order is ignored",
