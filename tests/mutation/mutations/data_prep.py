@@ -289,4 +289,11 @@ MUTATIONS = (
             "tests/data_prep/prepare/test_prepare.py::test_finished_shards_outlive_an_output_that_could_not_be_renamed_to",
         ),
     ),
+    Mutation(
+        "what goes into a file is shown on the terminal instead",
+        "data_prep/common/progress.py",
+        '"redirect_stdout": sys.stdout.isatty()',
+        '"redirect_stdout": True',
+        ("tests/data_prep/common/test_progress.py::test_rows_go_into_the_file_and_the_bar_to_a_terminal_alone",),
+    ),
 )

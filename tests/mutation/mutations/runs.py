@@ -27,6 +27,52 @@ MUTATIONS = (
             "tests/pipeline/config/test_settings_io.py::test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed",
         ),
     ),
+    # pipeline/config, what a user reads
+    Mutation(
+        "a wrong value is refused in the words of a library",
+        "pipeline/config/plain_errors.py",
+        '    "float_parsing": "must be a number",\n',
+        "",
+        ("tests/pipeline/config/test_settings_io.py::test_no_setting_is_refused_in_the_words_of_a_library",),
+    ),
+    Mutation(
+        "a composed name is longer than a folder's may be",
+        "pipeline/runs/paths.py",
+        "    if len(name) <= LONGEST_NAME:",
+        "    if True:",
+        ("tests/tuning/test_space.py::test_long_names_are_shortened_and_stay_apart",),
+    ),
+    # pipeline/cli and pipeline/inference
+    Mutation(
+        "a server on this machine is reached through a proxy",
+        "pipeline/cli/proxies.py",
+        'LOOPBACK = ("localhost", "127.0.0.1", "::1")',
+        'LOOPBACK = ("localhost",)',
+        ("tests/pipeline/cli/test_proxies.py::test_this_machine_is_reached_directly_and_all_else_as_before",),
+    ),
+    Mutation(
+        "an exported file cannot be written, which is found after the work",
+        "pipeline/inference/export.py",
+        "    _check_output(path, replace)\n",
+        "",
+        ("tests/pipeline/inference/test_export.py::test_what_cannot_be_written_or_read_is_refused_in_a_sentence",),
+    ),
+    Mutation(
+        "a full disk is blamed on the tracking store",
+        "pipeline/tracking/mlflow_errors.py",
+        "    if database and is_disk_full(error):",
+        "    if False:",
+        ("tests/pipeline/tracking/test_mlflow_run.py::test_a_disk_that_is_full_is_named_and_not_the_setting",),
+    ),
+    Mutation(
+        "a database that cannot be opened is tried for minutes",
+        "pipeline/tracking/mlflow_run.py",
+        '        store.database.open("rb").close()',
+        "        pass",
+        (
+            "tests/pipeline/tracking/test_mlflow_run.py::test_a_database_that_cannot_be_used_is_named_with_its_fault[folder]",
+        ),
+    ),
     # pipeline/runs
     Mutation(
         "momentum is lost when a run resumes",

@@ -179,7 +179,9 @@ def copied(store: Store, tmp_path: Path) -> Path:
             marks=pytest.mark.slow,
         ),
         ("garbage", r"mlflow\.db is no SQLite database, or is damaged: move it away"),
-        ("folder", r"mlflow\.db cannot be used \(Is a directory\): check the file and its folder"),
+        pytest.param(
+            "folder", r"mlflow\.db cannot be used \(Is a directory\): check the file and its folder", id="folder"
+        ),
     ],
 )
 def test_a_database_that_cannot_be_used_is_named_with_its_fault(copied: Path, fault: str, message: str) -> None:
