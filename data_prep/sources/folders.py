@@ -134,6 +134,8 @@ def arrange(
             remedy = "put one folder for each class into it" + ", of images that are not trained on" * (
                 split_name != "train"
             )
+            if not builders:
+                remedy += ", or say with --kind what the source is, such as parquet or webdataset"
             raise UserError(f"{location} has no folder {wanted} with images: {remedy}")
         chosen[split_name] = builders[folder]
     ids = _class_ids(location, chosen)

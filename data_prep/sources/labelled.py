@@ -11,10 +11,17 @@ from data_prep.common import storage
 from data_prep.common.errors import UserError
 from data_prep.format.class_names import from_labels
 from data_prep.format.manifest import SPLITS, SplitName
-from data_prep.sources.image_index import ImageIndex, ImageIndexBuilder, IndexedImage, is_clutter
+from data_prep.sources.image_index import (
+    HIDDEN_OR_CLUTTER,
+    ImageIndex,
+    ImageIndexBuilder,
+    IndexedImage,
+    PassedOver,
+    is_clutter,
+)
 
 _NAMES: dict[SplitName, re.Pattern[str]] = {
-    "train": re.compile(r"(^|[^a-z])train([^a-z]|$)"),
+    "train": re.compile(r"(^|[^a-z])(train)([^a-z]|$)"),
     "validation": re.compile(r"(^|[^a-z])(val|valid|validation|test)([^a-z]|$)"),
 }
 
@@ -30,23 +37,33 @@ class LabelledImage(NamedTuple):
     image: IndexedImage
 
 
-def files_of_splits(location: str, suffix: str) -> dict[SplitName, list[str]]:
+def files_of_splits(location: str, suffix: str, passed_over: PassedOver) -> dict[SplitName, list[str]]:
     """The locations of the files below a location that end in `suffix`, by split.
+
+    Args:
+        passed_over: counts the other files.
 
     Raises:
         UserError: a split has no files.
     """
-    names = [
-        entry.name
-        for entry in storage.list_files(location)
-        if entry.name.endswith(suffix) and not is_clutter(entry.name)
-    ]
-    named: dict[SplitName, list[str]] = {
-        split: [name for name in names if _split_of(name) == split] for split in SPLITS
-    }
-    # A test split beside a validation split has no labels, as in ImageNet.
-    if without_test := [name for name in named["validation"] if re.search("val", name)]:
-        named["validation"] = without_test
+    named: dict[SplitName, list[str]] = {split: [] for split in SPLITS}
+    tests = []
+    for name in (entry.name for entry in storage.list_files(location)):
+        if is_clutter(name):
+            passed_over.add(HIDDEN_OR_CLUTTER, name)
+        elif not name.endswith(suffix):
+            passed_over.add(f"no {suffix} file", name)
+        elif not (said := _split_of(name)):
+            passed_over.add("named after no split", name)
+        elif said.word == "test":
+            tests.append(name)
+        else:
+            named[said.split].append(name)
+    if not named["validation"]:
+        named["validation"] = tests
+    else:  # a test split beside a validation split has no labels, as in ImageNet
+        for name in tests:
+            passed_over.add("a test split beside a validation split", name)
     found = {split: [storage.join(location, *name.split("/")) for name in named[split]] for split in SPLITS}
     for split in SPLITS:
         if not found[split]:
@@ -57,10 +74,17 @@ def files_of_splits(location: str, suffix: str) -> dict[SplitName, list[str]]:
     return found
 
 
-def _split_of(path: str) -> SplitName | None:
+class _SplitWord(NamedTuple):
+    """A split, and the word of a path that names it."""
+
+    split: SplitName
+    word: str
+
+
+def _split_of(path: str) -> _SplitWord | None:
     """The split that a file's name says, or else the name of the nearest folder that says one."""
     for part in reversed(path.split("/")):
-        said = [split for split in SPLITS if _NAMES[split].search(part)]
+        said = [_SplitWord(split, found[2]) for split in SPLITS if (found := _NAMES[split].search(part))]
         if len(said) == 1:
             return said[0]
         if said:
@@ -74,8 +98,12 @@ def to_index(
     scratch: Path,
     class_names: Path | str | None,
     given: list[str] | None = None,
+    passed_over: PassedOver | None = None,
 ) -> ImageIndex:
     """The index of labelled images.
+
+    Args:
+        passed_over: has counted the other files when `images` are exhausted.
 
     Raises:
         UserError: a label is negative, or has no class.
@@ -90,6 +118,7 @@ def to_index(
             builders[split].add(str(label), image)
         if not builders[split].classes:
             raise UserError(f"the {split} split of {location} has no images")
+    said = passed_over.sentences() if passed_over else ()
     classes = from_labels(largest + 1, class_names, given)
     order = [str(each.index) for each in classes]
-    return ImageIndex(classes, {split: each.table(order) for split, each in builders.items()})
+    return ImageIndex(classes, {split: each.table(order) for split, each in builders.items()}, said)

@@ -18,7 +18,7 @@ from data_prep.common import storage
 from data_prep.common.errors import UserError
 from data_prep.common.parallel import Advance, Executor
 from data_prep.format.manifest import SPLITS, SplitName
-from data_prep.sources.image_index import ImageIndex, IndexedImage
+from data_prep.sources.image_index import ImageIndex, IndexedImage, PassedOver
 from data_prep.sources.labelled import LabelledImage, files_of_splits, to_index
 from data_prep.sources.registry import FolderNames
 
@@ -67,7 +67,8 @@ class ParquetTables:
         Raises:
             UserError: a file is damaged, or has no columns of images and labels.
         """
-        files = files_of_splits(self._folder, ".parquet")
+        passed_over = PassedOver()
+        files = files_of_splits(self._folder, ".parquet", passed_over)
         tasks = {
             split: [_Task(file, scratch / f"{split}-{number:05d}.images") for number, file in enumerate(files[split])]
             for split in SPLITS
@@ -77,7 +78,7 @@ class ParquetTables:
             for split in SPLITS
         }
         given = _class_names(_open(files["train"][0]).schema_arrow)
-        return to_index(self.location, images, scratch, self._names, given)
+        return to_index(self.location, images, scratch, self._names, given, passed_over)
 
 
 def _unpack(task: _Task, advance: Advance) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -53,8 +52,8 @@ class WebDataset:
         Raises:
             UserError: a shard is damaged, or an image has no label.
         """
-        shards = files_of_splits(self._folder, ".tar")
         passed_over = PassedOver()
+        shards = files_of_splits(self._folder, ".tar", passed_over)
 
         def images_of(split: SplitName) -> Iterator[LabelledImage]:
             for images, others in executor.map(_read_shard, shards[split]):
@@ -63,8 +62,7 @@ class WebDataset:
                 yield from images
 
         images: dict[SplitName, Iterable[LabelledImage]] = {split: images_of(split) for split in SPLITS}
-        index = to_index(self.location, images, scratch, self._names)
-        return replace(index, passed_over=passed_over.sentences())
+        return to_index(self.location, images, scratch, self._names, passed_over=passed_over)
 
 
 def _read_shard(archive: str, advance: Advance) -> tuple[list[LabelledImage], list[tuple[str, str]]]:

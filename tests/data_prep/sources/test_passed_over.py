@@ -11,8 +11,8 @@ import pytest
 
 from data_prep.common.errors import UserError
 from data_prep.common.parallel import ThreadExecutor
-from data_prep.sources.image_index import ImageIndex
-from data_prep.sources.labelled import MOST_CLASSES
+from data_prep.sources.image_index import HIDDEN_OR_CLUTTER, ImageIndex, PassedOver
+from data_prep.sources.labelled import MOST_CLASSES, files_of_splits
 from data_prep.sources.registry import open_source, recognize
 from data_prep.sources.webdataset import WebDataset
 from tests.helpers.images import encode, picture
@@ -130,6 +130,27 @@ def test_shards_may_lie_in_folders_of_their_splits(tmp_path: Path) -> None:
     assert recognize(str(tmp_path / "shards")) == "folders", "only --kind finds them"
     found = WebDataset(str(tmp_path / "shards")).list(tmp_path, ThreadExecutor(1))
     assert [table.num_rows for table in found.splits.values()] == [2, 2]
+    assert [sentence[:30] for sentence in found.passed_over] == [f"1 passed over ({HIDDEN_OR_CLUTTER}"[:30]]
+    with pytest.raises(UserError, match=r"no folder train with images: .*, or say with --kind what the source is"):
+        listed(tmp_path / "shards", tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".parquet"])
+def test_files_beside_those_of_the_splits_are_counted_with_their_reasons(tmp_path: Path, suffix: str) -> None:
+    used = {"train": ["interval/train/0", "a-train-1"], "validation": ["interval/val/0"]}
+    others = {
+        HIDDEN_OR_CLUTTER: ["__MACOSX/train/._0", "interval/train/._0"],
+        "named after no split": ["extra/0"],
+        "a test split beside a validation split": ["interval/test/0", "test-1"],
+    }
+    names = [name + suffix for group in [*used.values(), *others.values()] for name in group]
+    folder(tmp_path, [*names, "README.md"])
+    passed_over = PassedOver()
+    found = files_of_splits(str(tmp_path), suffix, passed_over)
+    expected = {split: {str(tmp_path / name) + suffix for name in group} for split, group in used.items()}
+    assert {split: set(files) for split, files in found.items()} == expected
+    counts = {sentence.split("(")[1].split(")")[0]: sentence.split()[0] for sentence in passed_over.sentences()}
+    assert counts == {reason: str(len(group)) for reason, group in others.items()} | {f"no {suffix} file": "1"}
 
 
 def test_links_in_webdataset_stand_for_what_they_lead_to(tmp_path: Path) -> None:

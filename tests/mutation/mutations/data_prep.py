@@ -25,6 +25,16 @@ MUTATIONS = (
         "            pass\n",
         ("tests/data_prep/codec/test_convert.py::test_jpegs_of_other_bit_depths_are_refused_with_the_remedy",),
     ),
+    Mutation(
+        "a test split beside a validation split is taken for a part of it",
+        "data_prep/sources/labelled.py",
+        'elif said.word == "test":',
+        'elif name.startswith("test"):',
+        (
+            "tests/data_prep/sources/test_passed_over.py::"
+            "test_files_beside_those_of_the_splits_are_counted_with_their_reasons",
+        ),
+    ),
     # data_prep/loading
     Mutation(
         "the seed of the order is ignored",
