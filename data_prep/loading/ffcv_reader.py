@@ -150,7 +150,7 @@ class FfcvLoader:
 
     def steps(self) -> int:
         """Global batches in an epoch; incomplete ones are dropped."""
-        return -(-self.samples // self._world_size) // self._batch_size
+        return full_batches(self.samples, self._batch_size * self._world_size, self._world_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This rank's part of each global batch of an epoch.
@@ -199,6 +199,15 @@ def import_ffcv() -> ModuleType:
     except ImportError as error:
         raise UserError(f"stock FFCV cannot be imported ({error}): {REMEDY}") from None
     return ffcv
+
+
+def full_batches(samples: int, batch_size: int, world_size: int) -> int:
+    """Number of steps in an epoch of so many images: FFCV gives every rank as many, and drops incomplete batches.
+
+    Args:
+        batch_size: images in a global batch; every rank takes the same number, rounded up.
+    """
+    return -(-samples // world_size) // -(-batch_size // world_size)
 
 
 def check_split(folder: Path, split: Split) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.codec.decode import DecodeError, decode
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, first_line
 from data_prep.format.beton import RAW, Sample, Shard
 from data_prep.format.manifest import read_manifest
 from data_prep.loading.ffcv_reader import FfcvFile, import_ffcv
@@ -46,13 +46,17 @@ def compare_with_ffcv(folder: Path, advance: Callable[[int], None] = lambda coun
 
 
 def _compare(file: str, number: int, theirs: FfcvFile, ours: Shard, report: VerificationReport) -> None:
-    sample = ours.read(number)
     try:
+        sample = ours.read(number)
         expected = _pixels(sample)
-    except DecodeError as error:
+    except (DecodeError, UserError) as error:
         report.add(file, number, f"it cannot be decoded: {error}")
         return
-    found = theirs[number]
+    try:
+        found = theirs[number]
+    except Exception as error:  # whatever FFCV raises
+        report.add(file, number, f"FFCV cannot read it ({type(error).__name__}: {first_line(error)})")
+        return
     if found.label != sample.label:
         report.add(file, number, f"FFCV reads the label {found.label}, this package {sample.label}")
     elif found.pixels.shape != expected.shape:

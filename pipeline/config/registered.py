@@ -6,10 +6,14 @@ import pkgutil
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import GetCoreSchemaHandler, ValidationInfo
 from pydantic_core import core_schema
 
 from data_prep.common.registry import VARIABLE
+
+STORED = "stored"
+"""In pydantic's context: the settings were resolved when they were stored. A network is used, too, where the modules
+are missing that its training needed, such as an augmentation; what is missing and needed is named when it is built."""
 
 
 class NotRegistered(ValueError):
@@ -30,12 +34,14 @@ class Registered:
         """Every name that the setting can have."""
         return tuple(pkgutil.resolve_name(self.registry))
 
-    def check(self, value: str) -> str:
-        """The value itself.
+    def check(self, value: str, info: ValidationInfo) -> str:
+        """The value itself. Stored settings (see STORED) may hold names that are not registered here.
 
         Raises:
             NotRegistered: lists the names.
         """
+        if info.context and info.context.get(STORED):
+            return value
         names = [repr(name) for name in self.names]
         if not names:
             raise NotRegistered(f"must be a registered name, and no package registers any in {self.registry}")
@@ -45,4 +51,4 @@ class Registered:
         return value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(self.check, handler(source))
+        return core_schema.with_info_after_validator_function(self.check, handler(source))

@@ -286,6 +286,10 @@ class Settings(Section):
                 "cluster.min_workers must stay unset where data.reader is ffcv: an epoch cannot continue with another "
                 "number of workers"
             )
+        if self.data.reader == "ffcv" and self.training.initial_image_size is not None:
+            raise ValueError(
+                "training.initial_image_size must stay unset where data.reader is ffcv, which compiles for one size"
+            )
         if self.data.reader == "ffcv" and self.checkpoint.every_steps:
             raise ValueError(
                 "checkpoint.every_steps must be 0 where data.reader is ffcv: an epoch cannot be resumed exactly"

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from data_prep.common.errors import UserError
 from pipeline.config.plain_errors import requirement
-from pipeline.config.registered import NotRegistered, Registered
+from pipeline.config.registered import STORED, NotRegistered, Registered
 from pipeline.config.schema import Settings
 from pipeline.config.section import MAY_CHANGE, Section
 
@@ -105,24 +105,31 @@ def _kinds(annotation: Any) -> set[Any]:
     return {annotation}
 
 
-def resolve(tree: type[Tree], content: Mapping[str, Any], source: str, assignments: Sequence[str] = ()) -> Tree:
+def resolve(
+    tree: type[Tree], content: Mapping[str, Any], source: str, assignments: Sequence[str] = (), *, stored: bool = False
+) -> Tree:
     """Checks `content` against the tree `tree`.
 
     Args:
         source: names the content in errors.
         assignments: which :func:`override` applied to it; an error in what one of them set names it instead.
+        stored: the content was resolved before, with names that need not be registered here.
 
     Raises:
         UserError: names each wrong field, its value and what is allowed.
     """
     try:
-        return tree.model_validate(content)
+        return tree.model_validate(content, context={STORED: stored})
     except ValidationError as error:
         raise UserError("\n".join(_explain(each, tree, source, assignments) for each in error.errors())) from None
 
 
-def load(path: Path, assignments: Sequence[str] = ()) -> Settings:
+def load(path: Path, assignments: Sequence[str] = (), *, stored: bool = False) -> Settings:
     """The settings of a configuration file, with overrides.
+
+    Args:
+        assignments: the overrides.
+        stored: see :func:`resolve`.
 
     Raises:
         UserError: see :func:`load_yaml`, :func:`override` and :func:`resolve`.
@@ -130,7 +137,7 @@ def load(path: Path, assignments: Sequence[str] = ()) -> Settings:
     content = load_yaml(path)
     if "search" in content and "train" in content:
         raise UserError(f"{path} describes a search, not a run: phasecollapse tune {path}")
-    return resolve(Settings, override(content, assignments, Settings), str(path), assignments)
+    return resolve(Settings, override(content, assignments, Settings), str(path), assignments, stored=stored)
 
 
 def explain(tree: type[Section], prefix: str = "") -> str:

@@ -16,6 +16,7 @@ from data_prep.common.files import format_bytes
 from data_prep.common.parallel import cores
 from data_prep.common.progress import format_duration
 from data_prep.format.manifest import Manifest
+from data_prep.loading.ffcv_reader import full_batches
 from data_prep.loading.loader import batch_bounds
 from pipeline import models
 from pipeline.analysis.model_summary import describe
@@ -99,7 +100,9 @@ def plan(settings: Settings, data: Manifest) -> Plan:
         micro_batch_size=micro_batch,
         training_images=training,
         evaluation_images=evaluation,
-        steps_per_epoch=len(batch_bounds(training, settings.training.batch_size)) - 1,
+        steps_per_epoch=full_batches(training, settings.training.batch_size, workers)
+        if settings.data.reader == "ffcv"
+        else len(batch_bounds(training, settings.training.batch_size)) - 1,
         epochs=settings.training.epochs,
         sizes=sorted(set(sizes)),
         pixel_share=sum(size**2 for size in sizes) / (len(sizes) * settings.data.image_size**2),

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import explain_os_errors, partials_in, sync_folder, write_atomically
+from pipeline.config.registered import STORED
 from pipeline.config.section import Section
 from pipeline.config.settings_io import END_OF_DOCUMENT, to_yaml
 
@@ -83,7 +84,7 @@ def parse_identity(text: str, kind: type[Identity]) -> Identity:
     if not text.endswith(END_OF_DOCUMENT):
         raise ValueError("it is empty or truncated")
     try:
-        return kind.model_validate(yaml.safe_load(text))
+        return kind.model_validate(yaml.safe_load(text), context={STORED: True})
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
 

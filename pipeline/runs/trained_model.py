@@ -101,7 +101,7 @@ def describe(checkpoint: Path) -> ModelDescription:
     Raises:
         UserError: its files are damaged.
     """
-    settings = settings_io.load(checkpoint / paths.SETTINGS)
+    settings = settings_io.load(checkpoint / paths.SETTINGS, stored=True)
     if not (checkpoint / paths.SETTINGS).read_text(encoding="utf-8").endswith(settings_io.END_OF_DOCUMENT):
         raise UserError(f"{checkpoint / paths.SETTINGS} is truncated: use another checkpoint")
     try:

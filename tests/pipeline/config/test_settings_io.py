@@ -6,10 +6,10 @@ import itertools
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from data_prep.common.errors import UserError
 from data_prep.common.registry import Registry
@@ -251,4 +251,4 @@ def test_the_names_of_lists_and_of_single_choices_are_explained() -> None:
 
 def test_a_name_is_refused_where_none_is_registered() -> None:
     with pytest.raises(ValueError, match="must be a registered name, and no package registers any"):
-        Registered(f"{__name__}:EMPTY").check("mine")
+        TypeAdapter(Annotated[str, Registered(f"{__name__}:EMPTY")]).validate_python("mine")

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runs import history
+from data_prep.common.errors import UserError
+from pipeline.config import settings_io
+from pipeline.runs import history, trained_model
 from tests.helpers.runs import write_configuration
 
 MODULE = """
@@ -83,6 +85,10 @@ def test_a_run_uses_what_a_module_outside_the_package_registers(textures: Path, 
     ]
     evaluation = json.loads((run / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
     assert evaluation["images"] == 70 and evaluation["registered"] == {"images": 1.0}
+    trained = trained_model.load(run)  # in this process, which has not imported that module
+    assert (trained.settings.optimizer.kind, trained.settings.training.callbacks) == ("plain", ("log",))
+    with pytest.raises(UserError, match=r"'optimizer\.kind' is 'plain': must be 'sgd' or 'adamw'"):
+        settings_io.load(file)
 
 
 def test_an_unknown_name_is_refused_with_those_there_are(textures: Path, tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ def test_several_files_a_split_are_refused_with_the_remedy(textures: Path, tmp_p
         "data.augmentations=[grayscale]",
         "cluster.min_workers=1",
         "checkpoint.every_steps=5",
+        "training.initial_image_size=8",
     ],
 )
 def test_what_ffcv_cannot_do_is_refused_by_name(textures: Path, tmp_path: Path, option: str) -> None:
@@ -147,3 +148,4 @@ def test_a_run_of_several_workers_is_checked_before_they_start(merged: Path, tmp
         "test",
     )
     launcher.check(settings, load_manifest(merged))
+    assert launcher.run_plan.plan(settings, load_manifest(merged)).steps_per_epoch == 240 // 16
