@@ -174,7 +174,7 @@ def test_a_diverging_run_fails_with_a_sentence_and_is_tracked_as_failed(
         ("data.classes=7", r"data\.classes is 7, but the data set in .* has 10 classes"),
         ("data.path=nowhere", r"data set folder .*nowhere does not exist.*prepare"),
         ("data.image_size=2", r"block"),
-        ("training.epochs=5", r"training\.epochs: 3 → 5"),
+        ("training.epochs=2", r"training\.epochs: 3 → 2"),
         ("cluster.gpu=true", r"cluster\.gpu is true, but torch sees no GPU"),
         ("run.storage=/dev/null/x", r"run\.storage: /dev/null/x/.* cannot be written"),
     ],
