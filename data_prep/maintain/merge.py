@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +28,7 @@ from data_prep.common.files import (
     MADE_HERE,
     discard,
     explain_os_errors,
+    hash_file,
     locked,
     partials_in,
     replaceable,
@@ -43,7 +43,6 @@ from data_prep.format.beton import METADATA, Shard
 from data_prep.format.manifest import (
     MANIFEST_FILE,
     File,
-    FileName,
     Manifest,
     Split,
     SplitName,
@@ -52,9 +51,9 @@ from data_prep.format.manifest import (
 )
 
 MERGED_NOTE = ".merged.json"
-"""File in a data set's folder with the names of merged shards, to be removed when the manifest omits them."""
+"""File in a data set's folder with the entries of merged shards, to be removed when the manifest omits them."""
 MERGE_LOCK = ".merge.lock"
-_NAMES = TypeAdapter(list[FileName])
+_FILES = TypeAdapter(list[File])
 _ROWS = 2**18  # of metadata or table that are held in memory at once
 
 Advance = Callable[[int], None]
@@ -107,9 +106,9 @@ def _merge_in_place(folder: Path, advance: Advance) -> MergeResult:
         require_space(folder, _bytes_needed(split), "or name an OUTPUT on another disk")
         merged = _merge_split(folder, split, folder / _free_name(name, split), advance)
         manifest = manifest.model_copy(update={"splits": {**manifest.splits, name: merged}})
-        write_atomically(folder / MERGED_NOTE, json.dumps([file.file for file in split.files]).encode())
+        write_atomically(folder / MERGED_NOTE, _FILES.dump_json(split.files))
         _write_manifest(folder, manifest)
-        _remove_leftovers(folder, manifest)
+        _remove_leftovers(folder, manifest, hashed=True)
     return MergeResult(folder, manifest, not unmerged)
 
 
@@ -166,20 +165,29 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomically(folder / MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
 
 
-def _remove_leftovers(folder: Path, manifest: Manifest) -> None:
-    """Removes the merged shards that the manifest does not name, and files that were being written."""
+def _remove_leftovers(folder: Path, manifest: Manifest, hashed: bool = False) -> None:
+    """Removes the merged shards that the manifest does not name, and files that were being written.
+
+    A file that has the name of a merged shard and other bytes stays; `hashed` says that the bytes have been compared.
+    """
     for leftover in partials_in(folder):
-        leftover.unlink()
+        written = leftover.name[1:].rsplit(".", 2)[0]
+        if written.endswith(".beton") or written in (MANIFEST_FILE, MERGED_NOTE):  # not a sheet of `inspect`, say
+            leftover.unlink()
     note = folder / MERGED_NOTE
     if not note.exists():
         return
     named = {file.file for split in manifest.splits.values() for file in split.files}
     try:
-        merged = _NAMES.validate_json(note.read_bytes())
+        merged = _FILES.validate_json(note.read_bytes())
     except ValidationError:
         raise UserError(f"{note} is not what an interrupted merge leaves behind: remove it") from None
-    for name in set(merged) - named:
-        (folder / name).unlink(missing_ok=True)
+    for file in merged:
+        path = folder / file.file
+        if file.file in named or path.is_symlink() or not path.is_file() or path.stat().st_size != file.bytes:
+            continue
+        if hashed or hash_file(path) == file.sha256:
+            path.unlink()
     note.unlink()
 
 

@@ -31,6 +31,7 @@ from data_prep.common.files import (
     discard,
     locked,
     partials_in,
+    rename_durably,
     sync_folder,
     unfinished_folder,
     write_atomically,
@@ -91,7 +92,7 @@ class PrepareWorkspace:
             discard(partial)
             partial.mkdir()
             _store(make(), partial)
-            partial.rename(folder)
+            rename_durably(partial, folder)
         return load_index(self.path)
 
     def record(self, split: SplitName, number: int) -> ShardRecord | None:
@@ -136,8 +137,9 @@ def claim(output: Path, spec: PrepareSpec, restart: bool) -> Iterator[PrepareWor
             if restart:
                 _empty(folder)
             _check_spec(folder, output, spec)
-            for leftover in partials_in(folder):
-                leftover.unlink(missing_ok=True)
+            for place in filter(Path.is_dir, (folder, folder / SCRATCH)):
+                for leftover in partials_in(place):
+                    leftover.unlink(missing_ok=True)
             yield PrepareWorkspace(folder)
         except BaseException as error:
             # Complete shards stay; so does what listing has found, which may have taken hours, if the user interrupts.

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.common.errors import UserError, printable
+from data_prep.common.files import replacing
 from data_prep.format.manifest import SPLITS, ImageClass, SplitName
 
 IMAGES = pa.schema(
@@ -166,11 +167,9 @@ class ImageIndexBuilder:
 
 def write_table(batches: Iterable[pa.RecordBatch], path: Path) -> None:
     """Writes images to a file that can be mapped; an earlier file of that name stays valid where it is mapped."""
-    partial = path.with_suffix(".partial")
-    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, IMAGES) as writer:
+    with replacing(path) as file, pa.ipc.new_file(file, IMAGES) as writer:
         for batch in batches:
             writer.write_batch(batch)
-    partial.replace(path)
 
 
 def map_table(path: Path) -> pa.Table:

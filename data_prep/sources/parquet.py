@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from data_prep.common import storage
 from data_prep.common.errors import UserError
+from data_prep.common.files import replacing
 from data_prep.common.parallel import Advance, Executor
 from data_prep.format.manifest import SPLITS, SplitName
 from data_prep.sources.image_index import ImageIndex, IndexedImage, PassedOver
@@ -89,7 +90,7 @@ def _unpack(task: _Task, advance: Advance) -> Path:
         labels: list[int] = []
         sizes: list[int] = []
         name = storage.redact(task.source)
-        with task.target.open("wb") as file:
+        with replacing(task.target) as file:  # of its own: a cluster may run a task twice
             try:
                 for batch in table.iter_batches(ROWS, columns=[image, label]):
                     for content, number in zip(_contents(batch[image]), batch[label].to_pylist(), strict=True):
@@ -100,12 +101,10 @@ def _unpack(task: _Task, advance: Advance) -> Path:
                         sizes.append(len(content))
             except (pa.ArrowException, OSError) as error:
                 raise UserError(f"{name} cannot be read: {storage.first_line(error)}") from None
-        partial = task.target.with_suffix(".partial")
         stem = name.partition("?")[0].rsplit("/", 1)[-1]
-        pq.write_table(
-            pa.table({"label": labels, "size": sizes, "name": [f"{stem}/{i}" for i in range(len(sizes))]}), partial
-        )
-        partial.replace(_index(task.target))
+        index = pa.table({"label": labels, "size": sizes, "name": [f"{stem}/{i}" for i in range(len(sizes))]})
+        with replacing(_index(task.target)) as file:
+            pq.write_table(index, file)
     return task.target
 
 

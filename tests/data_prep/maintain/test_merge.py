@@ -205,7 +205,13 @@ def test_a_manifest_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "note",
-    ['["../thesis"]', '["/thesis"]', '["manifest.json"]', '["."]', '{"a": 1}', "[1]", "no JSON", '["a/b.beton"]'],
+    [
+        *('{"a": 1}', "[1]", "no JSON", '["train.beton"]'),
+        *(
+            f'[{{"file": "{name}", "samples": 1, "bytes": 1, "sha256": "0"}}]'
+            for name in ("../thesis", "/thesis", "manifest.json", ".", "a/b.beton")
+        ),
+    ],
 )
 def test_a_note_from_elsewhere_removes_nothing(tmp_path: Path, note: str) -> None:
     folder = tmp_path / "set"
@@ -216,6 +222,27 @@ def test_a_note_from_elsewhere_removes_nothing(tmp_path: Path, note: str) -> Non
     with pytest.raises(UserError, match=r"\.merged\.json is not what an interrupted merge leaves behind: remove it"):
         merge(folder)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_only_the_files_that_were_merged_are_removed_after_an_interruption(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    write_dataset(folder)
+    shards = [file for split in load_manifest(folder).splits.values() for file in split.files]
+    kept = {file.file: (folder / file.file).read_bytes() for file in shards}
+    merge(folder)
+    for file in shards:
+        (folder / file.file).write_bytes(kept[file.file])
+    same_size, other_size, link, *_ = [folder / file.file for file in shards]
+    same_size.write_bytes(kept[same_size.name][::-1])
+    other_size.write_bytes(b"a user's")
+    link.unlink()
+    link.symlink_to("elsewhere")
+    sheet = folder / f".contact-sheet.png.{'0' * 16}.partial"
+    (folder / f".train.beton.{'0' * 16}.partial").touch()
+    sheet.touch()
+    (folder / MERGED_NOTE).write_text(json.dumps([file.model_dump() for file in shards]))
+    assert merge(folder).already_there
+    assert names(folder) == MERGED | {same_size.name, other_size.name, link.name, sheet.name}
 
 
 def test_a_link_beside_the_output_is_not_followed(tmp_path: Path) -> None:

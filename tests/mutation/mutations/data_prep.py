@@ -251,6 +251,15 @@ MUTATIONS = (
         "",
         ("tests/data_prep/format/test_beton.py::test_a_header_with_impossible_numbers_is_refused",),
     ),
+    Mutation(
+        "merging removes what has the name of a merged shard",
+        "data_prep/maintain/merge.py",
+        "if hashed or hash_file(path) == file.sha256:",
+        "if hashed or file.sha256:",
+        (
+            "tests/data_prep/maintain/test_merge.py::test_only_the_files_that_were_merged_are_removed_after_an_interruption",
+        ),
+    ),
     # data from outside
     Mutation(
         "a process that does not exit outlives its cluster",
