@@ -149,6 +149,8 @@ class _Staging:
 
     def run(self) -> None:
         if self.target.exists():  # incomplete or damaged: it is repaired under the hidden name
+            if any(self.target.iterdir()) and not (self.target / MANIFEST_FILE).exists():
+                raise UserError(f"{self.target} is not a staged data set: rename it, or remove it")
             discard(unfinished_folder(self.target, "staging"))
             self.target.rename(self.partial)
             (self.partial / MADE_HERE).touch()

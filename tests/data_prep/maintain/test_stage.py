@@ -340,3 +340,12 @@ def test_impossible_addresses_and_names_are_refused(folder: Path, tmp_path: Path
     path.write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="is not the name of an FFCV file inside the data set's folder"):
         stage(str(folder), tmp_path / "disk")
+
+
+def test_a_folder_of_the_users_by_the_name_of_the_result_is_kept(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "scratch" / folder_name(load_manifest(folder))
+    target.mkdir(parents=True)
+    (target / "notes.txt").touch()
+    with pytest.raises(UserError, match="is not a staged data set: rename it, or remove it"):
+        stage(str(folder), target.parent)
+    assert [path.name for path in target.iterdir()] == ["notes.txt"]

@@ -152,8 +152,8 @@ MUTATIONS = (
     Mutation(
         "shards that the manifest still names are removed",
         "data_prep/maintain/merge.py",
-        "set(merged) - named",
-        "set(merged)",
+        "if file.file in named or path",
+        "if path",
         (
             "tests/data_prep/maintain/test_merge.py::test_killed_at_any_moment_it_leaves_a_data_set_that_loads_and_the_same_command_finishes",
         ),
