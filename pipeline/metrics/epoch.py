@@ -5,6 +5,7 @@ A metric is one entry of the mapping that is given to ``update``: ``{"loss": los
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,19 @@ def registered_sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
             raise UserError(f"metric {name} returns {found} instead of a scalar tensor: the sum over the images")
         sums[name] = value.to(logits.device)
     return sums
+
+
+def check_registered(means: Mapping[str, float]) -> None:
+    """Checks the metrics of METRICS over all ranks: names what is not finite where the loss is, as in a network that
+    has not diverged.
+
+    Raises:
+        UserError: a metric is NaN or infinite.
+    """
+    if math.isfinite(means["loss"]):
+        for name in METRICS:
+            if not math.isfinite(means[name]):
+                raise UserError(f"metric {name} is {means[name]} over all images: return a finite sum for each batch")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from data_prep.common.errors import UserError
-from pipeline.metrics.epoch import METRICS, EpochAccumulator, EpochTotals, NamedSums, registered_sums
+from pipeline.metrics.epoch import METRICS, EpochAccumulator, EpochTotals, NamedSums, check_registered, registered_sums
 from pipeline.metrics.nonfinite import NonFiniteGuard
 from pipeline.runtime.collectives import sum_over_ranks, world_size
 from pipeline.runtime.torch_internals import communication_times
@@ -260,6 +260,9 @@ def evaluate(
     Returns:
         ``NAME/loss``, ``NAME/top1``, ``NAME/top5`` (fractions), ``NAME/skipped_images`` (damaged images); None if
         `after_step` ended it.
+
+    Raises:
+        UserError: no image could be decoded; or a registered metric is no finite sum.
     """
     network.eval()
     image_sums = NamedSums(compute.device, ("loss", "top1", "top5", *METRICS))  # also on a rank without batches
@@ -275,8 +278,9 @@ def evaluate(
     own = image_sums.read()
     *totals, all_images, all_skipped = sum_over_ranks([*own.values(), images, skipped], compute.device)
     _check_seen(all_images, name)
-    means = {f"{name}/{metric}": total / all_images for metric, total in zip(own, totals, strict=True)}
-    return {**means, f"{name}/skipped_images": all_skipped}
+    means = {metric: total / all_images for metric, total in zip(own, totals, strict=True)}
+    check_registered(means)
+    return {**{f"{name}/{metric}": mean for metric, mean in means.items()}, f"{name}/skipped_images": all_skipped}
 
 
 def warm_up_ddp_buckets(network: nn.Module, images: int, size: int, compute: Compute) -> None:

@@ -118,6 +118,8 @@ def test_a_metric_sees_the_batches_of_the_data_set_only(monkeypatch: Patch) -> N
             r"^metric mine returns float instead of a scalar tensor: the sum over the images$",
         ),
         (lambda logits, labels: labels == 1, r"^metric mine returns a tensor \(4,\) instead of a scalar tensor"),
+        (lambda logits, labels: logits.sum() * float("nan"), r"^metric mine is nan over all images: return a finite "),
+        (lambda logits, labels: -logits.sum() / 0, r"^metric mine is -inf over all images: return a finite sum"),
     ],
 )
 def test_a_metric_that_fails_is_named(monkeypatch: Patch, metric: Callable[..., Any], says: str) -> None:

@@ -171,4 +171,11 @@ MUTATIONS = (
         "            pass",
         ("tests/faults/test_resume.py::test_a_stop_within_an_evaluation_is_saved_too_and_changes_no_bit",),
     ),
+    Mutation(
+        "a registered metric may be NaN",
+        "pipeline/training/loop.py",
+        "    check_registered(means)\n",
+        "",
+        ("tests/project/test_registered_code.py::test_a_metric_that_fails_is_named",),
+    ),
 )
