@@ -8,11 +8,12 @@ itself, so workers on other nodes need the same packages.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import os
 import traceback
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -22,6 +23,8 @@ from data_prep.common.distribution import HOME, PACKAGES
 from data_prep.common.errors import UserError, is_out_of_memory
 
 GROUP, VARIABLE = "phasecollapse.extensions", "PHASECOLLAPSE_EXTENSIONS"
+ELSEWHERE = f"what an installed package or a module in {VARIABLE} registers"
+"""Where the names come from that this process does not know."""
 
 Value = TypeVar("Value")
 
@@ -75,11 +78,15 @@ class Registry(Mapping[str, Value]):
             UserError: there is none; lists the names that there are.
         """
         if name not in self:
-            raise UserError(
-                f"{self._setting} is '{name}'; choose one of: {', '.join(self)}; or name the module that registers it "
-                f"in {VARIABLE}"
-            )
+            known = f"one of: {', '.join(self)}{suggestion(name, self)}; or " if self else ""
+            raise UserError(f"{self._setting} is '{name}'; choose {known}{ELSEWHERE}")
         return self[name]
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """The name that an unknown one resembles, as the end of a phrase that lists `names`; empty if there is none."""
+    near = difflib.get_close_matches(name, names, 1)
+    return f" (did you mean '{near[0]}'?)" if near else ""
 
 
 @contextmanager

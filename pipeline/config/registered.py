@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler, ValidationInfo
 from pydantic_core import core_schema
 
-from data_prep.common.registry import VARIABLE
+from data_prep.common.registry import ELSEWHERE, suggestion
 
 STORED = "stored"
 """In pydantic's context: the settings were resolved when they were stored. A network is used, too, where the modules
@@ -44,10 +44,10 @@ class Registered:
             return value
         names = [repr(name) for name in self.names]
         if not names:
-            raise NotRegistered(f"must be a registered name, and no package registers any in {self.registry}")
+            raise NotRegistered(f"must be {ELSEWHERE}, and none does")
         if repr(value) not in names:
             listed = " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-            raise NotRegistered(f"must be {listed}, or what a module in {VARIABLE} registers")
+            raise NotRegistered(f"must be {listed}{suggestion(value, self.names)}, or {ELSEWHERE}")
         return value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:

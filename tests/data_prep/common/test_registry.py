@@ -18,8 +18,12 @@ def test_an_unknown_name_is_answered_with_those_there_are() -> None:
     registry.register("red", 1)
     registry.register("green", 2)
     assert registry.find("green") == 2
-    with pytest.raises(UserError, match=r"^data\.colour is 'blue'; choose one of: red, green; or name the module"):
+    with pytest.raises(UserError, match=r"^data\.colour is 'blue'; choose one of: red, green; or what an installed"):
         registry.find("blue")
+    with pytest.raises(UserError, match=r"red, green \(did you mean 'green'\?\); or .* PHASECOLLAPSE_EXTENSIONS reg"):
+        registry.find("gren")
+    with pytest.raises(UserError, match=r"^kind is 'blue'; choose what an installed package or a module in PHASE"):
+        Registry("kind").find("blue")
 
 
 def test_a_name_is_registered_once() -> None:

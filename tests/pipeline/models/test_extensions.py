@@ -98,5 +98,5 @@ def test_an_unknown_name_is_refused_with_those_there_are(textures: Path, tmp_pat
     )
     names = "'collapse', 'threshold', 'sigmoid', 'tanh', 'unit_modulus', 'power' or 'identity'"
     assert done.returncode == 2
-    expected = f"setting 'model.nonlinearity' is 'relu': must be {names}, or what a module in PHASECOLLAPSE"
+    expected = f"setting 'model.nonlinearity' is 'relu': must be {names}, or what an installed package or a module in "
     assert done.stderr.startswith(f"error: {file}: {expected}")

@@ -96,5 +96,7 @@ def test_an_unknown_name_is_refused_with_those_there_are(textures: Path, tmp_pat
     command = [sys.executable, "-m", "pipeline.cli.main", "train", str(file), "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    expected = "setting 'optimizer.kind' is 'lion': must be 'sgd' or 'adamw', or what a module in PHASECOLLAPSE"
+    expected = (
+        "setting 'optimizer.kind' is 'lion': must be 'sgd' or 'adamw', or what an installed package or a module in "
+    )
     assert done.stderr.startswith(f"error: {file}: {expected}")
