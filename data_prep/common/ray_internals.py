@@ -98,6 +98,28 @@ def error_of_trial(trial: Any) -> Exception | None:
     return error
 
 
+def before_resize(save: Callable[[], None]) -> Any:
+    """A callback for Ray Train's RunConfig: calls `save` in the controller before workers that are well are restarted
+    because their number changes. Ray restarts them without a notice to them."""
+    from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+
+    class BeforeResize(ControllerCallback, WorkerGroupCallback):
+        well = False
+
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            self.well = True
+
+        def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+            self.well = not worker_group_status.errors
+
+        def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+            if self.well:
+                save()
+            self.well = False
+
+    return BeforeResize()
+
+
 def build_torch_trainer(
     function: Callable[[dict[str, Any]], None], *, left_out: Collection[str], **options: Any
 ) -> tuple[Any, Callable[[], None]]:

@@ -110,20 +110,34 @@ def _trainer(
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             worker_runtime_env={"env_vars": {**malloc.ENVIRONMENT, **_interface(cluster)}},
             logging_config=LoggingConfig(log_level="WARNING"),
-            callbacks=[FailureReporter(folder.path), *callbacks],
+            callbacks=[FailureReporter(folder.path), *callbacks, *_elastic_callbacks(spec)],
         ),
     )
 
 
-def _wait_until_saved(run: Path, seconds: float) -> None:
-    """Asks the workers to save and stop, and waits until they have, if they have started to train."""
+def _elastic_callbacks(spec: WorkerSpec) -> list[Any]:
+    """Saves the state of an elastic run before its workers are restarted in another number."""
+    if spec.settings.cluster.min_workers is None:
+        return []
+    run, seconds = spec.folder.path, spec.settings.checkpoint.grace_seconds
+
+    def save() -> None:
+        ProgressWriter(run).event("the number of workers changes: saving the state of the run")
+        _wait_until_saved(run, seconds, paths.SAVE)
+        (run / paths.SAVE).unlink(missing_ok=True)
+
+    return [ray_internals.before_resize(save)]
+
+
+def _wait_until_saved(run: Path, seconds: float, request: str = paths.STOP) -> None:
+    """Asks the workers to save (and stop), and waits until they have, if they have started to train."""
     if not (run / paths.PROGRESS).exists():
         return
-    stop = run / paths.STOP
+    file = run / request
     with suppress(OSError):
-        stop.touch()
+        file.touch()
     deadline = time.monotonic() + seconds
-    while stop.exists() and time.monotonic() < deadline:
+    while file.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
 
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 IDENTITY, CHECKPOINTS = "run.yaml", "checkpoints"
 """In a run's folder: its identity (the settings it was started with), and the folder of its checkpoints."""
-STOP = "stop"
-"""In a run's folder: a file that asks the workers to save and to end; rank 0 removes it when they have."""
+STOP, SAVE = "stop", "save"
+"""In a run's folder: files that ask the workers to save, and to end, too; rank 0 removes them when they have."""
 LOCK, OWNER = "run.lock", "run.owner"
 """In a run's folder: held while a process trains the run, and which process that is."""
 HISTORY, STEPS = "history.json", "steps.jsonl"

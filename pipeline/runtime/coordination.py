@@ -33,18 +33,18 @@ class RankCoordinator:
     """Gives all ranks the same action after each step, of training and of evaluation.
 
     Args:
-        stop_requested: returns at once whether the run is to stop; called on rank 0 only, after each step.
+        requested: returns at once what is requested from outside; called on rank 0 only, after each step.
         save_seconds: interval of the action SAVE; None for never.
         preemption_poll_seconds: interval of the action POLL; None for never.
     """
 
     def __init__(
         self,
-        stop_requested: Callable[[], bool],
+        requested: Callable[[], StepAction],
         save_seconds: float | None = None,
         preemption_poll_seconds: float | None = None,
     ) -> None:
-        self._stop_requested = stop_requested
+        self._requested = requested
         self._every = {StepAction.SAVE: save_seconds, StepAction.POLL: preemption_poll_seconds}
         self._last = dict.fromkeys(self._every, time.monotonic())
         # A process group of its own, so that its messages wait neither for gradients nor for a GPU.
@@ -75,7 +75,7 @@ class RankCoordinator:
             if seconds is not None and now - self._last[timed] >= seconds:
                 self._last[timed] = now
                 action |= timed
-        return action | StepAction.STOP if self._stop_requested() else action
+        return action | self._requested()
 
     def _arrived(self) -> StepAction:
         if self._pending is None:

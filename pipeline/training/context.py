@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -19,6 +20,7 @@ from pipeline.config.schema import Settings
 from pipeline.runs import paths
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runtime import numa
+from pipeline.runtime.coordination import StepAction
 
 ASK_SECONDS = 0.25
 """Interval in seconds at which a worker looks for a request to stop."""
@@ -44,8 +46,12 @@ class WorkerContext(Protocol):
     preemption_poll_seconds: float | None
     """Seconds between two checks for a preemption notice; None where there is no such notice."""
 
-    def stoppable(self) -> AbstractContextManager[Callable[[], bool]]:
-        """Yields a function that returns whether the run should stop, to be called on rank 0 while it trains."""
+    def requests(self) -> AbstractContextManager[Callable[[], StepAction]]:
+        """Yields a function that returns at once whether the run should be saved or stopped, to be called on rank 0
+        while it trains."""
+
+    def saved(self) -> None:
+        """Answers a request to save, on rank 0."""
 
     def wait_for_all(self) -> None:
         """Waits until every rank has called it, without a limit of time."""
@@ -68,7 +74,7 @@ class LocalContext:
         self.device = torch.device("cuda" if spec.settings.cluster.gpu else "cpu")
 
     @contextmanager
-    def stoppable(self) -> Iterator[Callable[[], bool]]:
+    def requests(self) -> Iterator[Callable[[], StepAction]]:
         """Handles signals in the main thread; other threads receive none."""
         requested = threading.Event()
 
@@ -78,7 +84,10 @@ class LocalContext:
             requested.set()
 
         with signals.handled(on_signal):
-            yield requested.is_set
+            yield lambda: StepAction.STOP if requested.is_set() else StepAction.NOTHING
+
+    def saved(self) -> None:
+        """Does nothing: nothing else asks."""
 
     def wait_for_all(self) -> None:
         """Does nothing: there is no other."""
@@ -104,7 +113,7 @@ class RayContext:
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
-        self._stop = spec.folder.path / paths.STOP
+        self.watch_requests_in(spec.folder.path)
         # Ray returns a GPU wherever there is one, reserved or not.
         self.device: torch.device = ray.train.torch.get_device() if spec.settings.cluster.gpu else torch.device("cpu")
         if spec.settings.cluster.numa:
@@ -117,27 +126,49 @@ class RayContext:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # the default device of NCCL and of pickled messages
 
+    def watch_requests_in(self, run: Path) -> None:
+        """Sets the folder in which other processes make requests."""
+        self._stop, self._save = run / paths.STOP, run / paths.SAVE
+
     @contextmanager
-    def stoppable(self) -> Iterator[Callable[[], bool]]:
-        """The launching process requests a stop by creating a file; rank 0 removes it when the state is saved."""
+    def requests(self) -> Iterator[Callable[[], StepAction]]:
+        """Other processes request by creating files; rank 0 removes them when the state is saved."""
         if self.rank != 0:
-            yield lambda: False
+            yield lambda: StepAction.NOTHING
             return
-        requested, ended = threading.Event(), threading.Event()
-        thread = threading.Thread(target=self._watch, args=(requested, ended), name="stop", daemon=True)
-        thread.start()
+        stop, save, ended = threading.Event(), threading.Event(), threading.Event()
+        threading.Thread(target=self._watch, args=(stop, save, ended), name="requests", daemon=True).start()
+
+        def requested() -> StepAction:
+            if stop.is_set():
+                return StepAction.STOP
+            if save.is_set():
+                save.clear()  # once for each request, even where it cannot be stored
+                return StepAction.SAVE
+            return StepAction.NOTHING
+
         try:
-            yield requested.is_set
+            yield requested
         finally:
             ended.set()
         self._stop.unlink(missing_ok=True)
 
-    def _watch(self, requested: threading.Event, ended: threading.Event) -> None:
-        """Looks for the file in a thread, as the file system may take its time."""
-        while not requested.is_set() and not ended.wait(ASK_SECONDS):
+    def _watch(self, stop: threading.Event, save: threading.Event, ended: threading.Event) -> None:
+        """Looks for the files in a thread, as the file system may take its time."""
+        known = False
+        while not ended.wait(ASK_SECONDS):
             with suppress(OSError):  # shared storage may fail for a moment
                 if self._stop.exists():
-                    requested.set()
+                    stop.set()
+                there = self._save.exists()
+                if there and not known:
+                    save.set()
+                known = there
+
+    def saved(self) -> None:
+        """Removes the request to save."""
+        with suppress(OSError):
+            self._save.unlink(missing_ok=True)
 
     def wait_for_all(self) -> None:
         """Waits at Ray Train's own barrier."""

@@ -129,6 +129,16 @@ def open_stream(folder: Path, settings: Settings, subset: Subset, context: Worke
     )
 
 
+def micro_batch_size(settings: Settings) -> int | None:
+    """Images that a worker passes through the network at a time; None for all of its part of a batch.
+
+    A worker of an elastic run takes as many as with all workers, so that its memory does not grow when others leave.
+    """
+    if settings.training.micro_batch_size is None and settings.cluster.min_workers is not None:
+        return -(-settings.training.batch_size // settings.cluster.workers)
+    return settings.training.micro_batch_size
+
+
 def build_network(settings: Settings, classes: int, size: int) -> models.ImageNetwork:
     """The network for images of `size` pixels a side, with initial weights and frozen parts."""
     network = models.build(settings.model, classes, size, settings.training.seed)
@@ -189,6 +199,6 @@ class TrainingForm:
             trained = cast(nn.Module, torch.compile(trained))
         if self._context.world_size > 1:
             largest = -(-settings.training.batch_size // self._context.world_size)
-            images = min(largest, settings.training.micro_batch_size or largest)
+            images = min(largest, micro_batch_size(settings) or largest)
             loop.warm_up_ddp_buckets(trained, images, size, self._compute)
         return trained

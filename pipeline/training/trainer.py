@@ -52,9 +52,9 @@ class Trainer:
             at_the_end.callback(self.background.close)
             for callback in self.callbacks:
                 at_the_end.callback(callback.on_fit_end)
-            with self.context.stoppable() as stop_requested:
+            with self.context.requests() as requested:
                 self.coordinator = RankCoordinator(
-                    stop_requested,
+                    requested,
                     60 * self.settings.checkpoint.every_minutes or None,
                     self.context.preemption_poll_seconds,
                 )
@@ -87,7 +87,7 @@ class Trainer:
             compute=self.compute,
             resume_from=state.epoch_in_progress,
             label_smoothing=settings.training.label_smoothing,
-            micro_batch_size=settings.training.micro_batch_size,
+            micro_batch_size=setup.micro_batch_size(settings),
             max_grad_norm=settings.optimizer.max_grad_norm,
             after_step=lambda step: self.after_step(epoch, step),
         )
@@ -163,6 +163,7 @@ class Trainer:
     def announce(self, checkpoint: Path | None) -> None:
         """Calls the callbacks with a checkpoint that was stored; does nothing where none was."""
         if checkpoint is not None:
+            self.context.saved()
             for callback in self.callbacks:
                 callback.on_checkpoint(checkpoint)
 

@@ -132,6 +132,8 @@ def test_elastic_training_saves_before_a_node_goes_and_uses_the_next_one(
     wait_for(lambda: records(run)[-1]["metrics"]["workers"] == 1, "an epoch with one worker", command)
     cluster.add_node()
     wait_for(lambda: records(run)[-1]["metrics"]["workers"] == 2, "an epoch with two workers", command)
+    assert "the number of workers changes: saving the state of the run" in events(run)
+    assert not (run / paths.SAVE).exists()
     command.process.send_signal(signal.SIGTERM)
     status, _, complaint = command.end()
     assert (status, complaint.strip()) == (130, "interrupted: rerun the same command to resume")
