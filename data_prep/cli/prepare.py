@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -202,7 +203,8 @@ def _open_source(name: str, options: dict[str, Any]) -> ImageSource:
 
 
 def _select(source: ImageSource, options: dict[str, Any]) -> ImageSource:
-    classes = tuple(name.strip() for name in (options.pop("classes") or "").split(",") if name.strip())
+    given = csv.reader([options.pop("classes") or ""], skipinitialspace=True)  # a name with a comma stands in quotes
+    classes = tuple(name.strip() for row in given for name in row if name.strip())
     limit, validation_limit = options.pop("limit_per_class"), options.pop("validation_limit_per_class")
     if not classes and limit is None and validation_limit is None:
         return source

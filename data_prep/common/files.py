@@ -57,6 +57,8 @@ def explain_os_errors(path: Path, resumable: bool = True) -> Iterator[None]:
         if is_disk_full(error):
             raise UserError(f"no space is left on the disk of {path}: free disk space, then {remedy}") from None
         where, reason = error.filename or path, error.strerror or error
+        if isinstance(where, str) and Path(where).name.startswith(f".{path.name}."):
+            where = path  # what the user named, and not the hidden folder that becomes it
         raise UserError(f"{where} cannot be read or written ({reason}): fix the cause, then {remedy}") from None
 
 

@@ -63,8 +63,12 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
     """The file system of a location, and the path in it.
 
     Raises:
-        UserError: the scheme of the address is unknown, or the address is malformed.
+        UserError: the scheme of the address is unknown, the address is malformed, or a path is not in UTF-8.
     """
+    try:
+        location.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{location} is not in UTF-8: rename it, or lead to it by a link") from None
     if not is_remote(location):
         return fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
     scheme, _, rest = location.partition("://")

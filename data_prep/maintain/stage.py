@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from data_prep.common import storage
 from data_prep.common.errors import UserError
 from data_prep.common.files import (
     BLOCK,
@@ -73,6 +74,8 @@ def stage(
         UserError: the data set is missing, incomplete, damaged or unreachable, or the disk is full or fails. Copied
             bytes are kept, and the next call resumes.
     """
+    if not storage.is_remote(location) and folder.resolve().is_relative_to(Path(location).resolve()):
+        raise UserError(f"{folder} lies in the data set {location} itself: name a folder outside of it")
     remote = RemoteDataset(location)
     content = remote.read(MANIFEST_FILE, LARGEST_MANIFEST)
     manifest = parse_manifest(content, remote.address(MANIFEST_FILE))

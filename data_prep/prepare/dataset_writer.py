@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_prep.common import storage
 from data_prep.common.distribution import installed_versions
 from data_prep.common.errors import UserError
 from data_prep.common.files import explain_os_errors, replaceable
@@ -36,6 +37,7 @@ from data_prep.prepare import shard_writer, workspace
 from data_prep.prepare.shard_writer import ShardPlan, WriteShard
 from data_prep.prepare.spec import PrepareSpec
 from data_prep.prepare.workspace import PrepareWorkspace, ShardRecord
+from data_prep.sources.folders import SPLIT_FOLDERS
 from data_prep.sources.image_index import ImageIndex
 from data_prep.sources.registry import ImageSource, list_images
 
@@ -95,6 +97,7 @@ def prepare(
             decoded, or the disk is full or fails. Complete shards are kept.
     """
     output = replaceable(output)
+    _check_outside(source, output)
     if output.exists() and not _is_empty_folder(output):
         with explain_os_errors(output):
             return PrepareResult(_check_existing(source, output, spec, executor), already_there=True)
@@ -106,6 +109,15 @@ def prepare(
         manifest = manifest.model_copy(update={"name": output.name})
         folder.finish(manifest, output)
     return PrepareResult(manifest, already_there=False)
+
+
+def _check_outside(source: ImageSource, output: Path) -> None:
+    """Raises UserError if the output lies where the source's images do: it would be listed as one of their classes."""
+    root = Path(source.location)
+    if not storage.is_remote(source.location) and root.is_dir() and output.is_relative_to(root.resolve()):
+        inside = output.relative_to(root.resolve()).parts
+        if inside and inside[0] in SPLIT_FOLDERS:
+            raise UserError(f"{output} lies among the images of {source.location}: choose an output outside of it")
 
 
 def _is_empty_folder(path: Path) -> bool:

@@ -28,7 +28,8 @@ FOLDERS: dict[SplitName, tuple[str, ...]] = {
     "validation": ("val", "valid", "validation", "test"),
 }
 """Names that the folder of a split may have; the first that exists is read."""
-_SPLIT_FOLDERS = {name for names in FOLDERS.values() for name in names}
+SPLIT_FOLDERS = {name for names in FOLDERS.values() for name in names}
+"""All names of folders of splits."""
 NAME_FILES = ("LOC_synset_mapping.txt", "classes.txt")
 """Files beside the splits that may hold human-readable names of the classes."""
 
@@ -114,7 +115,7 @@ def arrange(
         if is_clutter(image.name):
             passed_over.add(HIDDEN_OR_CLUTTER, image.name)
             continue
-        if len(rest) < 2 or split not in _SPLIT_FOLDERS:
+        if len(rest) < 2 or split not in SPLIT_FOLDERS:
             if image.name.rpartition("/")[2] not in NAME_FILES:
                 passed_over.add("in no folder of a class", image.name)
             continue

@@ -342,6 +342,14 @@ def test_impossible_addresses_and_names_are_refused(folder: Path, tmp_path: Path
         stage(str(folder), tmp_path / "disk")
 
 
+def test_a_data_set_is_not_staged_into_itself(folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    for inside in (folder, folder / "scratch"):
+        with pytest.raises(UserError, match=r"lies in the data set .* itself: name a folder outside of it"):
+            stage(str(folder), inside)
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_a_folder_of_the_users_by_the_name_of_the_result_is_kept(folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "scratch" / folder_name(load_manifest(folder))
     target.mkdir(parents=True)

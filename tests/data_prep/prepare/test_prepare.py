@@ -358,6 +358,27 @@ def test_a_survey_lists_every_damaged_image_and_writes_nothing(photos: Path, tmp
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_an_output_among_the_images_is_refused(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train/out lies among the images of .*: choose an output outside of it"):
+        run(photos, photos / "train" / "out")
+    assert sorted(path.name for path in (photos / "train").iterdir()) == ["n01", "n02"]
+    run(photos, photos / "prepared")  # beside the splits, where nothing is listed
+
+
+def test_classes_may_have_commas_in_their_names(photos: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (photos / split / "n02").rename(photos / split / "one, two")
+    run(photos, tmp_path / "out", "--classes", 'n01, "one, two"')
+    assert [each.id for each in load_manifest(tmp_path / "out").classes] == ["n01", "one, two"]
+
+
+def test_a_source_whose_path_is_not_in_utf8_is_named(photos: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    photos.rename(odd)
+    with pytest.raises(UserError, match="is not in UTF-8: rename it, or lead to it by a link"):
+        run(os.fsdecode(os.fsencode(odd)), tmp_path / "out")
+
+
 def test_class_names_must_cover_every_class(photos: Path, tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("n01 tench\n")
