@@ -24,6 +24,8 @@ from pipeline.config.registered import STORED, NotRegistered, Registered
 from pipeline.config.schema import Settings
 from pipeline.config.section import MAY_CHANGE, Section
 
+LONGEST, MOST_VALUES = 2**20, 100_000
+"""Bytes of a file, and values in it."""
 END_OF_DOCUMENT = "...\n"
 """End of a complete file; a file without it was truncated."""
 
@@ -37,10 +39,11 @@ def load_yaml(path: Path) -> dict[str, Any]:
         UserError: the file is missing, is not YAML (the line is named), or is not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = parse_yaml(file.read(LONGEST + 1))
     except FileNotFoundError:
         raise UserError(f"configuration file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"configuration file {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"configuration file {path} is not valid YAML: {' '.join(str(error).split())}") from None
@@ -48,6 +51,25 @@ def load_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise UserError(f"configuration file {path} must hold sections such as 'data:', not a {type(content).__name__}")
+    return content
+
+
+def parse_yaml(text: bytes | str) -> Any:
+    """The content of YAML from outside, in bounded time and memory.
+
+    Raises:
+        ValueError: it is no text, too long, or its aliases multiply it without end.
+        yaml.YAMLError: it is not valid.
+    """
+    if len(text) > LONGEST:
+        raise ValueError(f"it has more than {LONGEST:,} bytes")
+    content = yaml.safe_load(text.decode("utf-8") if isinstance(text, bytes) else text)
+    remaining, count = [content], 0
+    while remaining:
+        if (count := count + 1) > MOST_VALUES:
+            raise ValueError(f"it has more than {MOST_VALUES:,} values, with its aliases written out")
+        inner = remaining.pop()
+        remaining += list(inner.values()) if isinstance(inner, dict) else inner if isinstance(inner, list) else []
     return content
 
 

@@ -17,7 +17,7 @@ from data_prep.common.errors import UserError
 from data_prep.common.files import explain_os_errors, partials_in, sync_folder, write_atomically
 from pipeline.config.registered import STORED
 from pipeline.config.section import Section
-from pipeline.config.settings_io import END_OF_DOCUMENT, to_yaml
+from pipeline.config.settings_io import END_OF_DOCUMENT, parse_yaml, to_yaml
 
 Identity = TypeVar("Identity", bound=Section)
 
@@ -84,7 +84,7 @@ def parse_identity(text: str, kind: type[Identity]) -> Identity:
     if not text.endswith(END_OF_DOCUMENT):
         raise ValueError("it is empty or truncated")
     try:
-        return kind.model_validate(yaml.safe_load(text), context={STORED: True})
+        return kind.model_validate(parse_yaml(text), context={STORED: True})
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
 

@@ -51,6 +51,12 @@ def settings(block: str) -> Settings:
     return settings_io.resolve(Settings, yaml.safe_load(block), "networks.md")
 
 
+def test_every_test_that_a_page_names_is_there() -> None:
+    pages = {page: page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md")}
+    named = {(page.name, path) for page, text in pages.items() for path in re.findall(r"`(tests/[\w/]+\.py)", text)}
+    assert len(named) > 30 and [(page, path) for page, path in named if not (ROOT / path).is_file()] == []
+
+
 @pytest.mark.parametrize("block", fenced("yaml"), ids=range(len(fenced("yaml"))))
 def test_every_configuration_of_the_document_loads_and_builds(block: str) -> None:
     resolved = settings(block)

@@ -145,6 +145,23 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
         settings_io.load(write(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: " + "x" * 2**20, "it has more than 1,048,576 bytes"),
+        (
+            "a: &a [x, x]\n"
+            + "".join(f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(20)),
+            "aliases",
+        ),
+        ("a: &a [*a]\n", "aliases written out"),
+    ],
+)
+def test_settings_that_multiply_themselves_are_refused(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(UserError, match=rf"run\.yaml cannot be read: .*{says}"):
+        settings_io.load(write(tmp_path, text))
+
+
 def test_a_file_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
         settings_io.load(tmp_path / "nowhere.yaml")

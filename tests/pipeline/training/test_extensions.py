@@ -1,9 +1,10 @@
-"""Claims about the trainer's seams: a module outside the package adds an optimizer, schedule, metric and callback."""
+"""Claims about the seams: the module in the documentation adds one of almost everything from outside the package."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,43 +16,8 @@ from pipeline.config import settings_io
 from pipeline.runs import history, trained_model
 from tests.helpers.runs import write_configuration
 
-MODULE = """
-import torch
-from pathlib import Path
-from pipeline.metrics.epoch import METRICS
-from pipeline.training.callbacks import CALLBACKS, Callback
-from pipeline.training.optimizers import OPTIMIZERS, OptimizerKind
-from pipeline.training.schedules import SCHEDULES
-
-OPTIMIZERS.register("plain", OptimizerKind(lambda groups, s: torch.optim.SGD(groups, lr=s.learning_rate), 0))
-SCHEDULES.register("half", lambda step, steps, warmup, steps_per_epoch, settings: 0.5)
-METRICS.register("images", lambda logits, labels: torch.ones_like(labels).sum())
-
-
-class Log(Callback):
-    def __init__(self, spec, context, state):
-        self.file = spec.folder.path / "hooks.log"
-
-    def write(self, hook):
-        with self.file.open("a") as file:
-            file.write(hook + "\\n")
-
-    def on_step_end(self, event):
-        self.write(f"step {event.number}")
-        return super().on_step_end(event)
-
-    def on_evaluation_end(self, event):
-        self.write(f"evaluation {event.epoch}")
-
-    def on_checkpoint(self, checkpoint):
-        self.write(f"checkpoint {checkpoint.name}")
-
-    def on_fit_end(self):
-        self.write("end")
-
-
-CALLBACKS.register("log", Log)
-"""
+PAGE = Path(__file__).parents[3] / "docs" / "development" / "extending.md"
+[MODULE] = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.slow
@@ -59,14 +25,15 @@ def test_a_run_uses_what_a_module_outside_the_package_registers(textures: Path, 
     (tmp_path / "mine.py").write_text(MODULE, encoding="utf-8")
     changes = ["cluster.workers=0", "run.name=one", "training.epochs=2", "training.batch_size=120"]
     named = ["optimizer.kind=plain", "optimizer.schedule=half", "training.callbacks=[log]"]
+    named += ["data.augmentations=[darken]"]
     file = write_configuration(tmp_path, textures, *changes, *named)
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli.main", "train", str(file)],
-        env={**os.environ, "PHASECOLLAPSE_EXTENSIONS": "mine", "PYTHONPATH": f"{tmp_path}:{Path.cwd()}"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    environment = {**os.environ, "PHASECOLLAPSE_EXTENSIONS": "mine", "PYTHONPATH": f"{tmp_path}:{Path.cwd()}"}
+    for command in (["train"], ["describe", "model.nonlinearity=square"]):
+        words = [command[0], str(file), *command[1:]]
+        program = [sys.executable, "-m", "pipeline.cli.main", *words]
+        done = subprocess.run(program, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "square" in done.stdout
     run = tmp_path / "runs" / "one"
     first, second = history.read(run)
     assert first.metrics["learning_rate"] == second.metrics["learning_rate"] == 0.5 * 0.01
