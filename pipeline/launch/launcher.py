@@ -94,7 +94,8 @@ def train(
         connection = Connection()
         if settings.cluster.workers and not finished_before:
             if progress:
-                print(f"starting {settings.cluster.workers} workers on Ray", flush=True)
+                count = settings.cluster.workers
+                print(f"starting {count} worker{'s' * (count > 1)} on Ray", flush=True)
             connection = cluster_left_last.enter_context(cluster_with_room(settings.cluster))
         folder.begin()  # after all checks: a refused run leaves no folder
         tracker = _open_tracked_run(folder, parent_run_id, tags or {}, settings)

@@ -69,7 +69,7 @@ def test_ray_is_not_started_in_a_folder_that_would_hide_packages_from_its_worker
         "training: {batch_size: 40}\n"
     )
     done = run(tmp_path, ["-P", *COMMAND, "train", "run.yaml", "cluster.workers=1"])
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (2, "starting 1 worker on Ray\n")
     assert done.stderr == (
         f"error: Ray workers would import {other} instead of phasecollapse's package {HOME / name}: rename the former, "
         f"or run the command from a folder other than {tmp_path} and keep that off PYTHONPATH\n"

@@ -94,7 +94,7 @@ def test_what_is_no_file_blocks_no_command(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"manifest\.json cannot be read: it is not a regular file"):
         read_manifest(tmp_path)
     with pytest.raises(UserError, match=r"manifest\.json is not a regular file"):
-        stage(str(tmp_path), tmp_path / "disk")
+        stage(str(tmp_path), tmp_path.parent / "disk")
     (tmp_path / MANIFEST_FILE).unlink()
     (tmp_path / MANIFEST_FILE).mkdir()
     with pytest.raises(UserError, match=r"manifest\.json cannot be read"):

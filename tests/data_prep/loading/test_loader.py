@@ -323,7 +323,9 @@ def test_one_hundred_million_images_open_at_once_in_little_memory(tmp_path: Path
     split = manifest.splits["train"].model_copy(
         update={
             "samples": samples,
+            "samples_per_class": [samples, *manifest.splits["train"].samples_per_class[1:]],
             "files": [entry.model_copy(update={"samples": samples, "bytes": path.stat().st_size})],
+            "parts": [manifest.splits["train"].parts[0].model_copy(update={"samples": samples})],
         }
     )
     datasets.save(tmp_path / "large", manifest.model_copy(update={"splits": {**manifest.splits, "train": split}}))
