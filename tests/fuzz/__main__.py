@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.fuzz.archives import ArchiveFuzzer, ManifestFuzzer
+from tests.fuzz.archives import ArchiveFuzzer, CompressedFuzzer, ManifestFuzzer
 from tests.fuzz.jpegs import JpegFuzzer
 from tests.fuzz.shards import ShardFuzzer
 
@@ -32,7 +32,8 @@ def fuzz(seed: int, first: int = 0, cases: int = sys.maxsize, seconds: float = 6
     """
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        jpegs, files = JpegFuzzer(), [each(Path(folder)) for each in (ShardFuzzer, ArchiveFuzzer, ManifestFuzzer)]
+        kinds = (ShardFuzzer, ArchiveFuzzer, CompressedFuzzer, ManifestFuzzer)
+        jpegs, files = JpegFuzzer(), [each(Path(folder)) for each in kinds]
         for ran in range(cases):
             if time.monotonic() > deadline:
                 return ran

@@ -1,13 +1,19 @@
-"""Damaged tar archives and manifests: what reads them answers, or says in a sentence what is wrong."""
+"""Damaged archives and manifests: what reads them answers, or says in a sentence what is wrong."""
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
+import shutil
 import tarfile
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from data_prep.common.errors import UserError
 from data_prep.common.parallel import ThreadExecutor
@@ -53,6 +59,43 @@ class ArchiveFuzzer:
         self._path.write_bytes(content[: int(random.integers(len(content))) if random.random() < 0.1 else None])
         with suppress(UserError):
             open_source(str(self._path)).list(self._scratch, ThreadExecutor(1))
+
+
+class CompressedFuzzer:
+    """Lists the images of damaged archives that are unpacked first: zip, and tar by each way of compression.
+
+    Args:
+        folder: for the archives.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "compressed"
+        self._folder.mkdir()
+        image, plain, zipped = encode(picture()), io.BytesIO(), io.BytesIO()
+        with tarfile.open(fileobj=plain, mode="w") as file, zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as other:
+            for name in ("train/a/0.jpg", "train/b/0.jpg", "val/a/0.jpg", "val/b/0.jpg"):
+                member = tarfile.TarInfo(name)
+                member.size = len(image)
+                file.addfile(member, io.BytesIO(image))
+                other.writestr(name, image)
+        compress = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": _by_zstd}
+        self._contents = {f"tar.{name}": function(plain.getvalue()) for name, function in compress.items()}
+        self._contents["zip"] = zipped.getvalue()
+
+    def case(self, random: np.random.Generator) -> None:
+        """Writes a damaged archive, unpacks and lists it."""
+        suffix = str(random.choice(list(self._contents)))
+        path, scratch = self._folder / f"fuzzed.{suffix}", self._folder / "scratch"
+        path.write_bytes(_damaged(self._contents[suffix], random))
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        with suppress(UserError):
+            open_source(str(path)).list(scratch, ThreadExecutor(1))
+
+
+def _by_zstd(content: bytes) -> bytes:
+    compressed: bytes = pa.compress(content, "zstd", asbytes=True)
+    return compressed
 
 
 class ManifestFuzzer:
