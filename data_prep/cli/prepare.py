@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -262,6 +262,11 @@ class _Progress:
         self._advance = lambda units: None
 
 
+def _warn_of_passed_over(sentences: Sequence[str]) -> None:
+    for sentence in sentences:
+        click.echo(f"warning: {sentence}", err=True)
+
+
 def _write(
     source: ImageSource,
     output: Path,
@@ -279,8 +284,7 @@ def _write(
     with ExitStack() as bar:
 
         def on_estimate(estimate: Estimate) -> None:
-            for sentence in estimate.passed_over:
-                click.echo(f"warning: {sentence}", err=True)
+            _warn_of_passed_over(estimate.passed_over)
             click.echo(_format_estimate(estimate), err=True)
             bar.enter_context(progress.shown(estimate.images))
 
@@ -308,8 +312,7 @@ def _check(
     with ExitStack() as bar:
 
         def on_index(index: ImageIndex) -> None:
-            for sentence in index.passed_over:
-                click.echo(f"warning: {sentence}", err=True)
+            _warn_of_passed_over(index.passed_over)
             bar.enter_context(progress.shown(index.samples()))
 
         found = survey(

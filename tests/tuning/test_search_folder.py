@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,12 +46,19 @@ def test_records_are_there_in_the_next_session(tmp_path: Path, data: Manifest) -
         assert folder.record("never seen") == Record()
 
 
-@pytest.mark.parametrize("damage", ["", "[1]", '{"8-8": {"status": "lost"}}', '{"8-8"'])
-def test_damaged_records_are_named(tmp_path: Path, data: Manifest, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        *(("trials.json", damage) for damage in ("", "[1]", '{"8-8": {"status": "lost"}}', '{"8-8"')),
+        *(("search.yaml", damage) for damage in ("", "id: 1f\n", "\0" * 40, "[1]\n...\n")),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, data: Manifest, file: str, damage: str) -> None:
     with search_folder.claim(settings(tmp_path), data) as folder:
         folder.begin()
-    (folder.path / "trials.json").write_text(damage)
-    with pytest.raises(UserError, match=r"trials\.json cannot be read"), search_folder.claim(settings(tmp_path), data):
+    (folder.path / file).write_text(damage)
+    says = rf"{re.escape(file)} cannot be read"
+    with pytest.raises(UserError, match=says), search_folder.claim(settings(tmp_path), data):
         pass
 
 
@@ -63,15 +71,6 @@ def test_what_a_killed_process_left_of_the_identity_is_removed(tmp_path: Path, d
             if begins:
                 folder.begin()
         assert not leftover.exists() and folder.path.exists() == begins
-
-
-@pytest.mark.parametrize("damage", ["", "id: 1f\n", "\0" * 40, "[1]\n...\n"])
-def test_a_damaged_identity_is_named(tmp_path: Path, data: Manifest, damage: str) -> None:
-    with search_folder.claim(settings(tmp_path), data) as folder:
-        folder.begin()
-    (folder.path / "search.yaml").write_text(damage)
-    with pytest.raises(UserError, match=r"search\.yaml cannot be read"), search_folder.claim(settings(tmp_path), data):
-        pass
 
 
 def test_a_second_process_is_refused(tmp_path: Path, data: Manifest) -> None:

@@ -307,8 +307,8 @@ def test_an_image_that_is_repaired_costs_no_other(photos: Path, tmp_path: Path) 
     assert "left out" not in run(photos, tmp_path / "out", "--shard-samples", 1, "--workers", 1)
     assert {name: (tmp_path / "out" / name).stat().st_ino for name in kept} == kept
     assert "was already prepared" in run(photos, tmp_path / "out", "--shard-samples", 1)
-    run(photos, tmp_path / "anew", "--shard-samples", 1)
-    found, expected = (load_manifest(tmp_path / name) for name in ("out", "anew"))
+    run(photos, tmp_path / "fresh", "--shard-samples", 1)
+    found, expected = (load_manifest(tmp_path / name) for name in ("out", "fresh"))
     assert (found.digest, found.source.digest) == (expected.digest, expected.source.digest)
 
 
