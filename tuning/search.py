@@ -26,7 +26,7 @@ from pipeline import models
 from pipeline.config.schema import ClusterSettings, Settings
 from pipeline.launch import launcher, ray_cleanup, ray_train, run_plan
 from pipeline.runtime import system_info
-from pipeline.tracking import mlflow_run
+from pipeline.tracking.mlflow_store.store import store_of
 from pipeline.training import finetune
 from pipeline.training.dataloader import count_images
 from pipeline.training.setup import memory_errors
@@ -60,7 +60,7 @@ def search(settings: SearchSettings, report_line: ReportLine = print) -> Report:
         KeyboardInterrupt: the user stopped the search; its resources are free, and the same call resumes it.
     """
     data = load_manifest(Path(settings.train.data.path))
-    store = mlflow_run.store_of(settings.train)
+    store = store_of(settings.train)
     with (
         search_folder.claim(settings, data, finetune.digest(settings.train)) as folder,
         ExitStack() as cluster_left_last,
@@ -131,7 +131,7 @@ def dry_run(settings: SearchSettings) -> SearchPlan:
     records = search_folder.check(settings, data, finetune.digest(settings.train))
     candidates = space.candidates(settings)
     folder = Path(settings.train.run.storage) / settings.search.name
-    store = mlflow_run.store_of(settings.train)
+    store = store_of(settings.train)
     runs = {one.name: space.trial_settings(settings, one, folder, store.uri) for one in candidates}
     for run in runs.values():
         launcher.check(run, data)

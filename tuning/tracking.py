@@ -10,8 +10,9 @@ from data_prep.common.errors import UserError
 from pipeline.config.settings_io import flatten, to_yaml
 from pipeline.runs import history, run_folder
 from pipeline.runtime import system_info
-from pipeline.tracking import mlflow_run
-from pipeline.tracking.mlflow_run import Status, Store, Tracker
+from pipeline.tracking.mlflow_store import run as mlflow_run
+from pipeline.tracking.mlflow_store.run import Status, Tracker
+from pipeline.tracking.mlflow_store.store import Store
 from tuning.config import SearchSettings
 from tuning.search_folder import SearchFolder
 

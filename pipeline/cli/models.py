@@ -61,12 +61,12 @@ def evaluate(
         from data_prep.format.manifest import load_manifest
         from pipeline.inference import evaluation
         from pipeline.metrics import report
-        from pipeline.tracking import mlflow_run
+        from pipeline.tracking.mlflow_store.store import checkpoint_of
 
     if output:
         report.check_folder(output)
     manifest = load_manifest(data)
-    with mlflow_run.checkpoint_of(source, storage, uri) as checkpoint:
+    with checkpoint_of(source, storage, uri) as checkpoint:
         total = manifest.splits[options["split"]].samples
         computing = evaluation.computing(gpu, bfloat16, threads)
         with progress.image_progress(total) as on_images, computing as place:
@@ -108,10 +108,10 @@ def predict(
     with quick_imports():
         from data_prep.common import progress
         from pipeline.inference import prediction
-        from pipeline.tracking import mlflow_run
+        from pipeline.tracking.mlflow_store.store import checkpoint_of
 
     files = prediction.find(images)
-    with mlflow_run.checkpoint_of(source, storage, uri) as checkpoint, progress.image_progress(len(files)) as on_images:
+    with checkpoint_of(source, storage, uri) as checkpoint, progress.image_progress(len(files)) as on_images:
         show = prediction.to_json if as_json else prediction.to_row
         unreadable = 0
         for one in prediction.predict(checkpoint, files, top=top, batch_size=batch_size):

@@ -132,8 +132,8 @@ def describe(config: Path, overrides: tuple[str, ...], classes: int | None, as_j
 @click.option("--port", type=click.IntRange(0, 65535), help="Port [5000, or a free one].")
 def ui(storage: Path, uri: str | None, port: int | None) -> None:
     """Serves MLflow's pages on the loopback interface and prints their address, until Ctrl-C."""
-    from pipeline.tracking import mlflow_server
+    from pipeline.tracking.mlflow_store import server
 
     if uri and uri.startswith("http"):
         raise UserError(f"--uri: {uri} is a tracking server, which has its own web pages: open {uri}")
-    mlflow_server.serve(storage, uri, port, announce=click.echo)
+    server.serve(storage, uri, port, announce=click.echo)

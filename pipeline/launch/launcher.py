@@ -29,9 +29,9 @@ from pipeline.launch import run_plan
 from pipeline.runs import history, paths, run_folder
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runtime import malloc, system_info
-from pipeline.tracking import mlflow_run
 from pipeline.tracking.display import Display
-from pipeline.tracking.mlflow_run import Tracker
+from pipeline.tracking.mlflow_store.run import Tracker, open_run
+from pipeline.tracking.mlflow_store.store import MODEL_ARTIFACT, store_of
 from pipeline.tracking.watcher import RunWatcher
 from pipeline.training import finetune, trainer
 from pipeline.training.context import LocalContext, WorkerSpec
@@ -204,8 +204,8 @@ def _open_tracked_run(
     if folder.identity.start_digest:
         digests["start.digest"] = folder.identity.start_digest
     extended = {"training.epochs": str(original.training.epochs)} if folder.extended_from else {}
-    tracker = mlflow_run.open_run(
-        mlflow_run.store_of(settings),
+    tracker = open_run(
+        store_of(settings),
         settings.tracking.experiment,
         identity=folder.identity.id,
         name=folder.path.name,
@@ -235,7 +235,7 @@ def _status(tracker: Tracker, folder: RunFolder) -> Iterator[None]:
         tracker.tag(json.loads((folder.path / paths.ENVIRONMENT).read_text(encoding="utf-8")))
     final = folder.latest_checkpoint()
     if final is not None:
-        tracker.log_file(final, mlflow_run.MODEL_ARTIFACT)
+        tracker.log_file(final, MODEL_ARTIFACT)
     if (folder.path / paths.REPORT).is_dir():
         tracker.log_file(folder.path / paths.REPORT, paths.REPORT)
     tracker.end("FINISHED")

@@ -24,7 +24,7 @@ from pipeline.config import settings_io
 from pipeline.launch import launcher
 from pipeline.runs import paths
 from pipeline.runs.paths import RunPosition
-from pipeline.tracking import mlflow_run
+from pipeline.tracking.mlflow_store.store import default_store
 from tests.helpers.gate import OPTION, Gate
 from tests.helpers.ranks import train_in_ranks
 from tests.helpers.ray_cluster import RAY, ExternalCluster, external_cluster, title
@@ -168,7 +168,7 @@ def test_two_workers_one_of_which_and_whose_driver_are_killed_come_to_the_same_b
     assert_same_bits(alone, hurt)
     assert [record["epoch"] for record in records(hurt)] == list(range(1, EPOCHS + 1))
     assert re.search(r"worker \d failed \(.*\): resuming from the latest checkpoint", events(hurt))
-    client = MlflowClient(mlflow_run.default_store(file.parent / "runs").uri)
+    client = MlflowClient(default_store(file.parent / "runs").uri)
     (tracked,) = client.search_runs(["1"], "attributes.run_name = 'hurt-2'")
     assert tracked.info.status == "FINISHED"
     steps = [metric.step for metric in client.get_metric_history(tracked.info.run_id, "train/loss")]

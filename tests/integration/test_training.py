@@ -21,7 +21,7 @@ from pipeline.config import settings_io
 from pipeline.config.schema import Settings
 from pipeline.launch import launcher
 from pipeline.runs import train_state, trained_model
-from pipeline.tracking import mlflow_run
+from pipeline.tracking.mlflow_store.store import default_store
 from tests.helpers.ray_cluster import title
 from tests.helpers.runs import Command, assert_same_bits, final_weights, wait_for_epoch, write_configuration
 
@@ -50,7 +50,7 @@ def settings(textures: Path, storage: Path, request: pytest.FixtureRequest) -> C
 
 
 def tracked(storage: Path, outcome_or_id: str) -> Any:
-    return MlflowClient(tracking_uri=mlflow_run.default_store(storage).uri).get_run(outcome_or_id)
+    return MlflowClient(tracking_uri=default_store(storage).uri).get_run(outcome_or_id)
 
 
 def test_an_interrupted_run_resumes_to_the_same_bits_in_the_same_tracked_run(
@@ -67,7 +67,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits_in_the_same_tracked_run(
         patch.setattr(train_state, "save", die)
         with pytest.raises(KeyboardInterrupt):
             launcher.train(settings("tracking.every_steps=3"), progress=False)
-    run_id = MlflowClient(mlflow_run.default_store(storage).uri).search_runs(["1"])[0].info.run_id
+    run_id = MlflowClient(default_store(storage).uri).search_runs(["1"])[0].info.run_id
     assert tracked(storage, run_id).info.status == "KILLED"
     resumed = launcher.train(
         settings("data.decode_threads=2", f"data.stage={storage / 'local'}", "tracking.every_steps=3"), progress=False
@@ -79,7 +79,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits_in_the_same_tracked_run(
     assert "copies the data set to" in (resumed.folder / "events.log").read_text(encoding="utf-8")
     timed = dict.fromkeys(("train/images_per_second", "train/seconds", "train/waiting_for_data", "train/saving"), 0)
     assert whole.metrics | timed == resumed.metrics | timed
-    points = MlflowClient(mlflow_run.default_store(storage).uri).get_metric_history(run_id, "step/loss")
+    points = MlflowClient(default_store(storage).uri).get_metric_history(run_id, "step/loss")
     assert sorted(point.step for point in points) == [3, 6, 9, 12], "a point for three of twelve steps, none twice"
     assert points[-1].value == pytest.approx(resumed.metrics["train/loss"], rel=0.2)
     kept = {path.name for path in (resumed.folder / "checkpoints").iterdir()}
@@ -95,7 +95,7 @@ def test_the_tracked_run_holds_all_that_the_run_was(settings: Callable[..., Sett
     assert run.data.metrics["train/images_per_second"] > 0
     expected = {"color", "version.torch", "hardware.cpu", "hardware.memory_gib", "mlflow.source.git.commit"}
     assert expected <= run.data.tags.keys()
-    client = MlflowClient(mlflow_run.default_store(storage).uri)
+    client = MlflowClient(default_store(storage).uri)
     history = client.get_metric_history(outcome.run_id, "validation/top1")
     assert [metric.step for metric in history] == [1, 2, 3]
     artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
@@ -164,7 +164,7 @@ def test_a_diverging_run_fails_with_a_sentence_and_is_tracked_as_failed(
 ) -> None:
     with pytest.raises(UserError, match=r"the loss became (nan|inf) in epoch 1, step \d+ .*learning_rate"):
         launcher.train(settings("optimizer.learning_rate=1.0e+38"), progress=False)
-    newest = MlflowClient(mlflow_run.default_store(storage).uri).search_runs(["1"])[0]
+    newest = MlflowClient(default_store(storage).uri).search_runs(["1"])[0]
     assert newest.info.status == "FAILED"
 
 
@@ -238,5 +238,5 @@ def test_a_second_start_is_refused_and_ctrl_c_ends_run_and_cluster(
     status, _, complaint = command.end()
     assert (status, complaint) == (130, "\ninterrupted: rerun the same command to resume\n")
     assert psutil.wait_procs(family, timeout=180)[1] == []
-    (run,) = MlflowClient(mlflow_run.default_store(tmp_path / "runs").uri).search_runs(["1"])
+    (run,) = MlflowClient(default_store(tmp_path / "runs").uri).search_runs(["1"])
     assert run.info.status == "KILLED"

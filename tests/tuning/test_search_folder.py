@@ -138,13 +138,14 @@ def test_the_scheduler_of_the_next_session_knows_the_trials_of_the_last(tmp_path
 def test_runs_that_killed_processes_left_open_are_completed_and_ended(tmp_path: Path, data: Manifest) -> None:
     from mlflow import MlflowClient
 
-    from pipeline.tracking import mlflow_run
+    from pipeline.tracking.mlflow_store.run import Status, open_run
+    from pipeline.tracking.mlflow_store.store import default_store
     from tuning.tracking import end_trials
 
-    store = mlflow_run.default_store(tmp_path)
+    store = default_store(tmp_path)
     epochs = [EpochRecord(1, 1e9, {"holdout/top1": 0.25}), EpochRecord(2, 1e9 + 9, {"holdout/top1": 0.5})]
 
-    def left_open(name: str, status: mlflow_run.Status | None) -> str:
+    def left_open(name: str, status: Status | None) -> str:
         """A trial that has sent one of its two epochs, and whose tracked run has ended with `status` or not at all."""
         run = settings(folder.path).train
         run = run.model_copy(update={"run": run.run.model_copy(update={"name": name})})
@@ -152,7 +153,7 @@ def test_runs_that_killed_processes_left_open_are_completed_and_ended(tmp_path: 
             trial.begin()
         history.write(trial.path, epochs)
         identity = trial.identity.id
-        tracker = mlflow_run.open_run(
+        tracker = open_run(
             store, "phasecollapse", identity=identity, name=name, folder=trial.path, parameters={}, tags={}
         )
         tracker.follow(epochs[:1])

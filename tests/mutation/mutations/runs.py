@@ -59,18 +59,18 @@ MUTATIONS = (
     ),
     Mutation(
         "a full disk is blamed on the tracking store",
-        "pipeline/tracking/mlflow_errors.py",
+        "pipeline/tracking/mlflow_store/errors.py",
         "    if database and is_disk_full(error):",
         "    if False:",
-        ("tests/pipeline/tracking/test_mlflow_run.py::test_a_disk_that_is_full_is_named_and_not_the_setting",),
+        ("tests/pipeline/tracking/mlflow_store/test_run.py::test_a_disk_that_is_full_is_named_and_not_the_setting",),
     ),
     Mutation(
         "a database that cannot be opened is tried for minutes",
-        "pipeline/tracking/mlflow_run.py",
+        "pipeline/tracking/mlflow_store/store.py",
         '        store.database.open("rb").close()',
         "        pass",
         (
-            "tests/pipeline/tracking/test_mlflow_run.py::test_a_database_that_cannot_be_used_is_named_with_its_fault[folder]",
+            "tests/pipeline/tracking/mlflow_store/test_run.py::test_a_database_that_cannot_be_used_is_named_with_its_fault[folder]",
         ),
     ),
     # pipeline/runs
@@ -128,10 +128,10 @@ MUTATIONS = (
     # pipeline/tracking
     Mutation(
         "the main thread reads what MLflow's server says",
-        "pipeline/tracking/mlflow_server.py",
+        "pipeline/tracking/mlflow_store/server.py",
         "        while self.process.poll() is None:\n            time.sleep(POLL_SECONDS)\n",
         "        self._read()\n",
-        ("tests/pipeline/tracking/test_mlflow_run.py::test_ctrl_c_is_heard_while_a_server_talks",),
+        ("tests/pipeline/tracking/mlflow_store/test_server.py::test_ctrl_c_is_heard_while_a_server_talks",),
     ),
     # pipeline/launch
     Mutation(
@@ -144,7 +144,7 @@ MUTATIONS = (
     Mutation(
         "the final model is not tracked",
         "pipeline/launch/launcher.py",
-        "tracker.log_file(final, mlflow_run.MODEL_ARTIFACT)",
+        "tracker.log_file(final, MODEL_ARTIFACT)",
         "pass",
         ("tests/integration/test_training.py::test_the_tracked_run_holds_all_that_the_run_was",),
     ),

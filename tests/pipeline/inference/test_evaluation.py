@@ -40,7 +40,7 @@ from pipeline.launch.launcher import Outcome
 from pipeline.metrics import report
 from pipeline.metrics.report import EvaluationReport
 from pipeline.runs import trained_model
-from pipeline.tracking import mlflow_run
+from pipeline.tracking.mlflow_store.store import checkpoint_of, default_store
 
 CLASSES = ("disc", "square", "stripes")
 
@@ -117,7 +117,7 @@ def test_it_measures_what_the_training_measured(trained: Outcome, result: Evalua
 def test_a_run_ends_with_the_same_report_in_its_folder_and_in_mlflow(
     trained: Outcome, result: EvaluationReport
 ) -> None:
-    uri = MlflowClient(mlflow_run.default_store(trained.folder.parent).uri).get_run(trained.run_id).info.artifact_uri
+    uri = MlflowClient(default_store(trained.folder.parent).uri).get_run(trained.run_id).info.artifact_uri
     for folder in (trained.folder / "evaluation", Path(uri.removeprefix("file://")) / "evaluation"):
         written = json.loads((folder / report.EVERYTHING).read_text())
         assert written["confusion"] == result.confusion
@@ -191,7 +191,7 @@ def test_a_tracked_run_and_a_registered_model_can_be_evaluated(
     trained: Outcome, shapes: Path, result: EvaluationReport
 ) -> None:
     storage = trained.folder.parent
-    client = MlflowClient(mlflow_run.default_store(storage).uri)
+    client = MlflowClient(default_store(storage).uri)
     client.create_registered_model("shapes")
     source = f"{client.get_run(trained.run_id).info.artifact_uri}/model"
     client.create_model_version("shapes", source, trained.run_id)
@@ -202,7 +202,7 @@ def test_a_tracked_run_and_a_registered_model_can_be_evaluated(
         assert json.loads(done.stdout)["confusion"] == result.confusion
     with (
         pytest.raises(UserError, match=r"models:/other/1 is not in sqlite"),
-        mlflow_run.checkpoint_of("models:/other/1", storage),
+        checkpoint_of("models:/other/1", storage),
     ):
         pass
 

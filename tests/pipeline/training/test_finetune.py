@@ -21,7 +21,7 @@ from pipeline.config.model_schema import ModelSettings, ResNetSettings, Scatteri
 from pipeline.config.schema import Settings
 from pipeline.launch import launcher
 from pipeline.runs import paths, run_folder
-from pipeline.tracking import mlflow_run
+from pipeline.tracking.mlflow_store.store import default_store
 from pipeline.training import finetune
 from pipeline.training.context import LocalContext
 from pipeline.training.optimizers import build_optimizer
@@ -284,7 +284,7 @@ def test_a_fine_tuned_run_says_what_it_starts_with_and_resumes_to_the_same_bits_
     assert "weights from" not in capsys.readouterr().out
     after, again = weights_of(whole.folder), weights_of(resumed.folder)
     assert [name for name, value in after.items() if not torch.equal(value, again[name])] == []
-    run = MlflowClient(mlflow_run.default_store(storage).uri).get_run(resumed.run_id)
+    run = MlflowClient(default_store(storage).uri).get_run(resumed.run_id)
     assert run.data.params["start.digest"] == digest
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_prep.common.errors import UserError
-from pipeline.tracking import mlflow_run
+from pipeline.tracking.mlflow_store.store import Store, default_store, newest_experiment
 
 STARTUP_SECONDS, END_SECONDS, POLL_SECONDS = 120, 10, 0.2
 PORT = 5000
@@ -35,7 +35,7 @@ def serve(storage: Path, uri: str | None, port: int | None, announce: Callable[[
     Raises:
         UserError: nothing is tracked in the store, the port is taken, or the server does not start.
     """
-    store = mlflow_run.Store(uri) if uri else mlflow_run.default_store(storage)
+    store = Store(uri) if uri else default_store(storage)
     if store.database and not store.database.exists():
         raise UserError(f"nothing is tracked in {store.database}: train something first, or name the store with --uri")
     page = _page(store)  # before the server, whose errors are less clear
@@ -47,7 +47,7 @@ def serve(storage: Path, uri: str | None, port: int | None, announce: Callable[[
         server.watch()
 
 
-def _start(store: mlflow_run.Store, port: int) -> subprocess.Popen[bytes]:
+def _start(store: Store, port: int) -> subprocess.Popen[bytes]:
     """Starts MLflow's web server for a store on the loopback interface, as a process group that the caller ends.
 
     The server answers only requests whose Host header names localhost or 127.0.0.1.
@@ -121,9 +121,9 @@ def _ended_afterwards(server: Server) -> Iterator[Server]:
         server.end()
 
 
-def _page(store: mlflow_run.Store) -> str:
+def _page(store: Store) -> str:
     """Path of the page that lists the runs; MLflow's start page is about language models."""
-    experiment = mlflow_run.newest_experiment(store)
+    experiment = newest_experiment(store)
     return f"/#/experiments/{experiment}/runs?workflowType=machine_learning" if experiment else ""
 
 

@@ -1,0 +1,147 @@
+"""Claims about MLflow's pages, and about a server that goes away and comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data_prep.common.errors import UserError
+from pipeline.tracking.mlflow_store import server
+from pipeline.tracking.mlflow_store.server import Server
+from pipeline.tracking.mlflow_store.store import Store
+from tests.helpers.tracked import EXPECTED, RECORDS, open_run, points
+
+
+def test_a_port_that_is_taken_is_named(store: Store) -> None:
+    open_run(store, "makes the tables")
+    assert store.database
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"^--port: {port} is taken by another program"):
+            server.serve(store.database.parent, None, port, announce=print)
+
+
+@contextlib.contextmanager
+def pages(storage: Path, port: int) -> Iterator[str]:
+    """``phasecollapse ui`` as a user starts it, ended by Ctrl-C; gives the address that it prints."""
+    command = [sys.executable, "-m", "pipeline.cli.main", "ui", "--storage", str(storage), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout and process.stderr
+            line = process.stdout.readline()
+            address = re.search(r"http://127\.0\.0\.1:\d+", line)
+            assert address, line + process.stderr.read()
+            children = psutil.Process(process.pid).children(recursive=True)
+            assert "/#/experiments/1/runs?" in line
+            yield address.group()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=120) == 0
+            assert process.stderr.read() == ""
+            assert not [child for child in children if child.is_running() and child.status() != "zombie"]
+        finally:
+            process.kill()
+
+
+def request(address: str, host: str | None = None) -> int:
+    """The HTTP status of an answer."""
+    try:
+        asked = urllib.request.Request(address, headers={"Host": host} if host else {})
+        with urllib.request.urlopen(asked, timeout=120) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_stops_nothing_and_gets_what_it_missed(
+    store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store.database
+    open_run(store, "makes the tables")
+    storage = store.database.parent
+    with pages(storage, 0) as address:
+        assert request(address) == 200
+        assert request(f"{address}/api/2.0/mlflow/experiments/get?experiment_id=1") == 200
+        assert request(f"{address}/api/2.0/mlflow/experiments/get?experiment_id=1", host="evil.example") == 403
+        tracker = open_run(Store(address), "e")
+        assert tracker.follow(RECORDS[:1])
+        port = int(address.rsplit(":", 1)[1])
+    with caplog.at_level(logging.WARNING):
+        started = time.monotonic()
+        assert not tracker.follow(RECORDS[:2])
+        assert not tracker.follow(RECORDS)
+        assert not tracker.end("FINISHED")
+        assert time.monotonic() - started < 60
+    assert [re.sub(r"\(.*\)", "()", message) for message in caplog.messages] == [
+        f"tracking.uri: {address} is unreachable (): training continues, and the missing metrics are sent when it "
+        "answers again, or when the same command is rerun"
+    ]
+    with pages(storage, port) as again:
+        assert again == address
+        assert tracker.follow(RECORDS)
+    assert points(store, tracker.run_id) == EXPECTED
+
+
+TALK = """
+import time
+for line in range(3000):
+    print(f"line {line}", flush=True)
+    time.sleep(0.001)
+"""
+
+
+def talkative() -> Server:
+    command = [sys.executable, "-c", TALK]
+    return Server(subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True))
+
+
+@pytest.mark.parametrize("moment", [0.5, 0.7, 0.9, 1.1])
+def test_ctrl_c_is_heard_while_a_server_talks(moment: float) -> None:
+    talking = talkative()
+    threading.Timer(moment, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        talking.watch()
+    assert talking.process.poll() is None, "it was heard at the end only"
+    talking.end()
+    assert talking.process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.slow
+def test_the_last_line_of_a_server_that_ended_is_kept() -> None:
+    talking = talkative()
+    talking.watch()
+    assert talking.last_line() == "line 2999"
+
+
+@pytest.mark.slow
+def test_pages_of_a_store_that_is_not_there_are_refused(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli.main", "ui", "--storage", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=dict(os.environ),
+    )
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == f"error: nothing is tracked in {tmp_path}/mlflow.db: train something first, or name the store with --uri\n"
+    )
