@@ -26,13 +26,11 @@ from data_prep.format.manifest import Manifest
 from pipeline.config.section import Section
 from pipeline.config.settings_io import differences, may_change
 from pipeline.runs import claimed_folder
+from pipeline.runs.paths import SEARCH, SEARCH_LOCK, TRIALS
 from tuning.config import SearchSettings
 
 EXECUTION_ONLY = may_change(SearchSettings)
 """Settings that may change while a search is interrupted: they decide where and how fast it runs."""
-
-
-IDENTITY, LOCK = "search.yaml", "search.lock"
 
 
 class Record(Section):
@@ -79,11 +77,11 @@ class SearchFolder:
 
     def begin(self) -> None:
         """Writes search.yaml; from here on the settings that decide results are fixed."""
-        claimed_folder.write_identity(self.path, IDENTITY, self.identity)
+        claimed_folder.write_identity(self.path, SEARCH, self.identity)
 
     @property
     def _file(self) -> Path:
-        return self.path / "trials.json"
+        return self.path / TRIALS
 
     def record(self, trial: str) -> Record:
         """The record of a trial; an empty one before it has begun."""
@@ -122,7 +120,7 @@ def claim(settings: SearchSettings, data: Manifest, start_digest: str | None = N
     def busy() -> str:
         return f"search {path} is under way in another process: wait for it, or choose another search.name"
 
-    with claimed_folder.claim(path, LOCK, IDENTITY, setting="train.run.storage", busy=busy):
+    with claimed_folder.claim(path, SEARCH_LOCK, SEARCH, setting="train.run.storage", busy=busy):
         folder = SearchFolder(path, _identify(path, settings, data, start_digest))
         folder.read_records()
         yield folder
@@ -150,9 +148,9 @@ def _path(settings: SearchSettings) -> Path:
 
 
 def _identify(path: Path, settings: SearchSettings, data: Manifest, start_digest: str | None) -> Identity:
-    file = path / IDENTITY
+    file = path / SEARCH
     if not file.exists():
-        if foreign := claimed_folder.first_foreign_file(path, IDENTITY, LOCK):
+        if foreign := claimed_folder.first_foreign_file(path, SEARCH, SEARCH_LOCK):
             raise UserError(f"{path} exists and is not a search (it holds {foreign}): choose another search.name")
         return Identity(id=uuid.uuid4().hex, data_digest=data.digest, settings=settings, start_digest=start_digest)
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from pipeline.config.settings_io import flatten, to_yaml
 from pipeline.launch import run_plan
 from pipeline.runs import history, paths, run_folder
 from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.status import failure_recorded
 from pipeline.runtime import malloc, system_info
 from pipeline.tracking.display import Display
 from pipeline.tracking.mlflow_store.run import Tracker, open_run
@@ -105,7 +105,8 @@ def train(
                 _followed(folder, tracker, starting_point, shown=progress and not finished_before),
             ):
                 if not finished_before:
-                    _run_workers(WorkerSpec(settings, folder, profile), callbacks, connection)
+                    with failure_recorded(folder.path):
+                        _run_workers(WorkerSpec(settings, folder, profile), callbacks, connection)
         records = folder.history()
         return Outcome(folder.path, len(records), records[-1].metrics, tracker.run_id, finished_before)
 
@@ -281,10 +282,5 @@ def _run_here(spec: WorkerSpec) -> None:
     try:
         if not trainer.train_worker(spec, LocalContext(spec)):
             raise KeyboardInterrupt
-    except UserError as error:
-        if error.__cause__:  # of registered code, whose author wants the traceback
-            with suppress(OSError):
-                (spec.folder.path / paths.ERROR_LOG).write_text("".join(traceback.format_exception(error)), "utf-8")
-        raise
     finally:
         torch.set_num_threads(threads)

@@ -209,18 +209,18 @@ def _interface(cluster: ClusterSettings) -> dict[str, str]:
 
 
 def explain(error: TrainingFailedError, folder: Path) -> UserError:
-    """The error in one sentence; details go to a file in the run's folder."""
+    """The error in one sentence; details are in a note, for the log in the run's folder."""
     if isinstance(error, ControllerError) and isinstance(error.controller_failure, UserError):
         return error.controller_failure
-    log = folder / paths.ERROR_LOG
-    with suppress(OSError):
-        log.write_text(str(error), encoding="utf-8")
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         rank, failure = next(iter(error.worker_failures.items()))
         cause = f"worker {rank} failed ({type(failure).__name__}: {_sentence(str(failure))})"
     else:
         cause = f"training failed ({_sentence(str(error))})"
-    return UserError(f"{cause}, and cluster.max_failures allows no further restart: details in {log}")
+    log = folder / paths.ERROR_LOG
+    explained = UserError(f"{cause}, and cluster.max_failures allows no further restart: details in {log}")
+    explained.add_note(str(error))
+    return explained
 
 
 def _sentence(text: str) -> str:

@@ -5,6 +5,7 @@ The file is written when the work begins: it fixes the settings. A folder whose 
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,9 @@ from pipeline.config.section import Section
 from pipeline.config.settings_io import END_OF_DOCUMENT, parse_yaml, to_yaml
 
 Identity = TypeVar("Identity", bound=Section)
+
+PROBE_SECONDS = 0.2
+"""A lock that is held for longer is that of a process at work; :func:`is_claimed` holds it for a moment."""
 
 
 @contextmanager
@@ -41,8 +45,8 @@ def claim(
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        held = FileLock(path / lock, timeout=0)
-        held.acquire()
+        held = FileLock(path / lock, timeout=PROBE_SECONDS)
+        held.acquire(poll_interval=PROBE_SECONDS / 4)
     except Timeout:
         raise UserError(busy()) from None
     except OSError as error:
@@ -56,6 +60,18 @@ def claim(
             with suppress(OSError):  # it holds files of the user
                 path.rmdir()
         held.release()
+
+
+def is_claimed(path: Path, lock: str) -> bool:
+    """Whether a process works in a folder, see :func:`claim`; writes nothing."""
+    try:
+        with (path / lock).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # as where there is no lock
+        return False
+    return False
 
 
 def write_identity(path: Path, name: str, identity: Section) -> None:

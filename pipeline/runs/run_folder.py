@@ -20,16 +20,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_prep.common.errors import UserError, first_line
 from data_prep.common.files import explain_os_errors
-from data_prep.format.manifest import Manifest
 from pipeline.config.model_schema import ModelSettings, ResNetSettings
 from pipeline.config.schema import Settings
 from pipeline.config.section import Section
 from pipeline.config.settings_io import differences, flatten, may_change
-from pipeline.runs import claimed_folder, history, paths, remote_copy
+from pipeline.runs import claimed_folder, history, paths
 from pipeline.runs.paths import IDENTITY, LOCK, OWNER
+
+if TYPE_CHECKING:
+    from data_prep.format.manifest import Manifest
 
 EXECUTION_ONLY = may_change(Settings)
 """Settings that may change when a run is resumed. The digests of the data set and of the initial weights decide its
@@ -104,12 +107,14 @@ def claim(settings: Settings, data: Manifest, start_digest: str | None = None) -
     path = _path(settings, data, start_digest)
 
     def busy() -> str:
-        return f"run {path} is being trained by {_owner(path)}: wait for it, or choose another run.name"
+        return f"run {path} is being trained by {owner(path)}: wait for it, or choose another run.name"
 
     with claimed_folder.claim(path, LOCK, IDENTITY, (OWNER,), setting="run.storage", busy=busy):
         with explain_os_errors(path):
             (path / OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         if settings.checkpoint.upload:
+            from pipeline.runs import remote_copy  # imports pyarrow, which a list of runs does not need
+
             remote_copy.fetch_identity(remote_copy.location_of(settings.checkpoint.upload, path), path)
         yield _identify(path, settings, data, start_digest)
 
@@ -194,7 +199,8 @@ def _weights(start_digest: str | None) -> str:
     return start_digest[:12] if start_digest else "new"
 
 
-def _owner(path: Path) -> str:
+def owner(path: Path) -> str:
+    """Which process trains the run in the folder `path`, or did so last, such as process 123 on node-1."""
     try:
         return (path / OWNER).read_text(encoding="utf-8")
     except OSError:

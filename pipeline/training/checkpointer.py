@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_prep.common.errors import UserError
 from data_prep.common.files import write_atomically
+from pipeline import models
 from pipeline.config.settings_io import to_yaml
 from pipeline.runs import history, paths, remote_copy, train_state
 from pipeline.runs.checkpoint_store import Checkpoints
@@ -58,8 +59,12 @@ class Checkpointer:
         if self._rank == 0:
             # The checkpoint decides: a worker that wrote the history after it was interrupted.
             history.write(self._run.path, state.history)
-            described = json.dumps(system_info.describe(), indent=1)
-            write_atomically(self._run.path / paths.ENVIRONMENT, described)
+            network = {
+                "parameters": models.parameters(state.network),
+                "multiply_adds": state.network.multiply_adds(),
+            }
+            for file, content in ((paths.ENVIRONMENT, system_info.describe()), (paths.NETWORK, network)):
+                write_atomically(self._run.path / file, json.dumps(content, indent=1))
 
     def _find_newest(self) -> Path | None:
         """The newest undamaged checkpoint, fetched from `checkpoint.upload` where that has a newer one."""

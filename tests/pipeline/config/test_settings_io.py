@@ -155,6 +155,8 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
             "aliases",
         ),
         ("a: &a [*a]\n", "aliases written out"),
+        ("a: " + "[" * 500_000, "more than 100 lists and mappings inside each other"),
+        ("- " * 500_000, "more than 100 lists and mappings inside each other"),
     ],
 )
 def test_settings_that_multiply_themselves_are_refused(tmp_path: Path, text: str, says: str) -> None:

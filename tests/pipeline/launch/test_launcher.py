@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ def test_a_finished_run_is_given_more_epochs(
     textures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = launcher.train(settings(tmp_path, textures, "training.epochs=1"), progress=False).folder
+    network = json.loads((run / paths.NETWORK).read_text())
+    assert network["parameters"] > 0 and network["multiply_adds"] > 0
     before = trained_model.read_weights(paths.stored_checkpoints(run)[-1])
     longer = settings(tmp_path, textures, "training.epochs=2", "optimizer.learning_rate=0.5")
     with pytest.raises(UserError, match=r"optimizer\.learning_rate: 0\.01 → 0\.5\): restore"):

@@ -10,6 +10,7 @@ from ray.train import ControllerError, WorkerGroupError
 from data_prep.common.errors import UserError
 from pipeline.launch import ray_train
 from pipeline.runs import paths
+from pipeline.runs.status import failure_recorded
 
 
 def test_a_workers_user_error_reaches_the_user_as_it_is(tmp_path: Path) -> None:
@@ -39,4 +40,6 @@ def test_a_dead_worker_is_one_sentence_and_a_file_with_the_whole_story(tmp_path:
         "worker 1 failed (RuntimeError: The actor died), and cluster.max_failures allows no further restart: "
         f"details in {tmp_path / 'error.log'}"
     )
+    with pytest.raises(UserError), failure_recorded(tmp_path):
+        raise error
     assert "a traceback" in (tmp_path / "error.log").read_text()
