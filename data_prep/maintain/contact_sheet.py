@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import colorsys
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from data_prep.codec.decode import DecodeError, decode
 from data_prep.codec.jpeg_header import read_header
 from data_prep.common.errors import UserError, printable
 from data_prep.format.beton import RAW, Sample, Shard
 from data_prep.format.manifest import SPLITS, ImageClass, Manifest, Split, SplitName, load_manifest
+from data_prep.maintain.drawing import ALARM, FAINT, FRAME, INK, PAPER, Font, fit, font, shorten, wrap
 
 CELL, GAP, MARGIN = 200, 20, 40  # in pixels: a picture's frame, what is between two, what is around all
 CAPTION, HEADING, TITLE = 46, 62, 84  # heights, in pixels: below a picture, above a split, above all
-INK, FAINT, PAPER, FRAME, ALARM = "#1c1f24", "#7a808a", "#ffffff", "#eef0f3", "#b3261e"
 LARGEST = 100
 """Largest number of columns or rows."""
 MOST = 2000
 """Largest number of images of a split: a sheet of two splits has 0.25 gigapixels then."""
 LONGEST = 300
 """Characters of a text that are considered; fewer fit."""
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Chosen(NamedTuple):
@@ -119,7 +116,7 @@ class _Page:
     def __init__(self, width: int, height: int) -> None:
         self.image = Image.new("RGB", (width, height), PAPER)
         self._canvas = ImageDraw.Draw(self.image)
-        self._large, self._bold, self._plain, self._small = _font(30, True), _font(14, True), _font(15), _font(12)
+        self._large, self._bold, self._plain, self._small = font(30, True), font(14, True), font(15), font(12)
         self._right = width - MARGIN
 
     def title(self, manifest: Manifest, remark: str) -> None:
@@ -133,8 +130,8 @@ class _Page:
         self._canvas.line((MARGIN, top + 14, self._right, top + 14), FRAME, 2)
         of = f"all {samples:,}" if shown == samples else f"{shown} of {samples:,}, chosen at random"
         of += f" from {only.name}" if only else ""
-        self._text((MARGIN, top + 26), name.capitalize(), _font(18, True), INK)
-        offset = round(_font(18, True).getlength(name.capitalize())) + 14
+        self._text((MARGIN, top + 26), name.capitalize(), font(18, True), INK)
+        offset = round(font(18, True).getlength(name.capitalize())) + 14
         self._text((MARGIN + offset, top + 29), of, self._plain, FAINT)
 
     def picture(self, place: tuple[int, int], chosen: Chosen, classes: Sequence[ImageClass]) -> None:
@@ -143,11 +140,11 @@ class _Page:
         sample = chosen.sample
         self._canvas.rounded_rectangle((left, top, left + CELL - 1, top + CELL - 1), 8, FRAME)
         try:
-            picture = _fit(_pixels(sample))
+            picture = fit(_pixels(sample), CELL)
             corner = (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2)
             self.image.paste(picture, corner, _round(picture.size))
         except DecodeError as error:
-            for line, text in enumerate(("does not decode:", *_wrap(str(error), self._small, CELL - 24))):
+            for line, text in enumerate(("does not decode:", *wrap(str(error), self._small, CELL - 24, 9))):
                 self._text((left + 12, top + 12 + 16 * line), text, self._small, ALARM)
         known = 0 <= sample.label < len(classes)
         name = classes[sample.label].name if known else f"unknown class {sample.label}"
@@ -157,14 +154,10 @@ class _Page:
         detail = f"#{chosen.number}  {sample.width}×{sample.height}  {kind}"
         self._text((left + 15, top + CELL + 26), detail, self._small, FAINT, CELL - 15)
 
-    def _text(self, place: tuple[int, int], text: str, font: Font, color: str, width: int | None = None) -> None:
+    def _text(self, place: tuple[int, int], text: str, written_in: Font, color: str, width: int | None = None) -> None:
         width = self._right - place[0] if width is None else width
-        text = printable(text[:LONGEST])  # names come from outside: a line break could not be measured
-        if font.getlength(text) > width:
-            while text and font.getlength(f"{text}…") > width:
-                text = text[:-1]
-            text = f"{text.rstrip()}…"
-        self._canvas.text(place, text, color, font)
+        # Names come from outside: a line break could not be measured.
+        self._canvas.text(place, shorten(printable(text[:LONGEST]), written_in, width), color, written_in)
 
 
 def _pixels(sample: Sample) -> Image.Image:
@@ -179,15 +172,6 @@ def _pixels(sample: Sample) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _fit(picture: Image.Image) -> Image.Image:
-    """An image scaled to fit into a frame; small images are enlarged by whole factors."""
-    factor = CELL / max(picture.size)
-    if factor >= 2:
-        return picture.resize((picture.width * int(factor), picture.height * int(factor)), Image.Resampling.NEAREST)
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    return picture.resize(size, Image.Resampling.LANCZOS)
-
-
 def _round(size: tuple[int, int]) -> Image.Image:
     """A mask with rounded corners, antialiased by drawing it at four times the size."""
     mask = Image.new("L", (4 * size[0], 4 * size[1]))
@@ -199,23 +183,3 @@ def _color(label: int, classes: int) -> tuple[int, ...]:
     """Color of a class; classes with neighboring indices have clearly different ones."""
     turn = label / classes if classes <= 12 else label * 0.618034
     return tuple(round(255 * part) for part in colorsys.hls_to_rgb(turn % 1, 0.52, 0.62))
-
-
-def _wrap(text: str, font: Font, width: int) -> list[str]:
-    lines: list[str] = []
-    for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines[:9]
-
-
-def _font(size: int, bold: bool = False) -> Font:
-    """DejaVu Sans, which comes with matplotlib and covers most alphabets; else Pillow's default font."""
-    spec = importlib.util.find_spec("matplotlib")  # finds the folder and imports nothing
-    for folder in (spec and spec.submodule_search_locations) or ():
-        path = Path(folder, "mpl-data", "fonts", "ttf", f"DejaVuSans{'-Bold' * bold}.ttf")
-        if path.exists():
-            return ImageFont.truetype(str(path), size)
-    return ImageFont.load_default(size)

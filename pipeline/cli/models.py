@@ -21,7 +21,9 @@ URI = "Tracking store, for models:/ and runs:/ [the one inside --storage]."
 @click.option(
     "--split", type=click.Choice(["validation", "train"]), default="validation", help="Split to evaluate [validation]."
 )
-@click.option("--output", type=LocalPath(), help="Folder for the report: JSON, CSV and confusion matrix.")
+@click.option(
+    "--output", type=LocalPath(), help="Folder for the report: JSON, CSV, confusion matrix and worst mistakes."
+)
 @click.option("--flip", is_flag=True, help="Average the predictions of each image and its mirror image.")
 @click.option("--batch-size", type=click.IntRange(1), default=100, help="Images per forward pass [100].")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the decoder, and of torch on a CPU [all cores].")
@@ -59,23 +61,30 @@ def evaluate(
     with quick_imports():
         from data_prep.common import progress
         from data_prep.format.manifest import load_manifest
+        from pipeline.figures import run_pictures
         from pipeline.inference import evaluation
         from pipeline.metrics import report
+        from pipeline.runs import paths, trained_model
         from pipeline.tracking.mlflow_store.store import checkpoint_of
 
+    pictures = (paths.CONFUSION, paths.MISTAKES)
     if output:
-        report.check_folder(output)
+        report.check_folder(output, pictures)
     manifest = load_manifest(data)
     with checkpoint_of(source, storage, uri) as checkpoint:
         total = manifest.splits[options["split"]].samples
         computing = evaluation.computing(gpu, bfloat16, threads)
         with progress.image_progress(total) as on_images, computing as place:
             result = evaluation.evaluate(checkpoint, data, evaluation.Options(**place, **options), on_images)
+        settings = trained_model.describe(trained_model.find(checkpoint)).settings.data
     click.echo(report.to_json(result) if as_json else report.summary(result))
     if output:
         report.write(result, output)
+        run_pictures.draw_evaluation(
+            lambda: result, data, settings, output, lambda problem: click.echo(f"warning: {problem}", err=True)
+        )
     if output and not as_json:
-        click.echo(f"JSON, CSV and confusion matrix: {output}")
+        click.echo(f"JSON, CSV, confusion matrix and worst mistakes: {output}")
 
 
 @click.command(short_help="Predict the classes of image files with a trained network.")

@@ -80,7 +80,7 @@ def evaluate(source: Path, data: Path, options: Options, on_images: Callable[[in
             if options.flip:
                 mirrored = compute.logits(model, pixels.flip(2)).log_softmax(1)
                 scores = torch.logaddexp(scores, mirrored) - torch.log(torch.tensor(2.0))
-            metrics.update(scores.exp(), targets)
+            metrics.update(scores.exp(), targets, batch.indices)
             registered.update(registered_sums(scores, targets))
             loss += float(torch.nn.functional.nll_loss(scores, targets, reduction="sum"))
             images += len(targets)

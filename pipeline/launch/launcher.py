@@ -24,7 +24,7 @@ from data_prep.loading import ffcv_reader
 from pipeline import models
 from pipeline.config.schema import ClusterSettings, Settings
 from pipeline.config.settings_io import flatten, to_yaml
-from pipeline.launch import run_plan
+from pipeline.launch import pictures, run_plan
 from pipeline.runs import history, paths, run_folder
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.status import failure_recorded
@@ -103,6 +103,7 @@ def train(
             with (
                 _status(tracker, folder),
                 _followed(folder, tracker, starting_point, shown=progress and not finished_before),
+                pictures.drawn(folder.path, settings),
             ):
                 if not finished_before:
                     with failure_recorded(folder.path):

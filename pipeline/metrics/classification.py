@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data_prep.format.manifest import ImageClass
+from pipeline.metrics.mistakes import WorstMistakes
 from pipeline.metrics.report import ClassResult, EvaluationReport
 
 BINS = 15
@@ -45,16 +46,19 @@ class ClassificationMetrics:
             },
             compute_groups=False,
         ).to(device)
+        self._mistakes = WorstMistakes(classes, device)
 
-    def update(self, probabilities: Tensor, labels: Tensor) -> None:
+    def update(self, probabilities: Tensor, labels: Tensor, images: Tensor) -> None:
         """Adds a batch.
 
         Args:
             probabilities: (B, classes).
             labels: (B,).
+            images: (B,), numbers of the images in their split.
         """
         if len(labels):
             self._metrics.update(probabilities, labels)
+            self._mistakes.update(probabilities, labels, images)
 
     def report(
         self,
@@ -88,6 +92,7 @@ class ClassificationMetrics:
             classes=_by_class(self._classes, range(len(self._classes)) if labels is None else labels, confusion),
             confusion=confusion.tolist(),
             registered=registered,
+            mistakes=self._mistakes.result(),
         )
 
 
@@ -100,7 +105,12 @@ def _by_class(classes: Sequence[ImageClass], labels: Sequence[int], confusion: T
         confused_with = classes[int(row.argmax())].name if int(row.sum()) else None
         results.append(
             ClassResult(
-                classes[label].id, classes[label].name, images, correct / images if images else 0.0, confused_with
+                classes[label].id,
+                classes[label].name,
+                images,
+                correct / images if images else 0.0,
+                confused_with,
+                int(row.max()),
             )
         )
     return results

@@ -1,23 +1,19 @@
-"""The report of an evaluation: its numbers, its text for people, and its files (JSON, CSV, confusion matrix)."""
+"""The report of an evaluation: its numbers, its text for people, and its files (JSON, CSV)."""
 
 from __future__ import annotations
 
 import csv
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 from data_prep.common.errors import UserError
+from pipeline.metrics.mistakes import Mistake
 
-TABLE, PICTURE, EVERYTHING = "classes.csv", "confusion.png", "evaluation.json"
-"""Files of a report: a row per class, the confusion matrix as a picture, and all numbers."""
+TABLE, EVERYTHING = "classes.csv", "evaluation.json"
+"""Files of a report: a row per class, and all numbers."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +27,8 @@ class ClassResult:
     """Fraction of its images that were classified correctly."""
     taken_for: str | None
     """Name of the class most often predicted instead; None if its images were all classified correctly."""
+    most_confused: int = 0
+    """Number of its images for which that class was predicted."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,8 @@ class EvaluationReport:
     """Number of images by class (rows) and predicted class (columns)."""
     registered: dict[str, float] = field(default_factory=dict)
     """Metrics that are registered from elsewhere, by name: means over the images."""
+    mistakes: list[Mistake] = field(default_factory=list)
+    """The wrong answers of which the network was most certain, the most certain first."""
 
 
 def to_json(result: EvaluationReport) -> str:
@@ -81,8 +81,8 @@ def summary(result: EvaluationReport, named: int = 3) -> str:
     return "\n".join(lines)
 
 
-def check_folder(folder: Path) -> None:
-    """Makes the folder of a report, before the evaluation, and checks that it can be written.
+def check_folder(folder: Path, pictures: Sequence[str] = ()) -> None:
+    """Makes the folder of a report and its `pictures`, before the evaluation, and checks that it can be written.
 
     Raises:
         UserError: it cannot.
@@ -91,7 +91,7 @@ def check_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-        for name in (TABLE, PICTURE, EVERYTHING):
+        for name in (TABLE, EVERYTHING, *pictures):
             if (folder / name).exists():
                 with (folder / name).open("ab"):
                     pass
@@ -100,7 +100,7 @@ def check_folder(folder: Path) -> None:
 
 
 def write(result: EvaluationReport, folder: Path) -> None:
-    """Writes the report into `folder`: JSON of everything, a CSV table of the classes, and the confusion matrix.
+    """Writes the report into `folder`: JSON of everything, and a CSV table of the classes.
 
     Raises:
         UserError: `folder` cannot be written.
@@ -114,37 +114,5 @@ def write(result: EvaluationReport, folder: Path) -> None:
             rows.writerows(
                 [one.id, one.name, one.images, f"{one.top1:.4f}", one.taken_for or ""] for one in result.classes
             )
-        draw_confusion_matrix(result).savefig(folder / PICTURE, dpi=110)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from None
-
-
-def draw_confusion_matrix(result: EvaluationReport) -> Figure:
-    """The confusion matrix of the classes that have images, each row as fractions of its class, with names and numbers
-    where there is room."""
-    from matplotlib.figure import Figure  # takes a second to import
-
-    shown = [number for number, row in enumerate(result.confusion) if sum(row)]
-    shares = torch.tensor(result.confusion, dtype=torch.float64)[shown]
-    shares /= shares.sum(1, keepdim=True)
-    rows, columns = shares.shape
-    side = min(16.0, 3 + 0.35 * columns)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axis = figure.subplots()
-    picture = axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(picture, ax=axis, shrink=0.8, label="share of the class's images")
-    axis.set(
-        xlabel="predicted class", ylabel="class", title=f"top-1 {100 * result.top1:.2f} % of {result.images} images"
-    )
-    if columns <= 40:
-        axis.set_yticks(range(rows), [one.name for one in result.classes if one.images])
-        if len(result.classes) == columns:  # otherwise the network has classes that the data set lacks
-            axis.set_xticks(range(columns), [one.name for one in result.classes], rotation=90)
-    if columns <= 20:
-        for row in range(rows):
-            for column in range(columns):
-                value = float(shares[row, column])
-                if value >= 0.005:
-                    color = "white" if value > 0.5 else "black"
-                    axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=color, fontsize=8)
-    return figure

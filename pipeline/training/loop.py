@@ -245,7 +245,7 @@ def evaluate(
     *,
     compute: Compute,
     name: str = "validation",
-    observe: Callable[[Tensor, Tensor], None] | None = None,
+    observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
     after_step: Callable[[int], bool] = lambda step: True,
 ) -> dict[str, float] | None:
     """Mean loss (without label smoothing), top-1 and top-5 accuracy over the images of all ranks.
@@ -254,7 +254,7 @@ def evaluate(
     communicate at each batch. With fewer than five classes, top-5 counts all of them.
 
     Args:
-        observe: called with the probabilities (B, C) and the labels (B,) of each batch.
+        observe: called with the probabilities (B, C), the labels (B,) and the numbers of the images (B,) of each batch.
         after_step: called with the number of finished steps after each; the evaluation ends where it returns False.
 
     Returns:
@@ -270,7 +270,7 @@ def evaluate(
     for step, (batch, _, labels, logits) in enumerate(forward_pass(network, batches, compute), 1):
         image_sums.update(evaluation_sums(logits, labels))
         if observe:
-            observe(logits.softmax(1), labels)
+            observe(logits.softmax(1), labels, batch.indices)
         images += len(labels)
         skipped += batch.skipped
         if not after_step(step):

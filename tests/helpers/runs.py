@@ -30,6 +30,7 @@ def write_configuration(folder: Path, textures: Path, *changes: str) -> Path:
         "model": {"widths": [4, 4]},
         "optimizer": {"learning_rate": 0.01},
         "training": {"batch_size": 20},
+        "tracking": {"pictures": False},  # they take longer than all steps
     }
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(settings_io.override(content, changes)), encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ from pipeline.launch import launcher
 from pipeline.launch.launcher import Outcome
 from pipeline.metrics import report
 from pipeline.metrics.report import EvaluationReport
-from pipeline.runs import trained_model
+from pipeline.runs import paths, trained_model
 from pipeline.tracking.mlflow_store.store import checkpoint_of, default_store
 
 CLASSES = ("disc", "square", "stripes")
@@ -122,7 +122,7 @@ def test_a_run_ends_with_the_same_report_in_its_folder_and_in_mlflow(
         written = json.loads((folder / report.EVERYTHING).read_text())
         assert written["confusion"] == result.confusion
         assert written["calibration_error"] == pytest.approx(result.calibration_error, abs=1e-6)
-        assert (folder / report.PICTURE).stat().st_size > 10_000
+        assert written["mistakes"] == [pytest.approx(asdict(one), abs=1e-5) for one in result.mistakes]
 
 
 def test_tables_and_calibration_follow_their_formulas(trained: Outcome, shapes: Path, result: EvaluationReport) -> None:
@@ -183,8 +183,10 @@ def test_the_command_writes_tables_and_a_picture(
     assert written["confusion"] == result.confusion
     rows = list(csv.DictReader((tmp_path / "out" / report.TABLE).read_text().splitlines()))
     assert [row["id"] for row in rows] == list(CLASSES)
-    with Image.open(tmp_path / "out" / report.PICTURE) as drawn:
-        assert min(drawn.size) > 300
+    assert result.mistakes, "there is something to show"
+    for name in (paths.CONFUSION, paths.MISTAKES):
+        with Image.open(tmp_path / "out" / name) as drawn:
+            assert min(drawn.size) > 300
 
 
 def test_a_tracked_run_and_a_registered_model_can_be_evaluated(
@@ -238,20 +240,10 @@ def test_any_kind_of_image_is_read_and_what_is_none_is_named(trained: Outcome, r
             prediction.find(places)
 
 
-@pytest.mark.parametrize("name", [report.TABLE, report.PICTURE, report.EVERYTHING])
+@pytest.mark.parametrize("name", [report.TABLE, paths.CONFUSION, report.EVERYTHING])
 def test_a_report_that_cannot_be_written_is_refused_before_the_evaluation(tmp_path: Path, name: str) -> None:
     (tmp_path / "out" / name).mkdir(parents=True)
     command = [str(tmp_path / "no-run"), str(tmp_path / "no-data"), "--output", str(tmp_path / "out")]
     done = CliRunner().invoke(evaluate_command, command)
     assert isinstance(done.exception, UserError)
     assert str(done.exception).startswith(f"--output: {tmp_path / 'out'} cannot be written: Is a directory")
-
-
-@pytest.mark.parametrize("images", [[3, 2, 1], [3, 0, 1]])
-def test_both_sides_of_the_confusion_matrix_have_names(result: EvaluationReport, images: list[int]) -> None:
-    """Also where the split has no image of a class."""
-    classes = [replace(one, images=count) for one, count in zip(result.classes, images, strict=True)]
-    confusion = [[count if row == column else 0 for column in range(3)] for row, count in enumerate(images)]
-    [axis, _] = report.draw_confusion_matrix(replace(result, classes=classes, confusion=confusion)).axes
-    assert [label.get_text() for label in axis.get_xticklabels()] == [one.name for one in classes]
-    assert [label.get_text() for label in axis.get_yticklabels()] == [one.name for one in classes if one.images]
