@@ -10,25 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from data_prep.codec import convert
-from data_prep.codec.decode import JOB, DecodeError, decode_batch
+from data_prep.codec.decode import DecodeError
 from data_prep.common.errors import UserError, printable
-from data_prep.loading.transforms import CenterCrop, Draws, choose_crops
-from data_prep.prepare.spec import MAX_SIDE
 from data_prep.sources.image_index import is_clutter
+from pipeline.inference.classifier import Answer, classify, to_pixels
 from pipeline.runs import trained_model
 from pipeline.runs.trained_model import TrainedModel
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A class and its probability."""
-
-    id: str
-    name: str
-    probability: float
 
 
 @dataclass(frozen=True)
@@ -81,9 +70,6 @@ def _files_below(folder: Path) -> list[Path]:
 def predict(source: Path, files: Iterable[Path], *, top: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
     """Predicts the classes of image files, in order.
 
-    Images are processed as in validation of a data set with the default encoding: turned upright, converted to RGB,
-    shrunk to at most 512 pixels a side, center-cropped and resized by the settings of the run.
-
     Args:
         source: folder of a run, whose latest checkpoint is used, or of one checkpoint.
         files: of images.
@@ -93,19 +79,14 @@ def predict(source: Path, files: Iterable[Path], *, top: int = 5, batch_size: in
     Raises:
         UserError: `source` is not a checkpoint, or is damaged.
     """
-    checkpoint = trained_model.find(source)
-    network, classes = trained_model.load(checkpoint), trained_model.describe(checkpoint).classes
+    network = trained_model.load(source)
     remaining = iter(files)
     while part := list(itertools.islice(remaining, batch_size)):
         pixels, problems = _read(part, network)
         readable = [row for row, problem in enumerate(problems) if problem is None]
-        with torch.inference_mode():
-            best = network.network(torch.from_numpy(pixels[readable])).softmax(1).topk(min(top, len(classes)), dim=1)
-        rows = dict(zip(readable, zip(best.values.tolist(), best.indices.tolist(), strict=True), strict=True))
+        answers = dict(zip(readable, classify(network, pixels[readable], top), strict=True))
         for row, (file, problem) in enumerate(zip(part, problems, strict=True)):
-            likely, indices = rows.get(row, ((), ()))
-            answers = [Answer(classes[i].id, classes[i].name, p) for p, i in zip(likely, indices, strict=True)]
-            yield Prediction(str(file), tuple(answers), problem)
+            yield Prediction(str(file), answers.get(row, ()), problem)
 
 
 def to_row(prediction: Prediction) -> str:
@@ -124,27 +105,15 @@ def to_json(prediction: Prediction) -> str:
 
 def _read(files: Sequence[Path], network: TrainedModel) -> tuple[np.ndarray, list[str | None]]:
     """Pixels (B, H, W, 3) for the network, and the problem of each file or None; unreadable images are black."""
-    settings = network.settings.data
-    pixels = np.zeros((len(files), settings.image_size, settings.image_size, 3), np.uint8)
+    size = network.settings.data.image_size
+    pixels = np.zeros((len(files), size, size, 3), np.uint8)
     problems: list[str | None] = []
     for row, file in enumerate(files):
         try:
-            _fill(pixels[row : row + 1], convert.to_jpeg(file.read_bytes(), MAX_SIDE["jpeg"]), settings.center_crop)
+            pixels[row] = to_pixels(file.read_bytes(), network)
             problems.append(None)
         except DecodeError as error:
             problems.append(str(error))
         except OSError as error:
             problems.append(error.strerror or str(error))
     return pixels, problems
-
-
-def _fill(out: np.ndarray, stored: convert.StoredImage, fraction: float) -> None:
-    content = np.frombuffer(stored.content, np.uint8)
-    draws = Draws(seed=0, epoch=0, samples=np.zeros(1, np.int64))  # a central crop uses none
-    crops = choose_crops([CenterCrop(fraction)], np.array([stored.height]), np.array([stored.width]), draws)
-    jobs = np.zeros(1, JOB)
-    jobs["address"], jobs["size"] = content.ctypes.data, content.size
-    jobs["mode"], jobs["height"], jobs["width"] = stored.mode, stored.height, stored.width
-    jobs["top"], jobs["left"], jobs["crop_height"], jobs["crop_width"], jobs["mirrored"] = crops
-    for problem in decode_batch(jobs, out):
-        raise DecodeError(problem.message, problem.kind)
