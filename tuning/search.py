@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,9 @@ from data_prep.common.progress import format_duration
 from data_prep.format.manifest import Manifest, load_manifest
 from pipeline import models
 from pipeline.config.schema import ClusterSettings, Settings
-from pipeline.launch import launcher, ray_cleanup, ray_train, run_plan
+from pipeline.launch import initial_weights, launcher, ray_cleanup, ray_train, run_plan
 from pipeline.runtime import system_info
-from pipeline.tracking.mlflow_store.store import store_of
+from pipeline.tracking.mlflow_store.store import Store, store_of
 from pipeline.training import finetune
 from pipeline.training.dataloader import count_images
 from pipeline.training.setup import memory_errors
@@ -35,6 +35,7 @@ from tuning.config import SearchSettings
 from tuning.frontier import Row
 from tuning.schedulers import build_scheduler, metric
 from tuning.search_folder import Record, SearchFolder
+from tuning.space import Candidate
 from tuning.tracking import ReportLine
 from tuning.trial_recorder import TrialRecorder
 
@@ -62,11 +63,12 @@ def search(settings: SearchSettings, report_line: ReportLine = print) -> Report:
     data = load_manifest(Path(settings.train.data.path))
     store = store_of(settings.train)
     with (
-        search_folder.claim(settings, data, finetune.digest(settings.train)) as folder,
+        initial_weights.fetched(settings.train, search_folder.path_of(settings)) as train,
         ExitStack() as cluster_left_last,
     ):
+        folder = cluster_left_last.enter_context(search_folder.claim(settings, data, finetune.digest(train)))
         candidates = space.candidates(settings)
-        runs = {one.name: space.trial_settings(settings, one, folder.path, store.uri) for one in candidates}
+        runs = _runs(settings, candidates, train, store)
         for run in runs.values():
             launcher.check(run, data)
         waiting = [name for name in runs if folder.record(name).status == "pending"]
@@ -80,6 +82,7 @@ def search(settings: SearchSettings, report_line: ReportLine = print) -> Report:
             else:
                 cluster_left_last.callback(_release, report_line)
         folder.begin()  # a search that was refused leaves no folder
+        runs = _runs(settings, candidates, initial_weights.keep(settings.train, train, folder.path), store)
         tracker = tracking.open_run(settings, folder, store)
         if waiting or not tracker.finished:
             with tracking.status(tracker, folder, store, runs, settings, report_line):
@@ -128,13 +131,11 @@ def dry_run(settings: SearchSettings) -> SearchPlan:
         UserError: names the setting that does not fit.
     """
     data = load_manifest(Path(settings.train.data.path))
-    records = search_folder.check(settings, data, finetune.digest(settings.train))
-    candidates = space.candidates(settings)
-    folder = Path(settings.train.run.storage) / settings.search.name
-    store = store_of(settings.train)
-    runs = {one.name: space.trial_settings(settings, one, folder, store.uri) for one in candidates}
-    for run in runs.values():
-        launcher.check(run, data)
+    with initial_weights.fetched(settings.train, search_folder.path_of(settings)) as train:
+        records = search_folder.check(settings, data, finetune.digest(train))
+        runs = _runs(settings, space.candidates(settings), train, store_of(settings.train))
+        for run in runs.values():
+            launcher.check(run, data)
     build_scheduler(settings, records.items())
     waiting = {name: run for name, run in runs.items() if records.get(name, Record()).status == "pending"}
     cluster = settings.train.cluster
@@ -151,6 +152,14 @@ def dry_run(settings: SearchSettings) -> SearchPlan:
         workers=cluster.workers,
         largest=waiting[max(networks, key=lambda row: row.multiply_adds).name] if networks else None,
     )
+
+
+def _runs(
+    settings: SearchSettings, candidates: Sequence[Candidate], train: Settings, store: Store
+) -> dict[str, Settings]:
+    """The run of each trial, by its name, with the initial weights of `train`."""
+    local, folder = settings.model_copy(update={"train": train}), search_folder.path_of(settings)
+    return {one.name: space.trial_settings(local, one, folder, store.uri) for one in candidates}
 
 
 def describe_time(plan: SearchPlan) -> str:

@@ -115,7 +115,7 @@ def claim(settings: SearchSettings, data: Manifest, start_digest: str | None = N
         UserError: another process works on it; it was started with other settings or another data set (each difference
             is named); or the folder holds something else.
     """
-    path = _path(settings)
+    path = path_of(settings)
 
     def busy() -> str:
         return f"search {path} is under way in another process: wait for it, or choose another search.name"
@@ -135,7 +135,7 @@ def check(settings: SearchSettings, data: Manifest, start_digest: str | None = N
     Raises:
         UserError: as :func:`claim`.
     """
-    path = _path(settings)
+    path = path_of(settings)
     if not path.exists():
         return {}
     folder = SearchFolder(path, _identify(path, settings, data, start_digest))
@@ -143,7 +143,8 @@ def check(settings: SearchSettings, data: Manifest, start_digest: str | None = N
     return folder.records
 
 
-def _path(settings: SearchSettings) -> Path:
+def path_of(settings: SearchSettings) -> Path:
+    """The folder of a search, which may not exist."""
     return (Path(settings.train.run.storage) / settings.search.name).absolute()
 
 

@@ -1,18 +1,40 @@
-"""The commands ``evaluate``, ``predict`` and ``export`` for trained networks. Slow imports happen when one runs."""
+"""The commands ``evaluate``, ``predict``, ``export`` and ``register`` for trained networks.
+
+Slow imports happen when one runs, that of MLflow only where it is needed.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from data_prep.cli.local_path import LocalPath
+from pipeline.config.references import REFERENCES
 from pipeline.runtime.imports import quick_imports
+
+if TYPE_CHECKING:
+    from pipeline.runs.trained_model import Which
 
 STORAGE = "Folder of the runs, for models:/ and runs:/ [runs]."
 URI = "Tracking store, for models:/ and runs:/ [the one inside --storage]."
+
+
+@contextmanager
+def _checkpoint(source: str, storage: Path, uri: str | None) -> Iterator[Path]:
+    """Yields the folder of a run or a checkpoint, downloaded if it is in MLflow."""
+    if not source.startswith(REFERENCES):
+        yield Path(source)
+        return
+    with quick_imports():
+        from pipeline.tracking.mlflow_store import registry
+    with registry.checkpoint_of(source, storage, uri) as checkpoint:
+        yield checkpoint
 
 
 @click.command(short_help="Evaluate a trained network on a prepared data set.")
@@ -49,9 +71,10 @@ def evaluate(
 ) -> None:
     """Evaluates the network of SOURCE on every image of DATA, a folder written by 'prepare'.
 
-    SOURCE is the folder of a run (its latest checkpoint) or of one checkpoint, or a model in MLflow: runs:/ID or
-    models:/NAME/VERSION. Prints top-1 and top-5 accuracy, loss and calibration error, and the best and the worst
-    classes. Classes are matched by id, so the data set may have only some of the network's classes.
+    SOURCE is the folder of a run (its latest checkpoint) or of one checkpoint, or a model in MLflow: models:/NAME@ALIAS
+    or models:/NAME/VERSION, models:/NAME (its latest version), runs:/ID (the last checkpoint) or runs:/ID/best. Prints
+    top-1 and top-5 accuracy, loss and calibration error, and the best and the worst classes. Classes are matched by id,
+    so the data set may have only some of the network's classes.
 
     \b
     Examples:
@@ -65,13 +88,12 @@ def evaluate(
         from pipeline.inference import evaluation
         from pipeline.metrics import report
         from pipeline.runs import paths, trained_model
-        from pipeline.tracking.mlflow_store.store import checkpoint_of
 
     pictures = (paths.CONFUSION, paths.MISTAKES)
     if output:
         report.check_folder(output, pictures)
     manifest = load_manifest(data)
-    with checkpoint_of(source, storage, uri) as checkpoint:
+    with _checkpoint(source, storage, uri) as checkpoint:
         total = manifest.splits[options["split"]].samples
         computing = evaluation.computing(gpu, bfloat16, threads)
         with progress.image_progress(total) as on_images, computing as place:
@@ -106,8 +128,8 @@ def predict(
 ) -> None:
     """Prints the most probable classes of IMAGES, which are files, or folders that are searched at any depth.
 
-    SOURCE is the folder of a run (its latest checkpoint) or of one checkpoint, or a model in MLflow: runs:/ID or
-    models:/NAME/VERSION. A file that cannot be read is named and skipped; the exit status is then 1.
+    SOURCE is the folder of a run (its latest checkpoint) or of one checkpoint, or a model in MLflow such as
+    models:/NAME@ALIAS, as for 'evaluate'. A file that cannot be read is named and skipped; the exit status is then 1.
 
     \b
     Examples:
@@ -117,10 +139,9 @@ def predict(
     with quick_imports():
         from data_prep.common import progress
         from pipeline.inference import prediction
-        from pipeline.tracking.mlflow_store.store import checkpoint_of
 
     files = prediction.find(images)
-    with checkpoint_of(source, storage, uri) as checkpoint, progress.image_progress(len(files)) as on_images:
+    with _checkpoint(source, storage, uri) as checkpoint, progress.image_progress(len(files)) as on_images:
         show = prediction.to_json if as_json else prediction.to_row
         unreadable = 0
         for one in prediction.predict(checkpoint, files, top=top, batch_size=batch_size):
@@ -133,13 +154,16 @@ def predict(
 
 
 @click.command(short_help="Export a trained network to one file, for ONNX Runtime or torch.export.")
-@click.argument("source", type=LocalPath())
+@click.argument("source")
 @click.option("--format", "kind", type=click.Choice(["onnx", "torch-export"]), default="onnx", help="Format [onnx].")
 @click.option("--output", type=LocalPath(), help="File [named after SOURCE, in the current folder].")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
-def export(source: Path, kind: str, output: Path | None, force: bool) -> None:
-    """Exports the network of SOURCE, the folder of a run or of one of its checkpoints, to one file.
+@click.option("--storage", type=LocalPath(), default=Path("runs"), help=STORAGE)
+@click.option("--uri", help=URI)
+def export(source: str, kind: str, output: Path | None, force: bool, storage: Path, uri: str | None) -> None:
+    """Exports the network of SOURCE to one file.
 
+    SOURCE is the folder of a run (its latest checkpoint) or of one checkpoint, or a model in MLflow, as for 'evaluate'.
     The file maps pixels, uint8 (batch, height, width, 3), to logits, and holds the names of the classes. It is run and
     compared with the network before it gets its name.
 
@@ -152,6 +176,38 @@ def export(source: Path, kind: str, output: Path | None, force: bool) -> None:
         from data_prep.common import progress
         from pipeline.inference import export as exporting
 
-    with progress.phase_display() as on_phase:
-        written = exporting.export(source, kind, output, replace=force, on_phase=on_phase)
+    if output is None and source.startswith(REFERENCES):
+        output = Path(re.sub("[:/@]+", "-", source) + exporting.SUFFIXES[kind])
+    with _checkpoint(source, storage, uri) as checkpoint, progress.phase_display() as on_phase:
+        written = exporting.export(checkpoint, kind, output, replace=force, on_phase=on_phase)
     click.echo(exporting.summary(written))
+
+
+@click.command(short_help="Register a run's best or last checkpoint as a model, under a name and an alias.")
+@click.argument("run")
+@click.argument("name")
+@click.option("--alias", help="Alias of this version, such as champion; another version of NAME loses it.")
+@click.option("--which", type=click.Choice(["best", "last"]), default="best", help="Checkpoint [best].")
+@click.option("--storage", type=LocalPath(), default=Path("runs"), help="Folder of the runs, for runs:/ID [runs].")
+@click.option("--uri", help="Tracking store [the one of the run].")
+def register(run: str, name: str, alias: str | None, which: Which, storage: Path, uri: str | None) -> None:
+    """Registers a checkpoint of RUN as the next version of the model NAME in MLflow.
+
+    RUN is the folder of a run, or runs:/ID. The best checkpoint is the one with the highest top-1 accuracy of those
+    that the run keeps (checkpoint.keep_best). A checkpoint that is a version of NAME already stays that version, and
+    gets the alias. 'predict', 'evaluate', 'export' and start.checkpoint take the model as models:/NAME@ALIAS,
+    models:/NAME/VERSION or models:/NAME (the latest version); MLflow serves it.
+
+    \b
+    Examples:
+      phasecollapse register runs/imagenette-64 imagenette --alias champion
+      phasecollapse predict models:/imagenette@champion photo.jpg
+    """
+    with quick_imports():
+        from pipeline.tracking.mlflow_store import registry
+
+    done = registry.register(run, name, which=which, alias=alias, storage=storage, uri=uri)
+    state = "is now" if done.new else "is already"
+    click.echo(f"{done.checkpoint} of {run} {state} version {done.version} of {name}")
+    if alias:
+        click.echo(f"alias {alias}: models:/{name}@{alias}")

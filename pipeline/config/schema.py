@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from data_prep.common.parallel import cores
 from pipeline.config.model_schema import ModelSettings, ScatteringSettings
+from pipeline.config.references import REFERENCES
 from pipeline.config.registered import Registered
 from pipeline.config.section import MAY_CHANGE, FolderName, Fraction, LocalPath, Positive, Section
 
@@ -91,9 +92,9 @@ class StartSettings(Section):
     """The initial weights: new ones, or those of a network that was trained before (fine-tuning)."""
 
     checkpoint: Annotated[str | None, MAY_CHANGE] = None
-    """Folder of a run, whose latest checkpoint is used, or of one checkpoint. Its network must be the one of `model`.
-    The linear classifier gets new weights if the classes differ, or if the image size differs and its shape depends on
-    it."""
+    """Folder of a run, whose latest checkpoint is used, or of one checkpoint; or a model in the tracking store, such as
+    models:/NAME@champion or runs:/ID/best. Its network must be the one of `model`. The linear classifier gets new
+    weights if the classes differ, or if the image size differs and its shape depends on it."""
     freeze: tuple[str, ...] = ()
     """Parts that keep the weights and running statistics of the checkpoint: module paths such as blocks.0 or
     classifier.normalization, or shell patterns of them such as blocks.[0-3]."""
@@ -106,7 +107,9 @@ class StartSettings(Section):
 
     def absolute(self) -> Self:
         """The same settings with an absolute path, for workers and trials, which run in other folders."""
-        return self.model_copy(update={"checkpoint": self.checkpoint and str(Path(self.checkpoint).absolute())})
+        if self.checkpoint is None or self.checkpoint.startswith(REFERENCES):
+            return self
+        return self.model_copy(update={"checkpoint": str(Path(self.checkpoint).absolute())})
 
 
 class OptimizerSettings(Section):

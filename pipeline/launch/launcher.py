@@ -24,14 +24,14 @@ from data_prep.loading import ffcv_reader
 from pipeline import models
 from pipeline.config.schema import ClusterSettings, Settings
 from pipeline.config.settings_io import flatten, to_yaml
-from pipeline.launch import pictures, run_plan
+from pipeline.launch import initial_weights, pictures, run_plan
 from pipeline.runs import history, paths, run_folder
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.status import failure_recorded
 from pipeline.runtime import malloc, system_info
 from pipeline.tracking.display import Display
 from pipeline.tracking.mlflow_store.run import Tracker, open_run
-from pipeline.tracking.mlflow_store.store import MODEL_ARTIFACT, store_of
+from pipeline.tracking.mlflow_store.store import store_of
 from pipeline.tracking.watcher import RunWatcher
 from pipeline.training import finetune, trainer
 from pipeline.training.context import LocalContext, WorkerSpec
@@ -88,8 +88,10 @@ def train(
     """
     settings = _absolute(settings)
     data = load_manifest(Path(settings.data.path))
-    starting_point = check(settings, data)
-    with run_folder.claim(settings, data, finetune.digest(settings)) as folder, ExitStack() as cluster_left_last:
+    named = Path(settings.run.storage) / settings.run.name if settings.run.name else None
+    with initial_weights.fetched(settings, named) as local, ExitStack() as cluster_left_last:
+        starting_point = initial_weights.describe(check(local, data), settings)
+        folder = cluster_left_last.enter_context(run_folder.claim(settings, data, finetune.digest(local)))
         finished_before = folder.finished()
         connection = Connection()
         if settings.cluster.workers and not finished_before:
@@ -98,6 +100,7 @@ def train(
                 print(f"starting {count} worker{'s' * (count > 1)} on Ray", flush=True)
             connection = cluster_left_last.enter_context(cluster_with_room(settings.cluster))
         folder.begin()  # after all checks: a refused run leaves no folder
+        local = initial_weights.keep(settings, local, folder.path)
         tracker = _open_tracked_run(folder, parent_run_id, tags or {}, settings)
         if not (finished_before and tracker.finished):
             with (
@@ -107,7 +110,7 @@ def train(
             ):
                 if not finished_before:
                     with failure_recorded(folder.path):
-                        _run_workers(WorkerSpec(settings, folder, profile), callbacks, connection)
+                        _run_workers(WorkerSpec(local, folder, profile), callbacks, connection)
         records = folder.history()
         return Outcome(folder.path, len(records), records[-1].metrics, tracker.run_id, finished_before)
 
@@ -167,8 +170,9 @@ def dry_run(settings: Settings) -> run_plan.Plan:
     """
     settings = _absolute(settings)
     data = load_manifest(Path(settings.data.path))
-    check(settings, data)
-    run_folder.check(settings, data, finetune.digest(settings))
+    with initial_weights.fetched(settings, None) as local:
+        check(local, data)
+        run_folder.check(settings, data, finetune.digest(local))
     if settings.cluster.workers and (settings.cluster.address or os.environ.get("RAY_ADDRESS")):
         with cluster_with_room(settings.cluster):
             pass
@@ -235,9 +239,7 @@ def _status(tracker: Tracker, folder: RunFolder) -> Iterator[None]:
         raise
     with suppress(OSError, ValueError):  # a finished run may have lost it
         tracker.tag(json.loads((folder.path / paths.ENVIRONMENT).read_text(encoding="utf-8")))
-    final = folder.latest_checkpoint()
-    if final is not None:
-        tracker.log_file(final, MODEL_ARTIFACT)
+    tracker.log_models(folder.path)
     if (folder.path / paths.REPORT).is_dir():
         tracker.log_file(folder.path / paths.REPORT, paths.REPORT)
     tracker.end("FINISHED")

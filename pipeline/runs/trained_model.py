@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -19,6 +19,11 @@ from pipeline import models
 from pipeline.config import settings_io
 from pipeline.config.schema import Settings
 from pipeline.runs import checkpoint_store, paths
+
+Which = Literal["best", "last"]
+
+FILES = (paths.MODEL, paths.SETTINGS, paths.CLASSES)
+"""Files of a checkpoint that a trained network consists of."""
 
 
 class ModelDescription(NamedTuple):
@@ -83,16 +88,32 @@ def _undamaged(checkpoint: Path) -> Path:
     Raises:
         UserError: it is damaged; names the newest whole one beside it.
     """
-    files = (paths.MODEL, paths.SETTINGS, paths.CLASSES)
     if checkpoint.parent.name != paths.CHECKPOINTS and not (checkpoint / paths.DESCRIPTION).exists():
         return checkpoint
-    problem = checkpoint_store.damage(checkpoint, files)
+    problem = checkpoint_store.damage(checkpoint, FILES)
     if problem is None:
         return checkpoint
-    others = (one for one in reversed(paths.checkpoints_in(checkpoint.parent)) if one != checkpoint)
-    whole = next((one for one in others if checkpoint_store.damage(one, files) is None), None)
+    whole = _last_whole(one for one in paths.checkpoints_in(checkpoint.parent) if one != checkpoint)
     remedy = f"name {whole}, the newest one that is whole" if whole else "no other one beside it is whole"
     raise UserError(f"checkpoint {checkpoint} is damaged ({problem}): {remedy}")
+
+
+def best_and_last(run: Path) -> dict[Which, Path]:
+    """The checkpoint with the highest score and the latest one, of those that the run in the folder `run` keeps and
+    that are whole. They may be the same; one is missing if there is none."""
+    stored = paths.stored_checkpoints(run)
+    scores = {path: score for path in stored if (score := checkpoint_store.describe(path).score) is not None}
+    ascending: dict[Which, list[Path]] = {
+        "best": sorted(scores, key=lambda path: (scores[path], path.name)),
+        "last": stored,
+    }
+    return {which: whole for which, order in ascending.items() if (whole := _last_whole(order))}
+
+
+def _last_whole(checkpoints: Iterable[Path]) -> Path | None:
+    """The last of the checkpoints whose network is not damaged."""
+    whole = (one for one in reversed(list(checkpoints)) if checkpoint_store.damage(one, FILES) is None)
+    return next(whole, None)
 
 
 def describe(checkpoint: Path) -> ModelDescription:

@@ -21,6 +21,7 @@ from pipeline.config import settings_io
 from pipeline.config.schema import Settings
 from pipeline.launch import launcher
 from pipeline.runs import train_state, trained_model
+from pipeline.tracking.mlflow_store import registry
 from pipeline.tracking.mlflow_store.store import default_store
 from tests.helpers.ray_cluster import title
 from tests.helpers.runs import Command, assert_same_bits, final_weights, wait_for_epoch, write_configuration
@@ -100,7 +101,8 @@ def test_the_tracked_run_holds_all_that_the_run_was(settings: Callable[..., Sett
     assert [metric.step for metric in history] == [1, 2, 3]
     artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
     assert settings_io.load(artifacts / "settings.yaml") == settings()
-    loaded = trained_model.load(artifacts / "model")
+    with registry.checkpoint_of(f"runs:/{outcome.run_id}", storage) as checkpoint:
+        loaded = trained_model.load(checkpoint)
     assert loaded.settings == settings()
     assert len(loaded.classes) == 10
     name, value = next(loaded.network.named_parameters())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from mlflow.exceptions import MlflowException
+
 from data_prep.common import storage
 from data_prep.common.errors import is_disk_full
 
@@ -43,3 +45,8 @@ def explain(error: Exception, store: str, database: Path | None) -> Fault:
             f"move it away, so that a new one is made (the runs in their folders stay), {another}",
         )
     return Fault(f"{database} cannot be used ({reason})", f"check the file and its folder, {another}")
+
+
+def bad_request(message: str) -> MlflowException:
+    """What a served model raises at a wrong request, which is answered with the message and status 400."""
+    return MlflowException.invalid_parameter_value(message)

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from pipeline.runs import history
-from pipeline.tracking.mlflow_store import errors
+from pipeline.tracking.mlflow_store import errors, models
 from pipeline.tracking.mlflow_store.store import (
     Problem,
     Store,
@@ -129,6 +129,12 @@ class Tracker:
                 self._client.log_artifacts(self.run_id, str(path), folder)
             else:
                 self._client.log_artifact(self.run_id, str(path), folder)
+        return not self._unreachable
+
+    def log_models(self, folder: Path) -> bool:
+        """Stores the best and the last checkpoint of the run in `folder` as models."""
+        with self._warning():
+            models.log_models(self._client, self.run_id, folder)
         return not self._unreachable
 
     def end(self, status: Status) -> bool:

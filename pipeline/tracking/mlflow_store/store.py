@@ -1,9 +1,8 @@
-"""Where runs are tracked: the store, its client, its experiments, and the models and runs in it."""
+"""Where runs are tracked: the store, its client and its experiments."""
 
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from pathlib import Path
 
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,9 +18,6 @@ from data_prep.common import storage
 from data_prep.common.errors import UserError
 from pipeline.config.schema import Settings
 from pipeline.tracking.mlflow_store import errors
-
-MODEL_ARTIFACT = "model"
-"""Folder of the final checkpoint among the artifacts of a run."""
 
 Problem = (MlflowException, SQLAlchemyError, OSError)
 """Exceptions of a store that fails; requests' are OSErrors."""
@@ -58,41 +53,6 @@ def store_of(settings: Settings) -> Store:
 def default_store(storage: Path) -> Store:
     """The default store of the runs in the folder `storage`."""
     return Store(f"sqlite:///{storage.absolute() / 'mlflow.db'}")
-
-
-@contextmanager
-def checkpoint_of(source: str, storage: Path, uri: str | None = None) -> Iterator[Path]:
-    """Yields the folder of a run or a checkpoint, downloaded from MLflow if `source` is models:/… or runs:/….
-
-    Args:
-        source: a folder, models:/NAME, models:/NAME/VERSION, runs:/ID or runs:/ID/PATH.
-        storage: folder of the runs, which holds the default store.
-        uri: another store.
-
-    Raises:
-        UserError: MLflow has no such model or run, or is unreachable.
-    """
-    if not source.startswith(("models:/", "runs:/")):
-        yield Path(source)
-        return
-    store = Store(uri) if uri else default_store(storage)
-    with tempfile.TemporaryDirectory(prefix="phasecollapse-") as scratch:
-        with in_sentences(store, source):
-            client = connect(store)
-            kind, _, rest = source.partition(":/")
-            if kind == "models":
-                name, _, version = rest.strip("/").partition("/")
-                found = (
-                    client.get_model_version(name, version)
-                    if version
-                    else max(client.search_model_versions(f"name='{name}'"), key=lambda one: int(one.version))
-                )
-                artifacts = found.source
-            else:
-                run, _, path = rest.strip("/").partition("/")
-                artifacts = f"{client.get_run(run).info.artifact_uri}/{path or MODEL_ARTIFACT}"
-            fetched = download_artifacts(artifact_uri=artifacts, dst_path=scratch, tracking_uri=store.uri)
-        yield Path(fetched)
 
 
 def newest_experiment(store: Store) -> str | None:

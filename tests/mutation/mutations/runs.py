@@ -142,9 +142,9 @@ MUTATIONS = (
         ("tests/integration/test_training.py::test_a_finished_run_says_so_and_changes_nothing",),
     ),
     Mutation(
-        "the final model is not tracked",
+        "the models of a run are not tracked",
         "pipeline/launch/launcher.py",
-        "tracker.log_file(final, MODEL_ARTIFACT)",
+        "tracker.log_models(folder.path)",
         "pass",
         ("tests/integration/test_training.py::test_the_tracked_run_holds_all_that_the_run_was",),
     ),

@@ -40,7 +40,8 @@ from pipeline.launch.launcher import Outcome
 from pipeline.metrics import report
 from pipeline.metrics.report import EvaluationReport
 from pipeline.runs import paths, trained_model
-from pipeline.tracking.mlflow_store.store import checkpoint_of, default_store
+from pipeline.tracking.mlflow_store import registry
+from pipeline.tracking.mlflow_store.store import default_store
 
 CLASSES = ("disc", "square", "stripes")
 
@@ -193,20 +194,12 @@ def test_a_tracked_run_and_a_registered_model_can_be_evaluated(
     trained: Outcome, shapes: Path, result: EvaluationReport
 ) -> None:
     storage = trained.folder.parent
-    client = MlflowClient(default_store(storage).uri)
-    client.create_registered_model("shapes")
-    source = f"{client.get_run(trained.run_id).info.artifact_uri}/model"
-    client.create_model_version("shapes", source, trained.run_id)
-    for name in (f"runs:/{trained.run_id}", "models:/shapes/1", "models:/shapes"):
+    registry.register(str(trained.folder), "shapes", which="last", alias="champion", storage=storage)
+    for name in (f"runs:/{trained.run_id}", "models:/shapes@champion"):
         command = [name, str(shapes), "--storage", str(storage), "--json"]
         done = CliRunner().invoke(evaluate_command, command)
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout)["confusion"] == result.confusion
-    with (
-        pytest.raises(UserError, match=r"models:/other/1 is not in sqlite"),
-        checkpoint_of("models:/other/1", storage),
-    ):
-        pass
 
 
 def test_predictions_are_those_of_the_evaluation(trained: Outcome, root: Path, result: EvaluationReport) -> None:
