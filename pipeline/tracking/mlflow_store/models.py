@@ -17,6 +17,7 @@ import base64
 import io
 import json
 import platform
+import re
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -37,6 +38,8 @@ LOADER = "pipeline.inference.served_model"
 PACKAGES = ("mlflow", "phasecollapse", "torch")
 DIGEST_TAG, CHECKPOINT_TAG = "phasecollapse.digest", "phasecollapse.checkpoint"
 """Tags of a model: SHA-256 of its weights, and the name of its checkpoint."""
+DESCRIPTION_TAG = "mlflow.note.content"
+"""Tag that MLflow's pages show as the description."""
 _ANSWER = {"class": DataType.string, "id": DataType.string, "probability": DataType.double}
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.binary, "image")]),
@@ -90,12 +93,12 @@ def _log(client: MlflowClient, run: Run, which: Which, folder: Path, checkpoint:
     found = find_models(client, run, which, digest)
     if found and found[0].status == LoggedModelStatus.READY:
         return found[0]
-    model = found[0] if found else _create(client, run, which, checkpoint, digest)
     record = _record(folder, checkpoint)
+    model = found[0] if found else _create(client, run, which, checkpoint, digest, record)
     if model.model_id not in {one.model_id for one in (run.outputs.model_outputs if run.outputs else ())}:
         client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, record.epoch if record else 0)])
     if record:
-        client.log_batch(run.info.run_id, metrics=_metrics(record, model))
+        client.log_batch(run.info.run_id, metrics=_metrics(record, model, run))
     with tempfile.TemporaryDirectory(prefix="phasecollapse-") as scratch:
         write(Path(scratch), model, checkpoint)
         client.log_model_artifacts(model.model_id, scratch)
@@ -104,15 +107,24 @@ def _log(client: MlflowClient, run: Run, which: Which, folder: Path, checkpoint:
     return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
-def _create(client: MlflowClient, run: Run, which: Which, checkpoint: Path, digest: str) -> LoggedModel:
+def _create(
+    client: MlflowClient, run: Run, which: Which, checkpoint: Path, digest: str, record: history.EpochRecord | None
+) -> LoggedModel:
+    scores = ", ".join(f"{key} {100 * value:.2f} %" for key, value in _scores(record)) if record else "within an epoch"
+    description = f"{checkpoint.name} of {run.info.run_name}: {scores}"
     return client.create_logged_model(
         run.info.experiment_id,
         which,
         source_run_id=run.info.run_id,
-        tags={DIGEST_TAG: digest, CHECKPOINT_TAG: checkpoint.name},
+        tags={DIGEST_TAG: digest, CHECKPOINT_TAG: checkpoint.name, DESCRIPTION_TAG: description},
         params=run.data.params,
         model_type="image classification",
     )
+
+
+def _scores(record: history.EpochRecord) -> list[tuple[str, float]]:
+    """The accuracies of an evaluation after an epoch."""
+    return [(key, value) for key, value in record.metrics.items() if re.fullmatch(r"(?!train/).+/top[15]", key)]
 
 
 def _record(folder: Path, checkpoint: Path) -> history.EpochRecord | None:
@@ -120,13 +132,17 @@ def _record(folder: Path, checkpoint: Path) -> history.EpochRecord | None:
     return next((one for one in history.read(folder) if paths.RunPosition(one.epoch).name == checkpoint.name), None)
 
 
-def _metrics(record: history.EpochRecord, model: LoggedModel) -> list[Metric]:
-    """The run's own rows of the epoch, which MLflow stores once, linked to the model."""
+def _metrics(record: history.EpochRecord, model: LoggedModel, run: Run) -> list[Metric]:
+    """The run's own rows of the epoch, which MLflow stores once, linked to the model and the run's data set."""
     time = int(record.finished_at * 1000)
-    return [
-        Metric(key, value, time, record.epoch, model_id=model.model_id, run_id=model.source_run_id)
-        for key, value in record.metrics.items()
-    ]
+    data = next((one.dataset for one in (run.inputs.dataset_inputs if run.inputs else ())), None)
+    links = {
+        "model_id": model.model_id,
+        "run_id": run.info.run_id,
+        "dataset_name": data and data.name,
+        "dataset_digest": data and data.digest,
+    }
+    return [Metric(key, value, time, record.epoch, **links) for key, value in record.metrics.items()]
 
 
 def write(folder: Path, model: LoggedModel, checkpoint: Path) -> None:

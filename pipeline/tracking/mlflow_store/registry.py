@@ -21,7 +21,7 @@ from pipeline.config.references import REFERENCES
 from pipeline.runs import run_folder, trained_model
 from pipeline.runs.trained_model import Which
 from pipeline.tracking.mlflow_store import models
-from pipeline.tracking.mlflow_store.models import CHECKPOINT_TAG
+from pipeline.tracking.mlflow_store.models import CHECKPOINT_TAG, DESCRIPTION_TAG
 from pipeline.tracking.mlflow_store.run import IDENTITY_TAG
 from pipeline.tracking.mlflow_store.store import Store, connect, default_store, in_sentences
 
@@ -190,6 +190,7 @@ def _version_of(client: MlflowClient, name: str, model: LoggedModel) -> tuple[Mo
         model.artifact_location,  # models:/ID is looked up in MLflow's global store
         model.source_run_id,
         tags={MODEL_TAG: model.model_id, CHECKPOINT_TAG: model.tags[CHECKPOINT_TAG]},
+        description=model.tags.get(DESCRIPTION_TAG),
         model_id=model.model_id,
     )
     links = [*json.loads(model.tags.get(VERSIONS_TAG, "[]")), {"name": name, "version": version.version}]

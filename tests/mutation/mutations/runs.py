@@ -142,6 +142,31 @@ MUTATIONS = (
         ("tests/integration/test_training.py::test_a_finished_run_says_so_and_changes_nothing",),
     ),
     Mutation(
+        "what was fetched is not kept for a resumed run",
+        "pipeline/launch/initial_weights.py",
+        "elif folder and _source_of(folder) == source:",
+        "elif False:",
+        ("tests/pipeline/inference/test_served_model.py::test_a_run_starts_with_a_registered_model_and_keeps_it",),
+    ),
+    Mutation(
+        "an interrupted model is not completed, but logged again",
+        "pipeline/tracking/mlflow_store/models.py",
+        "found[0] if found else _create(",
+        "_create(",
+        (
+            "tests/pipeline/inference/test_served_model.py::test_what_is_logged_is_found_again_and_what_is_missing_is_logged",
+        ),
+    ),
+    Mutation(
+        "a model is registered again",
+        "pipeline/tracking/mlflow_store/registry.py",
+        "if one.tags.get(MODEL_TAG) == model.model_id",
+        "if False",
+        (
+            "tests/pipeline/inference/test_served_model.py::test_a_model_is_registered_once_and_found_by_each_of_its_names",
+        ),
+    ),
+    Mutation(
         "the models of a run are not tracked",
         "pipeline/launch/launcher.py",
         "tracker.log_models(folder.path)",

@@ -112,6 +112,9 @@ def test_a_finished_run_has_its_best_and_its_last_checkpoint_as_models(client: M
         assert [(one.step) for one in outputs if one.model_id == model.model_id] == [epoch]
         top1 = next(one for one in model.metrics if one.key == "validation/top1")
         assert top1.value == checkpoint_store.describe(checkpoint).score and top1.step == epoch
+        assert (
+            f"{checkpoint.name} of run: validation/top1 {100 * top1.value:.2f} %" in model.tags[models.DESCRIPTION_TAG]
+        )
         folder = Path(model.artifact_location.removeprefix("file://"))
         files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
         inside = {f"checkpoints/{checkpoint.name}/{file}" for file in (*trained_model.FILES, paths.DESCRIPTION)}
