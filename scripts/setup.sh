@@ -32,7 +32,7 @@ command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || missing_for_
 pkg-config --exists opencv4 2>/dev/null || missing_for_ffcv="$missing_for_ffcv libopencv-dev"
 pkg-config --exists libturbojpeg 2>/dev/null || missing_for_ffcv="$missing_for_ffcv libturbojpeg0-dev"
 
-extras="dev,export,docs,ffcv"
+extras="dev,export,docs,server,ffcv"
 if [ -n "$missing$missing_for_ffcv" ] && command -v apt-get >/dev/null; then
     root=""
     if [ "$(id -u)" -ne 0 ]; then
@@ -53,7 +53,7 @@ error: building needs what Debian calls$missing, and there is no apt-get here. I
 MESSAGE
     exit 1
 elif [ -n "$missing_for_ffcv" ]; then
-    extras="dev,export,docs"
+    extras="dev,export,docs,server"
     say "Stock FFCV is left out: it needs what Debian calls$missing_for_ffcv. Only --reader ffcv and data.reader=ffcv need it."
 fi
 

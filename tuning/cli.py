@@ -38,6 +38,7 @@ def tune(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
         from data_prep.common import progress
         from pipeline.launch import run_plan
         from pipeline.runtime import system_info
+        from pipeline.tracking.mlflow_store import addresses
         from tuning import frontier, search
 
     if warning := system_info.warning(settings.train.training.precision, settings.train.cluster.gpu):
@@ -55,9 +56,7 @@ def tune(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     error = frontier.shown_error(settings.search.error)
     click.echo(f"* on the frontier: no completed trial is better in multiply-adds and in {error}")
     click.echo(f"folder: {report.folder} (table.md, table.csv, frontier.png)")
-    tracking = settings.train.tracking
-    address = f"--uri {tracking.uri}" if tracking.uri else f"--storage {settings.train.run.storage}"
-    click.echo(f"curves and settings: phasecollapse ui {address}")
+    click.echo(f"curves and settings: {addresses.ui_command(settings.train)}")
     if reasons := [row.reason for row in report.rows if row.status == "failed"]:
         count = f"{len(reasons)} of {len(report.rows)} trials failed"
         if len(reasons) == len(report.rows):

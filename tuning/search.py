@@ -26,6 +26,7 @@ from pipeline import models
 from pipeline.config.schema import ClusterSettings, Settings
 from pipeline.launch import initial_weights, launcher, ray_cleanup, ray_train, run_plan
 from pipeline.runtime import system_info
+from pipeline.tracking.mlflow_store import addresses
 from pipeline.tracking.mlflow_store.store import Store, store_of
 from pipeline.training import finetune
 from pipeline.training.dataloader import count_images
@@ -60,6 +61,7 @@ def search(settings: SearchSettings, report_line: ReportLine = print) -> Report:
         UserError: a setting is wrong, the folder cannot be used, or the cluster is too small.
         KeyboardInterrupt: the user stopped the search; its resources are free, and the same call resumes it.
     """
+    settings = settings.model_copy(update={"train": addresses.choose(settings.train)})
     data = load_manifest(Path(settings.train.data.path))
     store = store_of(settings.train)
     with (

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from pipeline.runs.trained_model import Which
 
 STORAGE = "Folder of the runs, for models:/ and runs:/ [runs]."
-URI = "Tracking store, for models:/ and runs:/ [the one inside --storage]."
+URI = "Tracking store, for models:/ and runs:/ [MLFLOW_TRACKING_URI, or the one inside --storage]."
 
 
 @contextmanager
-def _checkpoint(source: str, storage: Path, uri: str | None) -> Iterator[Path]:
+def _checkpoint(source: str, storage: Path | None, uri: str | None) -> Iterator[Path]:
     """Yields the folder of a run or a checkpoint, downloaded if it is in MLflow."""
     if not source.startswith(REFERENCES):
         yield Path(source)
@@ -54,7 +54,7 @@ def _checkpoint(source: str, storage: Path, uri: str | None) -> Iterator[Path]:
 )
 @click.option("--gpu", is_flag=True, help="Compute on this machine's first GPU.")
 @click.option("--bfloat16", is_flag=True, help="Compute in bfloat16 mixed precision, as in training.")
-@click.option("--storage", type=LocalPath(), default=Path("runs"), help=STORAGE)
+@click.option("--storage", type=LocalPath(), help=STORAGE)
 @click.option("--uri", help=URI)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def evaluate(
@@ -64,7 +64,7 @@ def evaluate(
     threads: int | None,
     gpu: bool,
     bfloat16: bool,
-    storage: Path,
+    storage: Path | None,
     uri: str | None,
     as_json: bool,
     **options: Any,
@@ -114,7 +114,7 @@ def evaluate(
 @click.argument("images", nargs=-1, required=True, type=LocalPath())
 @click.option("--top", type=click.IntRange(1), default=5, help="Classes per image [5].")
 @click.option("--batch-size", type=click.IntRange(1), default=64, help="Images per forward pass [64].")
-@click.option("--storage", type=LocalPath(), default=Path("runs"), help=STORAGE)
+@click.option("--storage", type=LocalPath(), help=STORAGE)
 @click.option("--uri", help=URI)
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON per image, for programs.")
 def predict(
@@ -122,7 +122,7 @@ def predict(
     images: tuple[Path, ...],
     top: int,
     batch_size: int,
-    storage: Path,
+    storage: Path | None,
     uri: str | None,
     as_json: bool,
 ) -> None:
@@ -158,9 +158,9 @@ def predict(
 @click.option("--format", "kind", type=click.Choice(["onnx", "torch-export"]), default="onnx", help="Format [onnx].")
 @click.option("--output", type=LocalPath(), help="File [named after SOURCE, in the current folder].")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
-@click.option("--storage", type=LocalPath(), default=Path("runs"), help=STORAGE)
+@click.option("--storage", type=LocalPath(), help=STORAGE)
 @click.option("--uri", help=URI)
-def export(source: str, kind: str, output: Path | None, force: bool, storage: Path, uri: str | None) -> None:
+def export(source: str, kind: str, output: Path | None, force: bool, storage: Path | None, uri: str | None) -> None:
     """Exports the network of SOURCE to one file.
 
     SOURCE is the folder of a run (its latest checkpoint) or of one checkpoint, or a model in MLflow, as for 'evaluate'.
@@ -188,9 +188,9 @@ def export(source: str, kind: str, output: Path | None, force: bool, storage: Pa
 @click.argument("name")
 @click.option("--alias", help="Alias of this version, such as champion; another version of NAME loses it.")
 @click.option("--which", type=click.Choice(["best", "last"]), default="best", help="Checkpoint [best].")
-@click.option("--storage", type=LocalPath(), default=Path("runs"), help="Folder of the runs, for runs:/ID [runs].")
+@click.option("--storage", type=LocalPath(), help="Folder of the runs, for runs:/ID [runs].")
 @click.option("--uri", help="Tracking store [the one of the run].")
-def register(run: str, name: str, alias: str | None, which: Which, storage: Path, uri: str | None) -> None:
+def register(run: str, name: str, alias: str | None, which: Which, storage: Path | None, uri: str | None) -> None:
     """Registers a checkpoint of RUN as the next version of the model NAME in MLflow.
 
     RUN is the folder of a run, or runs:/ID. The best checkpoint is the one with the highest top-1 accuracy of those

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from data_prep.cli.local_path import LocalPath
-from data_prep.common.errors import UserError
 from pipeline.runtime.imports import quick_imports
 
 if TYPE_CHECKING:
@@ -59,6 +58,7 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool, profile: bool
         settings = settings_tree.load(config, overrides)  # imports the packages that register what it names
         from pipeline.launch import launcher, run_plan
         from pipeline.runtime import system_info
+        from pipeline.tracking.mlflow_store import addresses
 
     if warning := system_info.warning(settings.training.precision, settings.cluster.gpu):
         click.echo(f"warning: {warning}", err=True)
@@ -77,8 +77,7 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool, profile: bool
         return
     outcome = launcher.train(settings, profile=profile)
     click.echo(summary(outcome, settings.data.evaluate_on))
-    address = f"--uri {settings.tracking.uri}" if settings.tracking.uri else f"--storage {settings.run.storage}"
-    click.echo(f"curves and settings: phasecollapse ui {address}")
+    click.echo(f"curves and settings: {addresses.ui_command(settings)}")
 
 
 def summary(outcome: Outcome, measured_on: str) -> str:
@@ -126,14 +125,36 @@ def describe(config: Path, overrides: tuple[str, ...], classes: int | None, as_j
         progress.show(*render(description), width=200)
 
 
-@click.command(short_help="Show tracked runs in the browser (MLflow, on this machine only).")
-@click.option("--storage", type=LocalPath(), default=Path("runs"), help="Folder of the runs [runs].")
-@click.option("--uri", help="Tracking store [the one inside --storage].")
+@click.command(short_help="Show tracked runs in the browser (MLflow), on this machine only unless --host says more.")
+@click.option("--storage", type=LocalPath(), help="Folder of the runs [runs].")
+@click.option("--uri", help="Tracking store or server [MLFLOW_TRACKING_URI, or the store inside --storage].")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port [5000, or a free one].")
-def ui(storage: Path, uri: str | None, port: int | None) -> None:
-    """Serves MLflow's pages on the loopback interface and prints their address, until Ctrl-C."""
-    from pipeline.tracking.mlflow_store import server
+@click.option(
+    "--host", default="127.0.0.1", help="Interface to listen on; others than loopback need --auth [127.0.0.1]."
+)
+@click.option(
+    "--allowed-hosts", metavar="NAME,…", help="Names under which browsers reach the pages, besides localhost."
+)
+@click.option("--prefix", metavar="/PATH", help="Path before all addresses, for a reverse proxy that keeps it.")
+@click.option("--auth", is_flag=True, help="Ask for user and password; makes the user admin the first time.")
+def ui(storage: Path | None, uri: str | None, **options: Any) -> None:
+    """Serves MLflow's pages, opened on the table of the runs, and prints their address, until Ctrl-C.
 
-    if uri and uri.startswith("http"):
-        raise UserError(f"--uri: {uri} is a tracking server, which has its own web pages: open {uri}")
-    server.serve(storage, uri, port, announce=click.echo)
+    A tracking server (http://…) has its own pages: then only their address is printed. Either gets three views of the
+    runs in its menu "Views": a table of runs, one of the trials of searches, and charts.
+
+    Ports forwarded by SSH or an editor work, under any port. Behind a reverse proxy, name its host with --allowed-hosts
+    and, if it keeps a path, that with --prefix. With --auth, users and the administrator's password lie in the folder
+    mlflow-auth of --storage, readable by you alone; training then needs MLFLOW_TRACKING_USERNAME and
+    MLFLOW_TRACKING_PASSWORD.
+
+    \b
+    Examples:
+      phasecollapse ui
+      phasecollapse ui --storage /mnt/runs --port 8080
+      phasecollapse ui --host 0.0.0.0 --auth --allowed-hosts gpu1.example.org
+    """
+    from pipeline.tracking.mlflow_store import server, store
+
+    found = store.named_store(storage, uri)
+    server.serve(found, server.Access(folder=(storage or Path("runs")), **options), announce=click.echo)

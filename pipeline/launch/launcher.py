@@ -30,6 +30,7 @@ from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.status import failure_recorded
 from pipeline.runtime import malloc, system_info
 from pipeline.tracking.display import Display
+from pipeline.tracking.mlflow_store import addresses
 from pipeline.tracking.mlflow_store.run import Tracker, open_run
 from pipeline.tracking.mlflow_store.store import store_of
 from pipeline.tracking.watcher import RunWatcher
@@ -194,12 +195,13 @@ def cluster_with_room(settings: ClusterSettings, *, dashboard: bool = False) -> 
 
 
 def _absolute(settings: Settings) -> Settings:
-    """The same settings with absolute paths, for workers, which run in other folders."""
+    """The same settings with absolute paths and the store that is meant, for workers, which run in other folders."""
     run = settings.run.model_copy(update={"storage": str(Path(settings.run.storage).absolute())})
     places = {"path": settings.data.path, "stage": settings.data.stage}
     absolute = {name: str(Path(place).absolute()) for name, place in places.items() if place}
     data = settings.data.model_copy(update=absolute)
-    return settings.model_copy(update={"run": run, "data": data, "start": settings.start.absolute()})
+    with_paths = {"run": run, "data": data, "start": settings.start.absolute()}
+    return addresses.choose(settings).model_copy(update=with_paths)
 
 
 def _open_tracked_run(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
+import mlflow
 from mlflow.exceptions import MlflowException
 
 from data_prep.common import storage
@@ -31,10 +33,7 @@ def explain(error: Exception, store: str, database: Path | None) -> Fault:
     if database and is_disk_full(error):
         return Fault(f"no space is left on the disk of {database}", "free disk space, then rerun the same command")
     if "database schema" in text:  # such as: Detected out-of-date database schema (found version …
-        return Fault(
-            f"{database or store} was written by another version of MLflow",
-            f"if that was an earlier one, back it up and run 'mlflow db upgrade {store}', {another}",
-        )
+        return _other_version(text, store, database, another)
     if database is None:
         return Fault(f"tracking.uri: {store} is unreachable ({reason})", "check it, or unset tracking.uri")
     if "database is locked" in text:
@@ -45,6 +44,22 @@ def explain(error: Exception, store: str, database: Path | None) -> Fault:
             f"move it away, so that a new one is made (the runs in their folders stay), {another}",
         )
     return Fault(f"{database} cannot be used ({reason})", f"check the file and its folder, {another}")
+
+
+def _other_version(text: str, store: str, database: Path | None, another: str) -> Fault:
+    """The fault of a database whose tables are those of another MLflow: of an older one, if this one knows them."""
+    found = re.search(r"found version (\w+)", text)
+    versions = Path(mlflow.__file__).parent / "store" / "db_migrations" / "versions"
+    if found and not any(versions.glob(f"{found[1]}_*.py")):
+        return Fault(
+            f"{database or store} was written by a newer MLflow than {mlflow.__version__}",
+            f"install that one, {another}",
+        )
+    backup = f"cp {database} {database}.backup" if database else "a dump of the database"
+    return Fault(
+        f"{database or store} was written by an older MLflow than {mlflow.__version__}",
+        f"end what writes into it, make a backup ({backup}) and run 'mlflow db upgrade {store}', {another}",
+    )
 
 
 def bad_request(message: str) -> MlflowException:

@@ -23,7 +23,7 @@ from pipeline.runs.trained_model import Which
 from pipeline.tracking.mlflow_store import models
 from pipeline.tracking.mlflow_store.models import CHECKPOINT_TAG, DESCRIPTION_TAG
 from pipeline.tracking.mlflow_store.run import IDENTITY_TAG
-from pipeline.tracking.mlflow_store.store import Store, connect, default_store, in_sentences
+from pipeline.tracking.mlflow_store.store import Store, connect, in_sentences, named_store
 
 MODELS, RUNS = REFERENCES
 VERSIONS_TAG = "mlflow.modelVersions"
@@ -47,7 +47,7 @@ class Registered:
 
 
 def register(
-    run: str, name: str, *, which: Which, alias: str | None, storage: Path, uri: str | None = None
+    run: str, name: str, *, which: Which, alias: str | None, storage: Path | None, uri: str | None = None
 ) -> Registered:
     """Registers the best or the last checkpoint of a run as the next version of a model, unless it is one already.
 
@@ -65,13 +65,13 @@ def register(
     """
     _check_names(name, alias)
     if run.startswith(RUNS):
-        store, folder, identity = _store(storage, uri), None, None
+        store, folder, identity = named_store(storage, uri), None, None
     else:
         folder = Path(run)
         identity = run_folder.read_identity(folder)
         if identity is None:
             raise UserError(f"{folder} is not a run: name the folder of a run, or runs:/ID")
-        store = _store(folder.parent, uri or identity.settings.tracking.uri)
+        store = named_store(folder.parent, uri or identity.settings.tracking.uri)
     with in_sentences(store, run):
         client = _connect(store)
         run_id = run.removeprefix(RUNS) if identity is None else _find_run(client, store, identity.id, run)
@@ -86,14 +86,14 @@ def register(
 
 
 @contextmanager
-def checkpoint_of(source: str, storage: Path, uri: str | None = None) -> Iterator[Path]:
+def checkpoint_of(source: str, storage: Path | None, uri: str | None = None) -> Iterator[Path]:
     """Yields the folder of a run or a checkpoint, downloaded from MLflow if `source` is models:/… or runs:/….
 
     Args:
         source: a folder, models:/NAME@ALIAS, models:/NAME/VERSION, models:/NAME (the latest version), models:/ID,
             runs:/ID (the last checkpoint), runs:/ID/best, or runs:/ID/PATH for an artifact.
         storage: folder of the runs, which holds the default store.
-        uri: another store.
+        uri: another store, see `named_store`.
 
     Raises:
         UserError: MLflow has no such model or run or is unreachable, or the model is not one of this package.
@@ -101,7 +101,7 @@ def checkpoint_of(source: str, storage: Path, uri: str | None = None) -> Iterato
     if not source.startswith(REFERENCES):
         yield Path(source)
         return
-    store = _store(storage, uri)
+    store = named_store(storage, uri)
     with tempfile.TemporaryDirectory(prefix="phasecollapse-") as scratch:
         with in_sentences(store, source):
             location = _artifacts(_connect(store), source)
@@ -111,10 +111,6 @@ def checkpoint_of(source: str, storage: Path, uri: str | None = None) -> Iterato
         except UserError as error:
             raise UserError(f"{source} is damaged, or no model that phasecollapse has logged ({error})") from None
         yield checkpoint
-
-
-def _store(storage: Path, uri: str | None) -> Store:
-    return Store(uri) if uri else default_store(storage)
 
 
 def _connect(store: Store) -> MlflowClient:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,46 +15,100 @@ import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.common.errors import UserError
-from pipeline.tracking.mlflow_store.store import Store, default_store, newest_experiment
+from pipeline.tracking.mlflow_store import auth, saved_views
+from pipeline.tracking.mlflow_store.store import Store, shown_experiment
 
 STARTUP_SECONDS, END_SECONDS, POLL_SECONDS = 120, 10, 0.2
 PORT = 5000
+LOOPBACK = "127.0.0.1"
+LOOPBACKS = (LOOPBACK, "localhost", "::1")
+LOOPBACK_HOSTS = ("localhost", "localhost:*", LOOPBACK, f"{LOOPBACK}:*", "[::1]", "[[]::1]:*")
+"""Host headers of the loopback interface, as patterns; with any port, as ports are forwarded under others."""
 
 
-def serve(storage: Path, uri: str | None, port: int | None, announce: Callable[[str], object]) -> None:
-    """Serves the pages of a store until the user interrupts or the server ends.
+@dataclass(frozen=True)
+class Access:
+    """How the pages are reached, and by whom."""
+
+    folder: Path
+    """Of the runs; users and passwords lie in a folder in it."""
+    port: int | None = None
+    """By default PORT, or a free one if that is taken; 0 stands for any."""
+    host: str = LOOPBACK
+    """Interface to listen on."""
+    allowed_hosts: str | None = None
+    """Names of this machine in browsers besides those of the loopback interface, with commas between them."""
+    prefix: str | None = None
+    """Path before all addresses, such as ``/mlflow``."""
+    auth: bool = False
+    """Whether to ask for user and password."""
+
+
+def serve(store: Store, access: Access, announce: Callable[[str], object]) -> None:
+    """Serves the pages of a store until the user interrupts or the server ends; those of a tracking server it names.
 
     Args:
-        storage: folder of the runs, which holds the default store.
-        uri: another store.
-        port: of the server; by default PORT, or a free one if that is taken.
+        store: a database, or a server, which has pages of its own.
+        access: how the pages are reached.
         announce: called with the address once the server answers.
 
     Raises:
-        UserError: nothing is tracked in the store, the port is taken, or the server does not start.
+        UserError: nothing is tracked in the store, the options do not fit, the port is taken, or the server does not
+            start.
     """
-    store = Store(uri) if uri else default_store(storage)
     if store.database and not store.database.exists():
         raise UserError(f"nothing is tracked in {store.database}: train something first, or name the store with --uri")
+    prefix = _checked_prefix(access)
     page = _page(store)  # before the server, whose errors are less clear
-    port = _free_port(PORT, 0) if port is None else _free_port(port)
-    with _ended_afterwards(Server(_start(store, port))) as server:
-        address = f"http://127.0.0.1:{port}"
-        _wait_until_it_answers(server, address)
-        announce(f"MLflow shows the runs at {address}{page} (Ctrl-C ends it)")
+    if store.uri.startswith("http"):
+        announce(f"the tracking server shows the runs at {store.uri.rstrip('/')}{page}")
+        return
+    users = auth.prepare(access.folder) if access.auth else None
+    port = _free_port(access.host, PORT, 0) if access.port is None else _free_port(access.host, access.port)
+    with _ended_afterwards(Server(_start(store, access, port, users))) as server:
+        _wait_until_it_answers(server, f"http://{_reachable(access.host)}:{port}{prefix}")
+        if users:
+            there = users.password_file
+            made = f"with the password {there.read_text(encoding='utf-8').strip()}, kept" if users.new else "(password)"
+            announce(f"user: admin {made} in {there}")
+        announce(f"MLflow shows the runs at http://{_reachable(access.host)}:{port}{prefix}{page} (Ctrl-C ends it)")
         server.watch()
 
 
-def _start(store: Store, port: int) -> subprocess.Popen[bytes]:
-    """Starts MLflow's web server for a store on the loopback interface, as a process group that the caller ends.
+def _checked_prefix(access: Access) -> str:
+    """The prefix of all addresses, empty without one.
 
-    The server answers only requests whose Host header names localhost or 127.0.0.1.
+    Raises:
+        UserError: it is no path, or the pages would be open to others without a password.
     """
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--allowed-hosts", f"127.0.0.1:{port},localhost:{port}"]
+    if access.host not in LOOPBACKS and not access.auth:
+        raise UserError(
+            f"--host {access.host} opens the pages, with the right to delete runs, to other machines: add --auth, or "
+            "leave --host out and forward the port (ssh -L 5000:localhost:5000)"
+        )
+    if access.prefix is not None and not re.fullmatch(r"(/[\w.~-]+)+", access.prefix):
+        raise UserError(f"--prefix: {access.prefix} must be a path such as /mlflow, without a slash at its end")
+    return access.prefix or ""
+
+
+def _start(store: Store, access: Access, port: int, users: auth.Access | None) -> subprocess.Popen[bytes]:
+    """Starts MLflow's web server for a store, as a process group that the caller ends."""
+    named = [one.strip() for one in (access.allowed_hosts or "").split(",") if one.strip()]
+    names = [*named, *([] if access.host in LOOPBACKS else [socket.gethostname(), access.host])]
+    hosts = [host for name in names for host in (name, f"{name}:*")]
+    origins = [f"{scheme}://{host}" for scheme in ("http", "https") for host in hosts]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", access.host, "--port", str(port), "--workers", "1"]
+    command += ["--allowed-hosts", ",".join([*LOOPBACK_HOSTS, *hosts])]
+    if origins:
+        command += ["--cors-allowed-origins", ",".join(origins)]
+    if access.prefix:
+        command += ["--static-prefix", access.prefix]
+    if users:
+        command += ["--app-name", auth.APP]
     if store.artifacts:
         command += ["--default-artifact-root", store.artifacts, "--no-serve-artifacts"]
     return subprocess.Popen(
@@ -64,10 +119,17 @@ def _start(store: Store, port: int) -> subprocess.Popen[bytes]:
         start_new_session=True,
         env={
             **os.environ,
-            "MLFLOW_BACKEND_STORE_URI": store.uri,  # it may hold a password, which all users see in a command line
+            **(users.environment if users else {}),
+            "MLFLOW_BACKEND_STORE_URI": store.uri,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # otherwise it starts eight more processes
         },
     )
+
+
+def _reachable(host: str) -> str:
+    """An address at which this machine reaches a server that listens on `host`."""
+    host = LOOPBACK if host in ("0.0.0.0", "::", "") else host
+    return f"[{host}]" if ":" in host else host
 
 
 class Server:
@@ -123,8 +185,12 @@ def _ended_afterwards(server: Server) -> Iterator[Server]:
 
 def _page(store: Store) -> str:
     """Path of the page that lists the runs; MLflow's start page is about language models."""
-    experiment = newest_experiment(store)
-    return f"/#/experiments/{experiment}/runs?workflowType=machine_learning" if experiment else ""
+    experiment = shown_experiment(store)
+    if experiment is None:
+        return ""
+    view = saved_views.RUNS
+    shown = f"viewStateShareKey={view}&" if saved_views.PREFIX + view in experiment.tags else ""
+    return f"/#/experiments/{experiment.experiment_id}/runs?{shown}workflowType=machine_learning"
 
 
 def _wait_until_it_answers(server: Server, address: str) -> None:
@@ -139,13 +205,13 @@ def _wait_until_it_answers(server: Server, address: str) -> None:
     raise UserError(f"MLflow's server does not answer at {address} after {STARTUP_SECONDS} s")
 
 
-def _free_port(*wanted: int) -> int:
+def _free_port(host: str, *wanted: int) -> int:
     """The first of the ports that is free; 0 stands for any."""
     for port in wanted:
-        with socket.socket() as probe:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
+                probe.bind((host, port))
                 free: int = probe.getsockname()[1]
                 return free
     raise UserError(f"--port: {wanted[0]} is taken by another program, or not allowed: name another one, or none")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from data_prep.common import storage
 from data_prep.common.errors import UserError
 from pipeline.config.schema import Settings
-from pipeline.tracking.mlflow_store import errors
+from pipeline.tracking.mlflow_store import addresses, errors, moved, saved_views
 
 Problem = (MlflowException, SQLAlchemyError, OSError)
 """Exceptions of a store that fails; requests' are OSErrors."""
@@ -42,12 +43,17 @@ class Store:
     @property
     def artifacts(self) -> str | None:
         """Artifact location of new experiments: beside an SQLite database; None if a server chooses."""
-        return (self.database.parent / "artifacts").as_uri() if self.database else None
+        return (self.database.parent / moved.ARTIFACTS).as_uri() if self.database else None
 
 
 def store_of(settings: Settings) -> Store:
-    """The store of `tracking.uri`; by default an SQLite database inside `run.storage`."""
-    return Store(settings.tracking.uri) if settings.tracking.uri else default_store(Path(settings.run.storage))
+    """The store of `tracking.uri` or MLFLOW_TRACKING_URI; by default an SQLite database inside `run.storage`.
+
+    Raises:
+        UserError: the address cannot be that of a store, or holds a password.
+    """
+    uri = addresses.choose(settings).tracking.uri
+    return Store(uri) if uri else default_store(Path(settings.run.storage))
 
 
 def default_store(storage: Path) -> Store:
@@ -55,15 +61,34 @@ def default_store(storage: Path) -> Store:
     return Store(f"sqlite:///{storage.absolute() / 'mlflow.db'}")
 
 
-def newest_experiment(store: Store) -> str | None:
-    """Id of the most recently updated experiment; None if there is none except MLflow's `Default`.
+def named_store(storage: Path | None, uri: str | None) -> Store:
+    """The store that a command's options name.
+
+    Args:
+        storage: folder of the runs, which holds the default store; by default ``runs``.
+        uri: the store; it wins over `storage`, which wins over MLFLOW_TRACKING_URI.
+
+    Raises:
+        UserError: the address cannot be that of a store, or holds a password.
+    """
+    if uri:
+        return Store(addresses.check(uri, "--uri"))
+    found = addresses.from_environment() if storage is None else None
+    return Store(found) if found else default_store(storage or Path("runs"))
+
+
+def shown_experiment(store: Store) -> Experiment | None:
+    """The experiment of MLFLOW_EXPERIMENT_NAME, or else that updated last, with its views; MLflow's `Default` is none.
 
     Raises:
         UserError: the store is unreachable.
     """
+    wanted = os.environ.get(addresses.EXPERIMENT_VARIABLE)
     with in_sentences(store):
-        found = connect(store).search_experiments(order_by=["last_update_time DESC"])
-    return next((experiment.experiment_id for experiment in found if experiment.name != "Default"), None)
+        client = connect(store)
+        found = client.search_experiments(order_by=["last_update_time DESC"])
+        named = [one for one in found if one.name == wanted] or [one for one in found if one.name != "Default"]
+        return _with_views(client, named[0]) if named else None
 
 
 def connect(store: Store) -> MlflowClient:
@@ -80,6 +105,7 @@ def connect(store: Store) -> MlflowClient:
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     if store.database and store.database.exists():
         store.database.open("rb").close()  # MLflow would try for minutes what fails here at once
+        moved.follow(store.database)
     return MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
 
 
@@ -97,6 +123,14 @@ def find_or_create_experiment(client: MlflowClient, store: Store, name: str) -> 
         raise UserError(
             f"tracking.experiment: '{name}' was deleted in {store}: restore it there, or choose another name"
         )
+    return _with_views(client, experiment)
+
+
+def _with_views(client: MlflowClient, experiment: Experiment) -> Experiment:
+    """The experiment, with the views of this program in it, where the user may write them."""
+    with suppress(MlflowException):  # a user who may only read
+        if saved_views.write(client, experiment):
+            return client.get_experiment(experiment.experiment_id)
     return experiment
 
 

@@ -1,0 +1,93 @@
+"""A default store whose folder was moved or copied: its artifacts are found beside it again.
+
+MLflow stores absolute addresses of artifacts. Those in the store's own folder are rewritten when the folder has another
+path than before; the database is backed up first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sqlite3
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+ARTIFACTS = "artifacts"
+"""Folder of the artifacts of a default store, beside its database."""
+ADDRESSES = {
+    "experiments": ["artifact_location"],
+    "runs": ["artifact_uri"],
+    "logged_models": ["artifact_location"],
+    "model_versions": ["source", "storage_location"],
+}
+"""Columns of MLflow's tables with the addresses of artifacts."""
+FOLDERS = {"tags": ["value"]}
+"""Columns with paths of runs."""
+
+
+def follow(database: Path) -> Path | None:
+    """Rewrites the addresses of artifacts in a store whose folder was moved or copied.
+
+    Args:
+        database: file of an SQLite store that has its artifacts beside it.
+
+    Returns:
+        The backup of the database; None if nothing was rewritten.
+    """
+    new = database.parent.absolute()
+    with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", uri=True, timeout=30)) as store:
+        try:
+            found = store.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
+        except sqlite3.Error:  # new, locked or damaged: MLflow's errors are explained
+            return None
+        old = [home for (location,) in found if (home := _home(location)) and _was_left(home, new, database.name)]
+        if not old:
+            return None
+        try:
+            backup = _back_up(store, database)
+            with store:  # one transaction
+                for home in old:
+                    _rewrite(store, ADDRESSES, home.as_uri(), new.as_uri())
+                    _rewrite(store, FOLDERS, str(home), str(new))
+        except sqlite3.Error as error:
+            logger.warning("%s was moved from %s, and its artifacts are looked for there (%s)", database, old[0], error)
+            return None
+    logger.warning("%s was moved from %s: its artifacts are found again (backup: %s)", database, old[0], backup.name)
+    return backup
+
+
+def _home(location: str) -> Path | None:
+    """The folder of a store, given the artifact location of an experiment; None if it is not beside the database."""
+    address = urllib.parse.urlsplit(location or "")
+    folder = Path(urllib.request.url2pathname(address.path))
+    return folder.parent if address.scheme == "file" and folder.name == ARTIFACTS else None
+
+
+def _was_left(home: Path, new: Path, name: str) -> bool:
+    """Whether artifacts in `home` belong to the store that is now in `new`: moved, or copied with its database."""
+    with contextlib.suppress(OSError):
+        if home == new or home.samefile(new):
+            return False
+    return not (home / ARTIFACTS).exists() or (home / name).exists()
+
+
+def _back_up(store: sqlite3.Connection, database: Path) -> Path:
+    backup = database.with_name(f"{database.stem}-before-move-{time.strftime('%Y%m%d-%H%M%S')}{database.suffix}")
+    with contextlib.closing(sqlite3.connect(backup)) as copy:
+        store.backup(copy)
+    return backup
+
+
+def _rewrite(store: sqlite3.Connection, columns: dict[str, list[str]], old: str, new: str) -> None:
+    """Replaces the folder `old` by `new` at the start of the columns' values."""
+    for table, names in columns.items():
+        there = {row[1] for row in store.execute(f"PRAGMA table_info({table})")}
+        for name in there.intersection(names):
+            store.execute(
+                f"UPDATE {table} SET {name} = ? || substr({name}, ?) WHERE substr({name}, 1, ?) = ?",
+                (new, len(old) + 1, len(old) + 1, f"{old}/"),
+            )

@@ -1,0 +1,199 @@
+"""Saved views of an experiment in MLflow's pages: columns and charts that a newcomer understands.
+
+A view is a tag of the experiment with a fixed id, so it is updated in place. A second tag holds the digest of what was
+written last: a view that a user changed or deleted since is left alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import time
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from mlflow import MlflowClient
+from mlflow.entities import Experiment
+
+PREFIX, WRITTEN = "mlflow.sharedViewState.", "phasecollapse.view."
+"""Tags of a view: of MLflow's pages, and the digest of what was written."""
+RUNS, SEARCHES, CHARTS = "phasecollapse-runs", "phasecollapse-searches", "phasecollapse-charts"
+"""Ids of the views."""
+
+BEST, PARAMETERS, MULTIPLY_ADDS = "best/top1", "model/parameters", "model/multiply_adds"
+TRIALS = "tags.`mlflow.parentRunId` LIKE '%'"
+
+
+class Chart(NamedTuple):
+    """Metrics drawn in one chart over training steps."""
+
+    title: str
+    metrics: Sequence[str]
+
+
+SECTIONS = {
+    "Accuracy": [
+        Chart("Top-1 accuracy on images not trained on", ["validation/top1", "holdout/top1"]),
+        Chart("Top-5 accuracy on images not trained on", ["validation/top5", "holdout/top5"]),
+        Chart("Top-1 accuracy on training images", ["train/top1"]),
+    ],
+    "Loss": [
+        Chart("Training loss within epochs", ["step/loss"]),
+        Chart("Loss of epochs on training images", ["train/loss"]),
+        Chart("Loss on images not trained on", ["validation/loss", "holdout/loss"]),
+    ],
+    "Optimization": [
+        Chart("Learning rate", ["step/learning_rate"]),
+        Chart("Norm of the gradient", ["step/gradient_norm"]),
+    ],
+    "Speed": [
+        Chart("Images per second, all workers", ["step/images_per_second"]),
+        Chart("Fraction of the time without a batch to train on", ["step/waiting_for_data"]),
+    ],
+}
+
+
+def metric(name: str) -> str:
+    """The name of a metric's column."""
+    return f"metrics.`{name}`"
+
+
+def parameter(name: str) -> str:
+    """The name of a parameter's column."""
+    return f"params.`{name}`"
+
+
+COLUMNS = [
+    "attributes.`Status`",
+    metric(BEST),
+    metric(PARAMETERS),
+    metric(MULTIPLY_ADDS),
+    "attributes.`Duration`",
+    metric("epoch"),
+    metric("train/images_per_second"),
+    parameter("data.image_size"),
+    parameter("training.batch_size"),
+    parameter("optimizer.learning_rate"),
+]
+
+
+def write(client: MlflowClient, experiment: Experiment) -> bool:
+    """Writes the views that are new or changed into an experiment, except where a user changed or deleted one.
+
+    Returns:
+        Whether a view was written.
+
+    Raises:
+        MlflowException: the store is unreachable, or refuses.
+    """
+    changed = False
+    for identity, (name, state) in views().items():
+        there, written = experiment.tags.get(PREFIX + identity), experiment.tags.get(WRITTEN + identity)
+        if (there is None) != (written is None) or (there is not None and _digest(there) != written):
+            continue  # a user's
+        before = json.loads(there) if there else {}
+        content = {"name": name, "state": _encode(state)}
+        if {key: before.get(key) for key in content} == content:
+            continue
+        now = int(time.time() * 1000)
+        value = json.dumps({**content, "createdAt": before.get("createdAt", now), "updatedAt": now})
+        client.set_experiment_tag(experiment.experiment_id, PREFIX + identity, value)
+        client.set_experiment_tag(experiment.experiment_id, WRITTEN + identity, _digest(value))
+        changed = True
+    return changed
+
+
+def views() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Each view's id → its name in the menu and the state of the page."""
+    return {
+        RUNS: ("Runs: accuracy, size and time", _state()),
+        SEARCHES: (
+            "Trials of searches: most accurate first",
+            {**_state(), "searchFilter": TRIALS, "orderByKey": metric(BEST), "orderByAsc": False},
+        ),
+        CHARTS: ("Charts: accuracy, loss, speed", {**_state(), **_charts()}),
+    }
+
+
+def _state() -> dict[str, Any]:
+    """A page with a table of all runs, newest first: MLflow shows trials below their search in this order only."""
+    return {
+        "searchFilter": "",
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": COLUMNS,
+        "columnOrder": COLUMNS,
+        "columnWidths": {},
+        "runsExpanded": {},
+        "runsPinned": [],
+        "runsHidden": [],
+        "runsVisibilityMap": {},
+        "runsHiddenMode": "FIRST_10_RUNS",
+        "viewMaximized": False,
+        "runListHidden": False,
+        "isAccordionReordered": False,
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "groupBy": None,
+        "groupsExpanded": {},
+        "autoRefreshEnabled": True,
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+    }
+
+
+def _charts() -> dict[str, Any]:
+    sections: list[dict[str, Any]] = []
+    charts: list[dict[str, Any]] = []
+    for name, drawn in SECTIONS.items():
+        section = f"phasecollapse-{name.lower()}"
+        sections.append(
+            {
+                "uuid": section,
+                "name": name,
+                "display": True,
+                "isReordered": True,
+                "deleted": False,
+                "isGenerated": False,
+            }
+        )
+        charts.extend(_line_chart(section, position, chart) for position, chart in enumerate(drawn))
+    return {"compareRunSections": sections, "compareRunCharts": charts, "isAccordionReordered": True}
+
+
+def _line_chart(section: str, position: int, chart: Chart) -> dict[str, Any]:
+    return {
+        "uuid": f"{section}-{position}",
+        "type": "LINE",
+        "displayName": chart.title,
+        "metricSectionId": section,
+        "metricKey": chart.metrics[0],
+        "selectedMetricKeys": list(chart.metrics),
+        "runsCountToCompare": 10,
+        "deleted": False,
+        "isGenerated": False,
+        "lineSmoothness": 0,
+        "useGlobalLineSmoothing": True,
+        "xAxisKey": "step",
+        "xAxisScaleType": "linear",
+        "selectedXAxisMetricKey": "",
+        "useGlobalXaxisKey": True,
+        "yAxisKey": "metric",
+        "yAxisExpressions": [],
+        "scaleType": "linear",
+        "range": {},
+        "ignoreOutliers": False,
+    }
+
+
+def _encode(state: dict[str, Any]) -> str:
+    return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state, sort_keys=True).encode())).decode()
+
+
+def _digest(value: str) -> str:
+    return hashlib.sha256(value.encode()).hexdigest()
