@@ -13,6 +13,7 @@ from data_prep.common.errors import UserError
 APP = "basic-auth"
 """Name of MLflow's app that asks for passwords."""
 FOLDER, PASSWORD_FILE, KEY_FILE = "mlflow-auth", "admin-password", "secret-key"
+PASSWORD_VARIABLE = "MLFLOW_AUTH_ADMIN_PASSWORD"
 PERMISSION = "EDIT"
 """What users may do with experiments of others: a team's runs are in one experiment."""
 
@@ -26,6 +27,13 @@ class Access(NamedTuple):
     """Holds the password of the user ``admin`` that was made first."""
     new: bool
     """Whether the password was made now."""
+
+    def sentence(self) -> str:
+        """How to log in; a password is shown once."""
+        if self.new:
+            password = self.environment[PASSWORD_VARIABLE]
+            return f"log in as admin with the password {password} (kept in {self.password_file})"
+        return f"log in as admin with the password in {self.password_file}, unless it was changed"
 
 
 def prepare(storage: Path) -> Access:
@@ -52,7 +60,7 @@ def prepare(storage: Path) -> Access:
         raise UserError(f"{folder} cannot be written ({error.strerror}): check its permissions") from None
     environment = {
         "MLFLOW_AUTH_CONFIG_PATH": str(config),
-        "MLFLOW_AUTH_ADMIN_PASSWORD": password,  # used when the user is made; not in a command line, which all see
+        PASSWORD_VARIABLE: password,  # used when the user is made; not in a command line, which all see
         "MLFLOW_FLASK_SERVER_SECRET_KEY": key,
     }
     return Access(environment, folder / PASSWORD_FILE, new)

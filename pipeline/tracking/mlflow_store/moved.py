@@ -7,6 +7,7 @@ path than before; the database is backed up first.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import sqlite3
 import time
@@ -76,7 +77,9 @@ def _was_left(home: Path, new: Path, name: str) -> bool:
 
 
 def _back_up(store: sqlite3.Connection, database: Path) -> Path:
-    backup = database.with_name(f"{database.stem}-before-move-{time.strftime('%Y%m%d-%H%M%S')}{database.suffix}")
+    moment = time.strftime("%Y%m%d-%H%M%S")
+    names = (f"{database.stem}-before-move-{moment}-{number}{database.suffix}" for number in itertools.count(1))
+    backup = next(one for one in map(database.with_name, names) if not one.exists())
     with contextlib.closing(sqlite3.connect(backup)) as copy:
         store.backup(copy)
     return backup

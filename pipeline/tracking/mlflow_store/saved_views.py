@@ -22,7 +22,8 @@ PREFIX, WRITTEN = "mlflow.sharedViewState.", "phasecollapse.view."
 RUNS, SEARCHES, CHARTS = "phasecollapse-runs", "phasecollapse-searches", "phasecollapse-charts"
 """Ids of the views."""
 
-BEST, PARAMETERS, MULTIPLY_ADDS = "best/top1", "model/parameters", "model/multiply_adds"
+BEST, BEST_TRIAL = "best/validation/top1", "best/holdout/top1"
+"""Top-1 accuracy of the best epoch: of runs, and of trials and searches, which validate on held-out training images."""
 TRIALS = "tags.`mlflow.parentRunId` LIKE '%'"
 
 
@@ -65,18 +66,19 @@ def parameter(name: str) -> str:
     return f"params.`{name}`"
 
 
-COLUMNS = [
-    "attributes.`Status`",
-    metric(BEST),
-    metric(PARAMETERS),
-    metric(MULTIPLY_ADDS),
-    "attributes.`Duration`",
-    metric("epoch"),
-    metric("train/images_per_second"),
-    parameter("data.image_size"),
-    parameter("training.batch_size"),
-    parameter("optimizer.learning_rate"),
-]
+COLUMNS = {
+    metric(BEST): 160,
+    metric(BEST_TRIAL): 150,
+    metric("network/parameters"): 160,
+    metric("network/multiply_adds"): 180,
+    "attributes.`Duration`": 100,
+    metric("epoch"): 80,
+    metric("step/images_per_second"): 180,
+    parameter("optimizer.learning_rate"): 170,
+    parameter("training.batch_size"): 150,
+    parameter("data.image_size"): 140,
+}
+"""Columns beside the name and the status, in order → width in pixels."""
 
 
 def write(client: MlflowClient, experiment: Experiment) -> bool:
@@ -111,7 +113,7 @@ def views() -> dict[str, tuple[str, dict[str, Any]]]:
         RUNS: ("Runs: accuracy, size and time", _state()),
         SEARCHES: (
             "Trials of searches: most accurate first",
-            {**_state(), "searchFilter": TRIALS, "orderByKey": metric(BEST), "orderByAsc": False},
+            {**_state(), "searchFilter": TRIALS, "orderByKey": metric(BEST_TRIAL), "orderByAsc": False},
         ),
         CHARTS: ("Charts: accuracy, loss, speed", {**_state(), **_charts()}),
     }
@@ -127,9 +129,9 @@ def _state() -> dict[str, Any]:
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": COLUMNS,
-        "columnOrder": COLUMNS,
-        "columnWidths": {},
+        "selectedColumns": list(COLUMNS),
+        "columnOrder": list(COLUMNS),
+        "columnWidths": COLUMNS,
         "runsExpanded": {},
         "runsPinned": [],
         "runsHidden": [],

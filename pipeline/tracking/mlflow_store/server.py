@@ -26,6 +26,7 @@ STARTUP_SECONDS, END_SECONDS, POLL_SECONDS = 120, 10, 0.2
 PORT = 5000
 LOOPBACK = "127.0.0.1"
 LOOPBACKS = (LOOPBACK, "localhost", "::1")
+EVERY_INTERFACE = ("0.0.0.0", "::", "")
 LOOPBACK_HOSTS = ("localhost", "localhost:*", LOOPBACK, f"{LOOPBACK}:*", "[::1]", "[[]::1]:*")
 """Host headers of the loopback interface, as patterns; with any port, as ports are forwarded under others."""
 
@@ -72,9 +73,7 @@ def serve(store: Store, access: Access, announce: Callable[[str], object]) -> No
     with _ended_afterwards(Server(_start(store, access, port, users))) as server:
         _wait_until_it_answers(server, f"http://{_reachable(access.host)}:{port}{prefix}")
         if users:
-            there = users.password_file
-            made = f"with the password {there.read_text(encoding='utf-8').strip()}, kept" if users.new else "(password)"
-            announce(f"user: admin {made} in {there}")
+            announce(users.sentence())
         announce(f"MLflow shows the runs at http://{_reachable(access.host)}:{port}{prefix}{page} (Ctrl-C ends it)")
         server.watch()
 
@@ -98,7 +97,9 @@ def _checked_prefix(access: Access) -> str:
 def _start(store: Store, access: Access, port: int, users: auth.Access | None) -> subprocess.Popen[bytes]:
     """Starts MLflow's web server for a store, as a process group that the caller ends."""
     named = [one.strip() for one in (access.allowed_hosts or "").split(",") if one.strip()]
-    names = [*named, *([] if access.host in LOOPBACKS else [socket.gethostname(), access.host])]
+    names = [*named, *([] if access.host in LOOPBACKS else [socket.gethostname()])]
+    if access.host not in (*LOOPBACKS, *EVERY_INTERFACE):
+        names.append(access.host)
     hosts = [host for name in names for host in (name, f"{name}:*")]
     origins = [f"{scheme}://{host}" for scheme in ("http", "https") for host in hosts]
     command = [sys.executable, "-m", "mlflow", "server", "--host", access.host, "--port", str(port), "--workers", "1"]
@@ -128,7 +129,7 @@ def _start(store: Store, access: Access, port: int, users: auth.Access | None) -
 
 def _reachable(host: str) -> str:
     """An address at which this machine reaches a server that listens on `host`."""
-    host = LOOPBACK if host in ("0.0.0.0", "::", "") else host
+    host = LOOPBACK if host in EVERY_INTERFACE else host
     return f"[{host}]" if ":" in host else host
 
 

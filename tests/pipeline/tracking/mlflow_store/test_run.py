@@ -124,9 +124,11 @@ def copied(store: Store, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
+        ("newer", r"mlflow\.db was written by a newer MLflow than 3\..*: install that one, or set tracking\.uri"),
         (
-            "version",
-            r"mlflow\.db was written by another version of MLflow: .*mlflow db upgrade sqlite:////.*mlflow\.db'",
+            "older",
+            r"mlflow\.db was written by an older MLflow than 3\..*: end what writes into it, make a backup "
+            r"\(cp .*mlflow\.db .*mlflow\.db\.backup\) and run 'mlflow db upgrade sqlite:////.*mlflow\.db'",
         ),
         pytest.param(
             "locked",
@@ -141,8 +143,9 @@ def copied(store: Store, tmp_path: Path) -> Path:
 )
 def test_a_database_that_cannot_be_used_is_named_with_its_fault(copied: Path, fault: str, message: str) -> None:
     connection = sqlite3.connect(copied)
-    if fault == "version":
-        connection.execute("update alembic_version set version_num = 'ffffffffffff'")
+    if fault in ("newer", "older"):
+        version = "ffffffffffff" if fault == "newer" else "cc1f77228345"
+        connection.execute("update alembic_version set version_num = ?", (version,))
         connection.commit()
     if fault == "locked":
         connection.execute("begin exclusive")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import logging
 import os
@@ -22,7 +23,7 @@ import pytest
 
 from data_prep.common.errors import UserError
 from pipeline.tracking.mlflow_store import server
-from pipeline.tracking.mlflow_store.server import Server
+from pipeline.tracking.mlflow_store.server import Access, Server
 from pipeline.tracking.mlflow_store.store import Store
 from tests.helpers.tracked import EXPECTED, RECORDS, open_run, points
 
@@ -35,18 +36,47 @@ def test_a_port_that_is_taken_is_named(store: Store) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"^--port: {port} is taken by another program"):
-            server.serve(store.database.parent, None, port, announce=print)
+            server.serve(store, Access(store.database.parent, port), announce=print)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"host": "0.0.0.0"},
+            r"--host 0\.0\.0\.0 opens the pages, .*: add --auth, or .* \(ssh -L 5000:localhost:5000\)",
+        ),
+        ({"prefix": "ml/"}, r"--prefix: ml/ must be a path such as /mlflow"),
+    ],
+)
+def test_pages_are_never_public_without_a_password(store: Store, options: dict[str, str], message: str) -> None:
+    open_run(store, "makes the tables")
+    with pytest.raises(UserError, match=message):
+        server.serve(store, Access(Path(), **options), announce=print)
 
 
 @contextlib.contextmanager
-def pages(storage: Path, port: int) -> Iterator[str]:
+def pages(storage: Path, port: int, *options: str) -> Iterator[str]:
     """``phasecollapse ui`` as a user starts it, ended by Ctrl-C; gives the address that it prints."""
-    command = [sys.executable, "-m", "pipeline.cli.main", "ui", "--storage", str(storage), "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.cli.main",
+        "ui",
+        "--storage",
+        str(storage),
+        "--port",
+        str(port),
+        *options,
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout and process.stderr
             line = process.stdout.readline()
-            address = re.search(r"http://127\.0\.0\.1:\d+", line)
+            if "--auth" in options:
+                assert "log in as admin" in line
+                line = process.stdout.readline()
+            address = re.search(r"http://127\.0\.0\.1:\d+[^#]*(?=/#)", line)
             assert address, line + process.stderr.read()
             children = psutil.Process(process.pid).children(recursive=True)
             assert "/#/experiments/1/runs?" in line
@@ -59,10 +89,13 @@ def pages(storage: Path, port: int) -> Iterator[str]:
             process.kill()
 
 
-def request(address: str, host: str | None = None) -> int:
+def request(address: str, host: str | None = None, password: str | None = None) -> int:
     """The HTTP status of an answer."""
+    headers = {"Host": host} if host else {}
+    if password:
+        headers["Authorization"] = "Basic " + base64.b64encode(f"admin:{password}".encode()).decode()
     try:
-        asked = urllib.request.Request(address, headers={"Host": host} if host else {})
+        asked = urllib.request.Request(address, headers=headers)
         with urllib.request.urlopen(asked, timeout=120) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
@@ -80,6 +113,8 @@ def test_a_server_that_goes_away_stops_nothing_and_gets_what_it_missed(
     with pages(storage, 0) as address:
         assert request(address) == 200
         assert request(f"{address}/api/2.0/mlflow/experiments/get?experiment_id=1") == 200
+        for forwarded in ("localhost:8888", "127.0.0.1:8888", "[::1]:8888", "localhost"):
+            assert request(address, host=forwarded) == 200
         assert request(f"{address}/api/2.0/mlflow/experiments/get?experiment_id=1", host="evil.example") == 403
         tracker = open_run(Store(address), "e")
         assert tracker.follow(RECORDS[:1])
@@ -98,6 +133,26 @@ def test_a_server_that_goes_away_stops_nothing_and_gets_what_it_missed(
         assert again == address
         assert tracker.follow(RECORDS)
     assert points(store, tracker.run_id) == EXPECTED
+
+
+@pytest.mark.slow
+def test_pages_ask_for_a_password_that_only_its_owner_reads(store: Store) -> None:
+    pytest.importorskip("flask_wtf", reason="the extra `server` is not installed")
+    open_run(store, "makes the tables")
+    assert store.database
+    storage = store.database.parent
+    with pages(storage, 0, "--auth", "--prefix", "/ml", "--allowed-hosts", "gpu1.example.org") as address:
+        folder = storage / "mlflow-auth"
+        password = (folder / "admin-password").read_text().strip()
+        assert address.endswith("/ml")
+        assert request(f"{address}/", host="gpu1.example.org") == 401
+        assert request(f"{address}/", host="gpu1.example.org", password=password) == 200
+        assert request(f"{address}/", password="wrong-password") == 401
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert (folder / "admin-password").stat().st_mode & 0o777 == 0o600
+        shown = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, text=True, check=True).stdout
+        assert "mlflow.server.auth" in shown
+        assert password not in shown
 
 
 TALK = """
