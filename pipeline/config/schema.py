@@ -242,10 +242,11 @@ class TrackingSettings(Section):
     """Experiment tracking with MLflow."""
 
     uri: Annotated[str | None, MAY_CHANGE] = None
-    """Tracking URI; by default an SQLite database and a folder inside `run.storage`, which need no server. A server's
-    password belongs in the environment (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD; PGPASSWORD)."""
+    """Tracking URI; by default MLFLOW_TRACKING_URI or, without it, an SQLite database and a folder inside
+    `run.storage`, which need no server. A server's password belongs in the environment (MLFLOW_TRACKING_USERNAME,
+    MLFLOW_TRACKING_PASSWORD; PGUSER, PGPASSWORD)."""
     experiment: Annotated[str, MAY_CHANGE] = "phasecollapse"
-    """Name of the MLflow experiment."""
+    """Name of the MLflow experiment; MLFLOW_EXPERIMENT_NAME is used if it is not set."""
     every_steps: Annotated[int, Field(ge=0), MAY_CHANGE] = 50
     """Steps per point of the curves within epochs: loss, gradient norm, learning rate and images/s. 0 records none."""
     pictures: Annotated[bool, MAY_CHANGE] = True
