@@ -17,7 +17,7 @@ class Section(BaseModel):
     def _check_secrets(self) -> Self:
         """Settings are stored with every run, shown, and sent to MLflow."""
         for name, value in self:
-            if isinstance(value, str) and "://" in value and _redact(value) != value:
+            if isinstance(value, str) and redacted(value) != value:
                 raise ValueError(
                     f"{name} must not hold a password or key, as settings are stored and shown: put it into the "
                     "environment (AWS_ACCESS_KEY_ID, MLFLOW_TRACKING_PASSWORD, …)"
@@ -38,10 +38,13 @@ standardizes with those of another part of a batch; the history records the numb
 """
 
 
-def _redact(address: str) -> str:
+def redacted(text: str) -> str:
+    """`text` without the secrets of addresses in it."""
+    if "://" not in text:
+        return text
     from data_prep.common import storage  # imports pyarrow, which most settings do not need
 
-    return storage.redact(address)
+    return storage.redact(text)
 
 
 def _check_local(path: str) -> str:

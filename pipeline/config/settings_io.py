@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from data_prep.common.errors import UserError
 from pipeline.config.plain_errors import requirement
 from pipeline.config.registered import STORED, NotRegistered, Registered
 from pipeline.config.schema import Settings
-from pipeline.config.section import MAY_CHANGE, Section
+from pipeline.config.section import MAY_CHANGE, Section, redacted
 
 LONGEST, MOST_VALUES, DEEPEST = 2**20, 100_000, 100
 """Bytes of a file, values in it, and lists and mappings inside each other."""
@@ -93,12 +94,13 @@ def override(content: dict[str, Any], assignments: Sequence[str], tree: type[Sec
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         keys = path.split(".")
+        shown = redacted(assignment)
         if not equals or not all(keys):
-            raise UserError(f"override '{assignment}' is not of the form section.field=value")
+            raise UserError(f"override '{shown}' is not of the form section.field=value")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise UserError(f"override '{assignment}': the value is not valid YAML") from None
+            raise UserError(f"override '{shown}': the value is not valid YAML") from None
         if tree and value is not None and not isinstance(value, str) and _takes_text(tree, keys):
             value = text
         section = result
@@ -107,7 +109,7 @@ def override(content: dict[str, Any], assignments: Sequence[str], tree: type[Sec
             if inner is None:
                 inner = {}
             if not isinstance(inner, dict):
-                raise UserError(f"override '{assignment}': '{key}' is a value, not a section")
+                raise UserError(f"override '{shown}': '{key}' is a value, not a section")
             section[key] = dict(inner)
             section = section[key]
         section[keys[-1]] = value
@@ -150,7 +152,8 @@ def resolve(
     try:
         return tree.model_validate(content, context={STORED: stored})
     except ValidationError as error:
-        raise UserError("\n".join(_explain(each, tree, source, assignments) for each in error.errors())) from None
+        problems = "\n".join(_explain(each, tree, source, assignments) for each in error.errors())
+        raise UserError(redacted(problems)) from None
 
 
 def load(path: Path, assignments: Sequence[str] = (), *, stored: bool = False) -> Settings:
@@ -284,9 +287,11 @@ def _suggestion(path: str, tree: type[Section], section: type[Section]) -> str:
 
 def _explain(problem: Any, tree: type[Section], source: str, assignments: Sequence[str]) -> str:
     path, section = _locate(problem["loc"], tree)
+    message, within = requirement(problem), f"{path}." if path else ""
     for assignment in assignments:
         key = assignment.partition("=")[0]
-        if path == key or path.startswith(f"{key}."):
+        named = rf"(?<![\w.]){re.escape(key.removeprefix(within))}(?![\w.])"  # a section's message names its fields
+        if f"{path}.".startswith(f"{key}.") or (key.startswith(within) and re.search(named, message)):
             source = f"override '{assignment}'"
     if problem["type"] == "extra_forbidden":
         return f"{source}: unknown setting '{path}'{_suggestion(path, tree, section)}"
@@ -296,7 +301,6 @@ def _explain(problem: Any, tree: type[Section], source: str, assignments: Sequen
         path, shown = f"{path}.family", problem["ctx"]["tag"]
     else:
         shown = problem["input"]
-    message = requirement(problem)
     if problem["type"] == "value_error" and not isinstance(problem["ctx"]["error"], NotRegistered):
         return f"{source}: {path + ': ' if path else ''}{message}"  # it names the fields itself
     return f"{source}: setting '{path}' is {shown!r}: {message}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from data_prep.common.errors import UserError
 from data_prep.common.storage import redact
 from pipeline.config.schema import Settings
-from pipeline.config.settings_io import resolve
+from pipeline.config.settings_io import load, resolve
 
 SECRETS = [
     "http://u:secret@host:5000",
@@ -49,6 +51,27 @@ def test_settings_with_secrets_are_refused_without_showing_them(field: str, addr
     with pytest.raises(UserError, match=rf"{section}: {name} must not hold a password or key") as error:
         resolve(Settings, content, "run.yaml")
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "tracking.uri={}",
+        "tracking={{uri: '{}'}}",
+        "tracking.url={}",
+        "tracking.uri.x={}",
+        "tracking={{uri: '{}'",
+        "{}",
+        "data.path={}",
+        "run.name={}",
+        "training.epochs={}",
+    ],
+)
+def test_wrong_overrides_are_named_without_their_secrets(assignment: str, tmp_path: Path) -> None:
+    (file := tmp_path / "run.yaml").write_text("data: {path: x}\n", encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        load(file, [assignment.format("http://u:secret@host:5000")])
+    assert "secret" not in str(error.value) and "http://host:5000" in str(error.value)
 
 
 @pytest.mark.parametrize("field", ["data.path", "data.stage", "run.storage"])

@@ -261,7 +261,7 @@ MUTATIONS = (
     Mutation(
         "settings hold passwords",
         "pipeline/config/section.py",
-        "_redact(value) != value",
+        "redacted(value) != value",
         "False",
         (
             "tests/data_prep/common/test_storage_addresses.py::test_settings_with_secrets_are_refused_without_showing_them",
