@@ -6,13 +6,13 @@ images are unpacked first, one Parquet file at a time, into a file with their by
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic_core import from_json
 
 from data_prep.common import storage
 from data_prep.common.errors import UserError
@@ -157,7 +157,7 @@ def _contents(column: pa.Array) -> list[bytes | None]:
 def _class_names(schema: pa.Schema) -> list[str] | None:
     """The class names that Hugging Face stores with the schema, if there are any."""
     try:
-        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        features = from_json(schema.metadata[b"huggingface"])["info"]["features"]
         return next(features[name]["names"] for name in LABELS if name in features)
     except (KeyError, TypeError, ValueError, StopIteration):
         return None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
+
+from pydantic_core import from_json
 
 from data_prep.codec.convert import SUFFIXES
 from data_prep.common import storage
@@ -122,8 +123,8 @@ def _label(archive: str, key: str | None, parts: dict[str, IndexedImage], kind: 
         raise UserError(f"{place} has no label: it needs a member {(key or '').strip('/')}.cls, or .json with a label")
     text = storage.read_range(archive, parts[suffix].offset, parts[suffix].size)
     try:
-        label = int(text) if suffix.endswith("cls") else int(json.loads(text)["label"])
-    except (ValueError, KeyError, TypeError):
+        label = int(text) if suffix.endswith("cls") else int(from_json(text)["label"])
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise UserError(f"{place} has a label that is not a number: {text[:40]!r}") from None
     shard = archive.partition("?")[0].rsplit("/", 1)[-1]
     return LabelledImage(label, image._replace(name=f"{shard}/{image.name}"))

@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic_core import from_json
+
 from data_prep.common.files import hash_file, rename_durably, sync_folder
 from pipeline.runs import paths
 from pipeline.runs.paths import DESCRIPTION, RunPosition
@@ -116,7 +118,7 @@ class Checkpoints:
 def describe(checkpoint: Path) -> CheckpointDescription:
     """The content of checkpoint.json; empty if it cannot be read."""
     try:
-        return CheckpointDescription(**json.loads((checkpoint / DESCRIPTION).read_text(encoding="utf-8")))
+        return CheckpointDescription(**from_json((checkpoint / DESCRIPTION).read_bytes()))
     except (OSError, ValueError, TypeError):
         return CheckpointDescription(None, {})
 

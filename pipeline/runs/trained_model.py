@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -126,7 +126,7 @@ def describe(checkpoint: Path) -> ModelDescription:
     if not (checkpoint / paths.SETTINGS).read_text(encoding="utf-8").endswith(settings_io.END_OF_DOCUMENT):
         raise UserError(f"{checkpoint / paths.SETTINGS} is truncated: use another checkpoint")
     try:
-        content = json.loads((checkpoint / paths.CLASSES).read_text(encoding="utf-8"))
+        content = from_json((checkpoint / paths.CLASSES).read_bytes())
         return ModelDescription(settings, tuple(ImageClass(**one) for one in content))
     except (OSError, ValueError, TypeError, ValidationError) as error:
         raise UserError(

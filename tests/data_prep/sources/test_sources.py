@@ -412,6 +412,10 @@ def test_what_is_wrong_with_these_sources_is_named(photos_by_class: Content, tmp
     (shards / "imagenet1k-train-0009.tar").write_bytes(tar_of({"a.jpg": b"x", "a.cls": b"cat"}))
     with pytest.raises(UserError, match=r"a\.jpg has a label that is not a number: b'cat'"):
         listed(shards, tmp_path / "a")
+    for label in (b"[" * 100_000, b'{"label": 1e999}'):
+        (shards / "imagenet1k-train-0009.tar").write_bytes(tar_of({"a.jpg": b"x", "a.json": label}))
+        with pytest.raises(UserError, match=r"a\.jpg has a label that is not a number"):
+            listed(shards, tmp_path / "a")
     tables = parquet_files(tmp_path / "tables", photos_by_class, order, ["one", "two"])
     with pytest.raises(UserError, match="has label 2, which no class has"):
         listed(tables, tmp_path / "b")

@@ -76,7 +76,7 @@ def test_a_checkpoint_that_is_not_what_was_written_is_refused_and_a_whole_one_na
 
 
 @pytest.mark.parametrize("file", [paths.MODEL, paths.SETTINGS, paths.CLASSES])
-@pytest.mark.parametrize("damage", ["halved", "missing"])
+@pytest.mark.parametrize("damage", ["halved", "missing", "nested"])
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, file: str, damage: str) -> None:
     saved = tmp_path / "saved"
     save_checkpoint(saved, SCATTERING)
@@ -84,6 +84,8 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, file: str, dama
     (saved / file).unlink()
     if damage == "halved":
         (saved / file).write_bytes(content[: len(content) // 2])
+    if damage == "nested":
+        (saved / file).write_bytes(b"[" * 100_000)
     with pytest.raises(UserError, match=str(saved)):
         trained_model.load(saved)
 
