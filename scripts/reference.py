@@ -107,10 +107,16 @@ def cli_page() -> str:
     """Every command as its --help shows it."""
     parts = [f"# Command line\n\n{NOTE}`phasecollapse COMMAND --help` prints the same.\n"]
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
-        command: click.Command = point.load()
-        context = click.Context(command, info_name=f"phasecollapse {point.name}", max_content_width=100)
-        parts.append(f"\n## {point.name}\n\n```\n{command.get_help(context)}\n```\n")
+        parts.append(_command(point.load(), point.name, "##"))
     return "".join(parts)
+
+
+def _command(command: click.Command, name: str, heading: str) -> str:
+    """A command, followed by its sub-commands."""
+    context = click.Context(command, info_name=f"phasecollapse {name}", max_content_width=100)
+    below = command.commands.items() if isinstance(command, click.Group) else ()
+    parts = [_command(inner, f"{name} {part}", f"{heading}#") for part, inner in below]
+    return f"\n{heading} {name}\n\n```\n{command.get_help(context)}\n```\n" + "".join(parts)
 
 
 def metrics_page() -> str:

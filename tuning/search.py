@@ -85,6 +85,7 @@ def search(settings: SearchSettings, report_line: ReportLine = print) -> Report:
                 cluster_left_last.callback(_release, report_line)
         folder.begin()  # a search that was refused leaves no folder
         runs = _runs(settings, candidates, initial_weights.keep(settings.train, train, folder.path), store)
+        folder.expect(runs)
         tracker = tracking.open_run(settings, folder, store)
         if waiting or not tracker.finished:
             with tracking.status(tracker, folder, store, runs, settings, report_line):

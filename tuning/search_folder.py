@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +90,14 @@ class SearchFolder:
     def update(self, trial: str, record: Record) -> None:
         """Replaces a record, here and on disk."""
         self.records[trial] = record
+        self._write_records()
+
+    def expect(self, trials: Iterable[str]) -> None:
+        """Adds records of trials that have none, so that the folder shows how many are to come."""
+        self.records = {trial: self.record(trial) for trial in trials} | self.records
+        self._write_records()
+
+    def _write_records(self) -> None:
         write_atomically(
             self._file, json.dumps({name: one.model_dump() for name, one in self.records.items()}, indent=1)
         )

@@ -43,10 +43,28 @@ def claim(
     Raises:
         UserError: another process works in the folder, or it cannot be written.
     """
+    with held(path, lock, setting=setting, busy=busy):
+        try:
+            yield
+        finally:
+            if not (path / identity).exists():
+                for file in (*(path / name for name in (*also, lock)), *partials_in(path, identity)):
+                    file.unlink(missing_ok=True)
+                with suppress(OSError):  # it holds files of the user
+                    path.rmdir()
+
+
+@contextmanager
+def held(path: Path, lock: str, *, setting: str, busy: Callable[[], str]) -> Iterator[None]:
+    """Locks a folder for the body, and creates it if there is none; see :func:`claim`.
+
+    Raises:
+        UserError: another process works in the folder, or it cannot be written.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        held = FileLock(path / lock, timeout=PROBE_SECONDS)
-        held.acquire(poll_interval=PROBE_SECONDS / 4)
+        file = FileLock(path / lock, timeout=PROBE_SECONDS)
+        file.acquire(poll_interval=PROBE_SECONDS / 4)
     except Timeout:
         raise UserError(busy()) from None
     except OSError as error:
@@ -54,12 +72,7 @@ def claim(
     try:
         yield
     finally:
-        if not (path / identity).exists():
-            for file in (*(path / name for name in (*also, lock)), *partials_in(path, identity)):
-                file.unlink(missing_ok=True)
-            with suppress(OSError):  # it holds files of the user
-                path.rmdir()
-        held.release()
+        file.release()
 
 
 def is_claimed(path: Path, lock: str) -> bool:

@@ -10,6 +10,7 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import click
 import pytest
 import torch
 import yaml
@@ -193,6 +194,8 @@ def command_lines() -> list[tuple[str, list[str]]]:
 )
 def test_every_command_line_names_a_command_and_options_that_exist(page: str, words: list[str]) -> None:
     command = {point.name: point for point in entry_points(group=main.GROUP)}[words[0]].load()
+    if isinstance(command, click.Group):
+        command = command.commands.get("".join(words[1:2])) or command.commands["list"]
     options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
     assert {word.partition("=")[0] for word in words[1:] if word.startswith("--")} <= options
     for word in words[1:]:

@@ -10,13 +10,18 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
+from urllib.parse import unquote, urlparse
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.artifacts import list_artifacts
+from mlflow.entities import LoggedModel, Metric, Param, Run, RunTag, ViewType
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from data_prep.common.errors import UserError
 from pipeline.runs import history
 from pipeline.tracking.mlflow_store import errors, models
 from pipeline.tracking.mlflow_store.store import (
@@ -176,3 +181,72 @@ def _send(client: MlflowClient, run_id: str, points: Sequence[_Point]) -> None:
     ]
     for start in range(0, len(metrics), METRICS_IN_A_BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + METRICS_IN_A_BATCH])
+
+
+@dataclass(frozen=True)
+class TrackedRuns:
+    """Runs in a store, and their models, to be deleted."""
+
+    store: Store
+    runs: Sequence[Run] = ()
+    models: Sequence[LoggedModel] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Size of the artifacts, in bytes, as far as they are on this machine."""
+        folders = filter(None, map(_local_folder, self._artifacts))
+        return sum(file.lstat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+
+    def delete(self) -> None:
+        """Deletes all of it. MLflow keeps a record of what was deleted until ``mlflow gc``.
+
+        Raises:
+            UserError: the store is unreachable, or refuses.
+        """
+        with in_sentences(self.store):
+            client = connect(self.store)
+            for address in self._artifacts:
+                if list_artifacts(artifact_uri=address, tracking_uri=self.store.uri):
+                    get_artifact_repository(address, self.store.uri).delete_artifacts()
+                if folder := _local_folder(address):
+                    with suppress(OSError):  # it holds something else
+                        folder.parent.rmdir()
+            for model in self.models:
+                client.delete_logged_model(model.model_id)
+            for run in self.runs:
+                client.delete_run(run.info.run_id)
+
+    @property
+    def _artifacts(self) -> list[str]:
+        """Addresses of the folders of artifacts."""
+        return [*(run.info.artifact_uri for run in self.runs), *(model.artifact_location for model in self.models)]
+
+
+def find_runs(store: Store, identities: Sequence[str]) -> TrackedRuns:
+    """The tracked runs with these identities, in every experiment; none where nothing is tracked in the store.
+
+    Raises:
+        UserError: the store is unreachable, or a model of a run is registered.
+    """
+    if store.database and not store.database.exists():
+        return TrackedRuns(store)
+    with in_sentences(store):
+        client = connect(store)
+        experiments = [one.experiment_id for one in client.search_experiments(view_type=ViewType.ALL)]
+        runs, models = [], []
+        for identity in identities:
+            runs += client.search_runs(experiments, f"tags.`{IDENTITY_TAG}` = '{identity}'")
+        for run in runs:
+            if versions := client.search_model_versions(f"run_id='{run.info.run_id}'"):
+                raise UserError(
+                    f"the model of run {run.info.run_name} is registered in {store} as version {versions[0].version} "
+                    f"of {versions[0].name}: delete that version in MLflow first"
+                )
+            models += client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    return TrackedRuns(store, runs, models)
+
+
+def _local_folder(address: str) -> Path | None:
+    """A folder of artifacts on this machine; None if a server has it."""
+    parts = urlparse(address)
+    return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None

@@ -91,7 +91,7 @@ MUTATIONS = (
     Mutation(
         "a run's lock is ignored",
         CLAIMED_FOLDER,
-        "        held.acquire(poll_interval=PROBE_SECONDS / 4)\n",
+        "        file.acquire(poll_interval=PROBE_SECONDS / 4)\n",
         "",
         (
             "tests/pipeline/runs/test_run_folder.py::test_a_second_process_is_refused_until_the_first_is_gone_however_it_went",
