@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -274,10 +274,8 @@ def _write(
     executor: Executor,
     threads: int,
     restart: bool,
-    progress: Any,
+    progress: _Progress,
 ) -> PrepareResult:
-    from contextlib import ExitStack
-
     from data_prep.common.progress import growth_shown
     from data_prep.prepare.dataset_writer import prepare
 
@@ -304,8 +302,6 @@ def _check(
     source: ImageSource, output: Path, spec: PrepareSpec, executor: Executor, threads: int, progress: _Progress
 ) -> None:
     """Prints the damaged images; ends with status 1 if there are any."""
-    from contextlib import ExitStack
-
     from data_prep.common.progress import growth_shown
     from data_prep.prepare.survey import survey
 

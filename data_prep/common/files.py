@@ -146,12 +146,13 @@ def partials_in(folder: Path, name: str | None = None) -> list[Path]:
 
 
 def replaceable(output: Path) -> Path:
-    """The folder that a finished one can be renamed to: found by following links, and missing or empty.
+    """Follows the links of an output, and checks that a finished folder can be renamed to it, if it is free.
 
-    To be called before the work, so that nothing is thrown away after it.
+    To be called before the work, so that nothing is thrown away after it. What :func:`is_free` says is the caller's to
+    judge: the output may hold the result of an earlier command.
 
     Raises:
-        UserError: nothing can be renamed to it.
+        UserError: nothing could be renamed to it.
     """
     try:
         output.name.encode()
@@ -160,16 +161,20 @@ def replaceable(output: Path) -> Path:
     with explain_os_errors(output):
         try:
             found = output.resolve()
+            looping = found.is_symlink()
         except RuntimeError:  # Python before 3.13
-            raise UserError(f"{output} is a loop of links: remove it, or choose another output") from None
-        if found.is_symlink():
+            looping = True
+        if looping:
             raise UserError(f"{output} is a loop of links: remove it, or choose another output")
-        if not found.is_dir() or any(found.iterdir()):
-            return found
-        if found == Path.cwd() or _is_mount(found):
+        if found.is_dir() and is_free(found) and (found == Path.cwd() or _is_mount(found)):
             kind = "the current folder" if found == Path.cwd() else "the mount point of a disk"
             raise UserError(f"{output} is {kind}, which cannot be replaced: name a folder in it, {output / 'dataset'}")
     return found
+
+
+def is_free(output: Path) -> bool:
+    """Whether nothing is at a path, or an empty folder, which a finished one replaces."""
+    return not any(output.iterdir()) if output.is_dir() else not output.exists()
 
 
 def _is_mount(folder: Path) -> bool:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from data_prep.common.errors import UserError
-from data_prep.common.files import open_regular
+from data_prep.common.files import open_regular, write_atomically
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION: Literal[2] = 2
@@ -200,6 +200,11 @@ def load_manifest(folder: Path) -> Manifest:
     for file in (file for split in manifest.splits.values() for file in split.files):
         _check_file(folder / file.file, file)
     return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes the manifest of a data set, or replaces it atomically."""
+    write_atomically(folder / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
 
 
 def require_consistent(manifest: Manifest, place: str) -> None:

@@ -29,6 +29,7 @@ from data_prep.common.files import (
     discard,
     explain_os_errors,
     hash_file,
+    is_free,
     locked,
     partials_in,
     replaceable,
@@ -48,6 +49,7 @@ from data_prep.format.manifest import (
     SplitName,
     load_manifest,
     read_manifest,
+    write_manifest,
 )
 
 MERGED_NOTE = ".merged.json"
@@ -107,14 +109,14 @@ def _merge_in_place(folder: Path, advance: Advance) -> MergeResult:
         merged = _merge_split(folder, split, folder / _free_name(name, split), advance)
         manifest = manifest.model_copy(update={"splits": {**manifest.splits, name: merged}})
         write_atomically(folder / MERGED_NOTE, _FILES.dump_json(split.files))
-        _write_manifest(folder, manifest)
+        write_manifest(folder, manifest)
         _remove_leftovers(folder, manifest, hashed=True)
     return MergeResult(folder, manifest, not unmerged)
 
 
 def _merge_to(folder: Path, output: Path, advance: Advance) -> MergeResult:
     manifest = load_manifest(folder)
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    if not is_free(output):
         existing = load_manifest(output) if (output / MANIFEST_FILE).exists() else None
         if existing is None or existing.digest != manifest.digest or _unmerged(existing):
             raise UserError(
@@ -133,7 +135,7 @@ def _merge_to(folder: Path, output: Path, advance: Advance) -> MergeResult:
             for name, split in manifest.splits.items()
         }
         manifest = manifest.model_copy(update={"splits": splits})
-        _write_manifest(partial, manifest)
+        write_manifest(partial, manifest)
         if output.is_dir():
             output.rmdir()  # empty
         partial.rename(output)
@@ -159,10 +161,6 @@ def _free_name(name: SplitName, split: Split) -> str:
     return next(
         free for free in (f"{name}{'-merged' * times}.beton" for times in range(len(taken) + 1)) if free not in taken
     )
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    write_atomically(folder / MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
 
 
 def _remove_leftovers(folder: Path, manifest: Manifest, hashed: bool = False) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from data_prep.common import storage
 from data_prep.common.distribution import installed_versions
 from data_prep.common.errors import UserError
-from data_prep.common.files import explain_os_errors, replaceable
+from data_prep.common.files import explain_os_errors, is_free, replaceable
 from data_prep.common.parallel import Executor
 from data_prep.format import beton
 from data_prep.format.manifest import (
@@ -98,7 +98,7 @@ def prepare(
     """
     output = replaceable(output)
     _check_outside(source, output)
-    if output.exists() and not _is_empty_folder(output):
+    if not is_free(output):
         with explain_os_errors(output):
             return PrepareResult(_check_existing(source, output, spec, executor), already_there=True)
     with explain_os_errors(output), warnings.catch_warnings(), workspace.claim(output, spec, restart) as folder:
@@ -118,10 +118,6 @@ def _check_outside(source: ImageSource, output: Path) -> None:
         inside = output.relative_to(root.resolve()).parts
         if inside and inside[0] in SPLIT_FOLDERS:
             raise UserError(f"{output} lies among the images of {source.location}: choose an output outside of it")
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
 
 
 def _check_existing(source: ImageSource, output: Path, spec: PrepareSpec, executor: Executor) -> Manifest:

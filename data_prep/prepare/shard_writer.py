@@ -121,9 +121,7 @@ class WriteShard:
             left_out=tally.left_out,
             changed=tally.changed,
         )
-        write_atomically(
-            workspace.record_path(self.folder, shard.split, shard.number), record.model_dump_json().encode()
-        )
+        write_atomically(workspace.record_path(self.folder, shard.split, shard.number), record.model_dump_json())
         return shard, record
 
 
@@ -145,8 +143,7 @@ class _Tally:
                 self.changed[image.row] = size
             if isinstance(stored, LeftOut):
                 self.left_out.append(stored)
-                if len(self.left_out) > allowed:
-                    raise _too_many(self.left_out, allowed)
+                check_allowed(self.left_out, allowed)
                 continue
             self.per_class[image.label] += 1
             self.counts["untouched"] += stored.untouched
@@ -155,23 +152,24 @@ class _Tally:
             yield Sample(stored.content, stored.mode, stored.height, stored.width, image.label)
 
 
-def _too_many(left_out: list[LeftOut], allowed: int) -> UserError:
+def check_allowed(left_out: list[LeftOut], allowed: int) -> None:
+    """Checks the number of images that were left out because they are damaged.
+
+    Raises:
+        UserError: there are more than allowed.
+    """
+    if len(left_out) <= allowed:
+        return
     named = "; ".join(f"{each.image} cannot be decoded ({each.reason})" for each in left_out[:3])
     if not allowed:
-        return UserError(
+        raise UserError(
             f"{named}: repair it and rerun the same command, which keeps what is written, or leave such images out "
             "with --allow-damaged; --check lists all of them"
         )
-    return UserError(
+    raise UserError(
         f"more than the allowed {allowed} images are damaged, among them {named}: repair them and rerun the same "
         "command, which keeps what is written, or raise --allow-damaged; --check lists all of them"
     )
-
-
-def check_allowed(left_out: list[LeftOut], allowed: int) -> None:
-    """Raises UserError if more images were left out than allowed."""
-    if len(left_out) > allowed:
-        raise _too_many(left_out, allowed)
 
 
 @contextmanager

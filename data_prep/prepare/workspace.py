@@ -46,6 +46,7 @@ from data_prep.format.manifest import (
     Part,
     Record,
     SplitName,
+    write_manifest,
 )
 from data_prep.prepare.spec import PrepareSpec
 from data_prep.sources.image_index import ImageIndex, map_table, write_table
@@ -112,7 +113,7 @@ class PrepareWorkspace:
 
     def finish(self, manifest: Manifest, output: Path) -> None:
         """Adds the manifest, renames the folder to the output, and removes temporary files from it."""
-        write_atomically(self.path / MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
+        write_manifest(self.path, manifest)
         sync_folder(self.path)
         if output.is_dir():
             output.rmdir()  # empty, or the output would not have been prepared
@@ -181,7 +182,7 @@ def _check_spec(folder: Path, output: Path, spec: PrepareSpec) -> None:
     path = folder / SPEC_FILE
     if not path.exists():
         _empty(folder)
-        write_atomically(path, spec.model_dump_json(indent=2).encode())
+        write_atomically(path, spec.model_dump_json(indent=2))
         return
     try:
         existing = PrepareSpec.model_validate_json(path.read_bytes())
