@@ -71,6 +71,7 @@ def test_trials_that_have_ended_are_not_planned_again(file: Path, textures: Path
         ("train.data.image_size=999", "data.image_size"),
         ("train.data.path=nowhere", "nowhere"),
         ("search.candidates=[{widths: [4], model.nonlinearity: none}] search.name=t", "search.candidates, 4"),
+        ("train.start.checkpoint=models:/none", "start.checkpoint: nothing is tracked in .*mlflow.db"),
         ("train.training.batch_size=30", "was started with other settings .*batch_size"),
     ],
 )

@@ -256,6 +256,14 @@ def test_a_run_starts_with_a_registered_model_and_keeps_it(trained: Outcome, tex
         launcher.train(missing, progress=False)
 
 
+@pytest.mark.slow
+def test_a_registered_model_is_exported(trained: Outcome, storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.register(str(trained.folder), "net", which="best", alias="exported", storage=storage)
+    monkeypatch.chdir(storage)
+    shown = run_command("export", "models:/net@exported", "--format", "torch-export", "--storage", str(storage))
+    assert shown.startswith("models-net-exported.pt2: ") and (storage / "models-net-exported.pt2").is_file()
+
+
 @contextmanager
 def serving(model: str, storage: Path, scratch: Path) -> Iterator[str]:
     """``mlflow models serve`` where Ray and FFCV are missing and nothing may be unpickled: its address."""
