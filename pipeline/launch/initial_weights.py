@@ -17,6 +17,7 @@ from pipeline.config.references import REFERENCES
 from pipeline.config.schema import Settings
 from pipeline.runs import paths
 from pipeline.tracking.mlflow_store import registry
+from pipeline.tracking.mlflow_store.store import store_of
 from pipeline.training.finetune import Start
 
 SOURCE = "source.txt"
@@ -42,9 +43,7 @@ def fetched(settings: Settings, folder: Path | None) -> Iterator[Settings]:
     else:
         with ExitStack() as fetched_until_the_end:
             try:
-                checkpoint = fetched_until_the_end.enter_context(
-                    registry.checkpoint_of(source, Path(settings.run.storage), settings.tracking.uri)
-                )
+                checkpoint = fetched_until_the_end.enter_context(registry.downloaded(source, store_of(settings)))
             except UserError as error:
                 raise UserError(f"start.checkpoint: {error}") from None
             yield _with_checkpoint(settings, checkpoint)

@@ -87,21 +87,35 @@ def register(
 
 @contextmanager
 def checkpoint_of(source: str, storage: Path | None, uri: str | None = None) -> Iterator[Path]:
-    """Yields the folder of a run or a checkpoint, downloaded from MLflow if `source` is models:/… or runs:/….
+    """Yields the folder of a run or a checkpoint, downloaded if `source` is models:/… or runs:/….
 
     Args:
-        source: a folder, models:/NAME@ALIAS, models:/NAME/VERSION, models:/NAME (the latest version), models:/ID,
-            runs:/ID (the last checkpoint), runs:/ID/best, or runs:/ID/PATH for an artifact.
+        source: a folder, or see :func:`downloaded`.
         storage: folder of the runs, which holds the default store.
         uri: another store, see `named_store`.
 
     Raises:
-        UserError: MLflow has no such model or run or is unreachable, or the model is not one of this package.
+        UserError: as :func:`downloaded`.
     """
     if not source.startswith(REFERENCES):
         yield Path(source)
         return
-    store = named_store(storage, uri)
+    with downloaded(source, named_store(storage, uri)) as checkpoint:
+        yield checkpoint
+
+
+@contextmanager
+def downloaded(source: str, store: Store) -> Iterator[Path]:
+    """Yields the folder of a checkpoint in MLflow, which exists until the body ends.
+
+    Args:
+        source: models:/NAME@ALIAS, models:/NAME/VERSION, models:/NAME (the latest version), models:/ID, runs:/ID (the
+            last checkpoint), runs:/ID/best, or runs:/ID/PATH for an artifact.
+        store: that holds it.
+
+    Raises:
+        UserError: MLflow has no such model or run or is unreachable, or the model is not one of this package.
+    """
     with tempfile.TemporaryDirectory(prefix="phasecollapse-") as scratch:
         with in_sentences(store, source):
             location = _artifacts(_connect(store), source)

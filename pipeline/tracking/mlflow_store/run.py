@@ -8,7 +8,6 @@ MLflow server that fails never stops a training in progress.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -69,9 +68,6 @@ def open_run(
     Raises:
         UserError: the store is unreachable, or refuses.
     """
-    if store.uri.startswith("http"):  # by default a call to an unreachable server blocks for four minutes
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     with in_sentences(store), locked(store):
         client = connect(store)
         place = find_or_create_experiment(client, store, experiment)

@@ -103,6 +103,9 @@ def connect(store: Store) -> MlflowClient:
         "urllib3",
     ):  # they log created tables, and tracebacks of errors that are reported here
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    if store.uri.startswith("http"):  # by default a call to an unreachable server blocks for four minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     if store.database and store.database.exists():
         store.database.open("rb").close()  # MLflow would try for minutes what fails here at once
         moved.follow(store.database)
@@ -151,7 +154,8 @@ def in_sentences(store: Store, wanted: str | None = None) -> Iterator[None]:
     try:
         yield
     except (*Problem, ValueError) as error:
-        if wanted and not isinstance(error, SQLAlchemyError):
+        failed = getattr(error, "error_code", None) in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
+        if wanted and not failed and not isinstance(error, SQLAlchemyError):
             raise UserError(
                 f"{wanted} is not in {store} ({storage.first_line(error)}): 'phasecollapse ui' shows what is"
             ) from None

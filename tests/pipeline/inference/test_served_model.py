@@ -209,6 +209,17 @@ def test_a_model_is_registered_once_and_found_by_each_of_its_names(
     assert shown == run_command("predict", str(trained_model.best_and_last(trained.folder)["best"]), str(image))
 
 
+def test_a_server_that_is_away_is_not_taken_for_one_without_the_model() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        with (
+            pytest.raises(UserError, match=f"{address} is unreachable"),
+            registry.checkpoint_of("models:/net@champion", None, address),
+        ):
+            pass
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
