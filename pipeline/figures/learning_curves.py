@@ -73,7 +73,8 @@ def draw(runs: Sequence[Curves]) -> Figure:
             gaps += _draw_run(axes, panel, run, style.COLORS[number] if together else None)
         note = f"  ({gaps} values are not finite)" if gaps else ""
         axes.set(title=panel.title + note, xlabel="epoch", ylabel=panel.unit)
-        axes.set_xlim(0, max((len(run.epochs) + (0.999 if run.steps else 0) for run in runs), default=1) or 1)
+        last = max((line.get_xdata()[-1] for line in axes.lines if len(line.get_xdata())), default=1)
+        axes.set_xlim(0, 1.03 * max(1, last))
         axes.margins(y=0.08)
         axes.locator_params(axis="x", integer=True)
         style.grid(axes)
@@ -101,7 +102,7 @@ def _draw_run(axes: Axes, panel: Panel, run: Curves, color: str | None) -> int:
         gaps += not_finite
         if x:
             label = None if color else "each few steps"
-            axes.plot(x, y, color=color or style.COLORS[0], alpha=0.4, linewidth=0.9, label=label)
+            axes.plot(x, y, color=color or style.COLORS[0], alpha=0.5, linewidth=0.9, label=label)
     drawn = panel.of_epochs[-1:] if color else panel.of_epochs
     for number, (metric, label) in enumerate(drawn, 2 - len(drawn)):
         points = [(one.epoch, panel.factor * one.metrics[metric]) for one in run.epochs if metric in one.metrics]

@@ -113,7 +113,8 @@ def svg(draw: Callable[[], Figure], description: str) -> str:
         draw().savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = content.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)  # the texts that are drawn, once more
     text = text.replace(INK, "currentColor")
     head, _, rest = text.partition(">")
     head = re.sub(r' (width|height|version|xmlns(:\w+)?)="[^"]*"', "", head)
-    return f'{head} xmlns:xlink="http://www.w3.org/1999/xlink" role="img" aria-label={quoteattr(description)}>{rest}'
+    return f'{head} role="img" aria-label={quoteattr(description)}>{rest}'

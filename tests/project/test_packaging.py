@@ -83,7 +83,8 @@ def test_the_wheel_holds_types_data_and_every_module(built: Path) -> None:
     packages = ("data_prep", "pipeline", "tuning")
     modules = {path.relative_to(ROOT).as_posix() for package in packages for path in (ROOT / package).rglob("*.py")}
     assert modules <= names
-    assert {f"{package}/py.typed" for package in packages} | {"data_prep/format/imagenet_classes.txt"} <= names
+    data = {"data_prep/format/imagenet_classes.txt", "pipeline/report_page/template.html"}
+    assert {f"{package}/py.typed" for package in packages} | data <= names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
 
 

@@ -1,0 +1,66 @@
+"""What the page shows of a search: its table, its frontier, and its settings, from the files in its folder."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.common.errors import first_line
+from pipeline.report_page.run_view import Table, embedded
+from pipeline.runs import paths
+from pipeline.tracking.run_card import RunFacts
+
+TABLE, FRONTIER = "table.csv", "frontier.png"
+"""Results of a search that has ended, in its folder."""
+COLUMNS = ("trial", "widths", "parameters", "multiply-adds", "error", "epochs", "status")
+
+
+@dataclass(frozen=True)
+class SearchView:
+    """A search on the page."""
+
+    name: str
+    problems: Sequence[str]
+    table: Table | None
+    note: str
+    frontier: str | None
+    settings: str
+
+
+def is_search(folder: Path) -> bool:
+    """Whether a folder is that of a search."""
+    return (folder / paths.SEARCH).is_file()
+
+
+def view(folder: Path, trials: Sequence[RunFacts]) -> SearchView:
+    """What the page shows of a search. Before its end there is no table: its trials are then listed as runs."""
+    problems: list[str] = []
+    table, note = None, ""
+    try:
+        with (folder / TABLE).open(encoding="utf-8", newline="") as file:
+            rows = sorted(csv.DictReader(file), key=lambda row: float(row["multiply-adds"]))
+        table = Table(COLUMNS, [[_cell(row, column) for column in COLUMNS] for row in rows])
+        note = "Cheapest network first; a star marks errors on the frontier of error and multiply-adds."
+    except FileNotFoundError:
+        note = f"The search has not ended: {len(trials)} trials so far."
+    except (OSError, ValueError, KeyError) as error:
+        problems.append(f"{folder / TABLE} cannot be read ({first_line(error)})")
+    try:
+        settings = (folder / paths.SEARCH).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        settings = ""
+        problems.append(f"{folder / paths.SEARCH} cannot be read ({first_line(error)})")
+    return SearchView(folder.name, problems, table, note, embedded(folder / FRONTIER), settings)
+
+
+def _cell(row: dict[str, str], column: str) -> str:
+    value = row[column]
+    if column in ("parameters", "multiply-adds"):
+        return f"{int(value):,}"
+    if column == "error" and value:
+        return f"{float(value):.4f}{' *' if row['frontier'] == '1' else ''}"
+    if column == "status" and row.get("reason"):
+        return f"{value}: {row['reason']}"
+    return value
