@@ -252,6 +252,8 @@ class TrackingSettings(Section):
     pictures: Annotated[bool, MAY_CHANGE] = True
     """Draw pictures into the folder of the run: samples of its input before training; learning curves, confusion
     matrix, worst mistakes, filters and spectra of the weights after the last evaluation."""
+    tensorboard: Annotated[bool, MAY_CHANGE] = False
+    """Write event files for TensorBoard, too, into the folder `tensorboard` of the run."""
 
 
 class Settings(Section):

@@ -29,11 +29,13 @@ from pipeline.runs import history, paths, run_folder
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.status import failure_recorded
 from pipeline.runtime import malloc, system_info
+from pipeline.tracking import tensorboard
 from pipeline.tracking.display import Display
 from pipeline.tracking.mlflow_store import addresses
 from pipeline.tracking.mlflow_store.run import Tracker, open_run
 from pipeline.tracking.mlflow_store.store import store_of
 from pipeline.tracking.watcher import RunWatcher
+from pipeline.tracking.writer import ProgressWriter
 from pipeline.training import finetune, trainer
 from pipeline.training.context import LocalContext, WorkerSpec
 from pipeline.training.dataloader import ImageStream, Subset
@@ -107,6 +109,7 @@ def train(
             with (
                 _status(tracker, folder),
                 _followed(folder, tracker, starting_point, shown=progress and not finished_before),
+                tensorboard.written(folder.path, settings, ProgressWriter(folder.path).event),
                 pictures.drawn(folder.path, settings),
             ):
                 if not finished_before:
@@ -146,6 +149,7 @@ def check(settings: Settings, data: Manifest) -> finetune.Start | None:
         )
     if settings.data.reader == "ffcv":
         ffcv_reader.check_split(Path(settings.data.path), data.splits["train"])
+    tensorboard.check(settings)
     subsets: tuple[Subset, ...] = ("train", settings.data.evaluate_on)
     for subset in subsets:  # raises what the workers would; stock FFCV's loader needs their process group
         ImageStream(
