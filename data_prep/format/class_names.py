@@ -8,11 +8,17 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, printable
 from data_prep.format.manifest import ImageClass
 
 IMAGENET = "imagenet"
 """Word that stands for the table of ImageNet's 1,000 classes in this package."""
+
+LONGEST_NAME = 1000
+"""Characters of an id or a name: ImageNet's longest has 121."""
+
+MOST_BYTES = 64 * 2**20
+"""Bytes of a file of names."""
 
 
 def number(ids: Iterable[str], known: dict[str, str] | None = None) -> list[ImageClass]:
@@ -78,9 +84,12 @@ def read_names(path: Path | str) -> dict[str, str]:
     if str(path) == IMAGENET:
         return imagenet()
     try:
-        content = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise UserError(f"class names {path} cannot be read: {error.strerror}") from None
+    if len(content) > MOST_BYTES:
+        raise UserError(f"class names {path} have more than {MOST_BYTES // 2**20} MiB: name a file of lines 'id name'")
     return parse_names(content, str(path))
 
 
@@ -88,11 +97,21 @@ def parse_names(content: bytes, place: str) -> dict[str, str]:
     """The names in the content of such a file; `place` names it in errors.
 
     Raises:
-        UserError: it is no text in UTF-8.
+        UserError: it is no text in UTF-8, gives an id two names, or a name is too long or holds a NUL.
     """
     try:
         lines = content.decode("utf-8").splitlines()
     except UnicodeDecodeError:
         raise UserError(f"class names {place} are not in UTF-8: convert the file") from None
     pairs = [line.split(maxsplit=1) for line in lines if not line.startswith("#")]
-    return {pair[0]: pair[1].split(",")[0].strip() for pair in pairs if len(pair) == 2}
+    names: dict[str, str] = {}
+    for one, named in (pair for pair in pairs if len(pair) == 2):
+        name = named.split(",")[0].strip()
+        if max(len(one), len(name)) > LONGEST_NAME or "\0" in one + name:
+            raise UserError(
+                f"class names {place}: {printable(one[:40])} has an id or a name of more than {LONGEST_NAME} "
+                "characters, or with a NUL in it: shorten it"
+            )
+        if names.setdefault(one, name) != name:
+            raise UserError(f"class names {place} has two names for {printable(one)}: remove one of the lines")
+    return names

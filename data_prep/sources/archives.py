@@ -209,7 +209,7 @@ def scan(
         on_special: called with the name of each pipe and device.
 
     Raises:
-        UserError: the archive cannot be read, is truncated or damaged.
+        UserError: the archive cannot be read, is truncated or damaged, or has a sparse file.
     """
     name, after = "its beginning", start
     try:
@@ -219,6 +219,13 @@ def scan(
             with tarfile.open(fileobj=file, mode="r:") as members:
                 while (member := members.next()) is not None:
                     after = member.offset_data + member.size
+                    if member.size < 0:  # the next header would be before this one
+                        raise tarfile.ReadError(f"{printable(member.name)} has a size of {member.size} bytes")
+                    if member.issparse():
+                        raise UserError(
+                            f"{storage.redact(archive)}: {printable(member.name)} is stored as a sparse file, which is "
+                            "not read: pack the archive again without tar's option --sparse"
+                        )
                     if after > end:
                         break
                     if member.isfile():
@@ -232,8 +239,9 @@ def scan(
                     name, members.members = member.name, []  # type: ignore[attr-defined]  # it would keep all it has seen
             file.seek(-(-after // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
             closed = after <= end and len(file.read(tarfile.BLOCKSIZE)) == tarfile.BLOCKSIZE
-    except tarfile.TarError as error:
-        raise UserError(f"{storage.redact(archive)} is damaged ({error}): download it again") from None
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # tarfile converts a header's numbers unchecked
+        reason = storage.first_line(error)
+        raise UserError(f"{storage.redact(archive)} is damaged ({reason}): download it again") from None
     except OSError as error:
         raise UserError(f"{storage.redact(archive)} cannot be read: {storage.first_line(error)}") from None
     if not closed:  # a block of zeros ends an archive

@@ -158,6 +158,7 @@ def _class_names(schema: pa.Schema) -> list[str] | None:
     """The class names that Hugging Face stores with the schema, if there are any."""
     try:
         features = from_json(schema.metadata[b"huggingface"])["info"]["features"]
-        return next(features[name]["names"] for name in LABELS if name in features)
+        names = next(features[name]["names"] for name in LABELS if name in features)
     except (KeyError, TypeError, ValueError, StopIteration):
         return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -123,8 +124,19 @@ def _label(archive: str, key: str | None, parts: dict[str, IndexedImage], kind: 
         raise UserError(f"{place} has no label: it needs a member {(key or '').strip('/')}.cls, or .json with a label")
     text = storage.read_range(archive, parts[suffix].offset, parts[suffix].size)
     try:
-        label = int(text) if suffix.endswith("cls") else int(from_json(text)["label"])
-    except (ValueError, KeyError, TypeError, OverflowError):
+        label = _number(text.decode() if suffix.endswith("cls") else from_json(text)["label"])
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"{place} has a label that is not a number: {text[:40]!r}") from None
     shard = archive.partition("?")[0].rsplit("/", 1)[-1]
     return LabelledImage(label, image._replace(name=f"{shard}/{image.name}"))
+
+
+def _number(label: str | int) -> int:
+    """The number of a class: a whole number, or its decimal digits.
+
+    Raises:
+        ValueError: it is anything else, such as 1.5, 1_0 or true.
+    """
+    if isinstance(label, bool) or not re.fullmatch(r"\s*-?[0-9]{1,18}\s*", str(label)):
+        raise ValueError(label)
+    return int(label)

@@ -46,8 +46,11 @@ def load_yaml(path: Path) -> dict[str, Any]:
             content = parse_yaml(file.read(LONGEST + 1))
     except FileNotFoundError:
         raise UserError(f"configuration file {path} does not exist") from None
+    except IsADirectoryError:
+        raise UserError(f"configuration file {path} is a folder: name a file, such as its run.yaml") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"configuration file {path} cannot be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"configuration file {path} cannot be read: {reason}") from None
     except yaml.YAMLError as error:
         raise UserError(f"configuration file {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:
@@ -61,16 +64,13 @@ def parse_yaml(text: bytes | str) -> Any:
     """The content of YAML from outside, in bounded time and memory.
 
     Raises:
-        ValueError: it is no text, too long or too deep, or its aliases multiply it without end.
+        ValueError: it is no text, too long or too deep, has a key twice, or its aliases multiply it without end.
         yaml.YAMLError: it is not valid.
     """
     if len(text) > LONGEST:
         raise ValueError(f"it has more than {LONGEST:,} bytes")
-    text, depth = text.decode("utf-8") if isinstance(text, bytes) else text, 0
-    for event in yaml.parse(text, YAML_LOADER):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:  # the loader, which is recursive, would end the process
-            raise ValueError(f"it has more than {DEEPEST} lists and mappings inside each other")
+    text = text.decode("utf-8") if isinstance(text, bytes) else text
+    _check_structure(text)
     content = yaml.load(text, YAML_LOADER)
     remaining, count = [content], 0
     while remaining:
@@ -79,6 +79,30 @@ def parse_yaml(text: bytes | str) -> Any:
         inner = remaining.pop()
         remaining += list(inner.values()) if isinstance(inner, dict) else inner if isinstance(inner, list) else []
     return content
+
+
+def _check_structure(text: str) -> None:
+    """Refuses what the loader would end the process for, or would take the last one of in silence.
+
+    Raises:
+        ValueError: the text is too deep, or has a key twice.
+        yaml.YAMLError: it is not valid.
+    """
+    opened: list[tuple[set[str] | None, list[bool]]] = []  # keys of a mapping, and whether a value comes next
+    for event in yaml.parse(text, YAML_LOADER):
+        if opened and isinstance(event, yaml.NodeEvent) and (keys := opened[-1][0]) is not None:
+            value_next = opened[-1][1]
+            if isinstance(event, yaml.ScalarEvent) and not value_next[0]:
+                if event.value in keys:
+                    raise ValueError(f"it has {event.value} twice, in line {event.start_mark.line + 1} again")
+                keys.add(event.value)
+            value_next[0] = not value_next[0]
+        if isinstance(event, yaml.CollectionStartEvent):
+            opened.append((set() if isinstance(event, yaml.MappingStartEvent) else None, [False]))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            opened.pop()
+        if len(opened) > DEEPEST:  # the loader is recursive
+            raise ValueError(f"it has more than {DEEPEST} lists and mappings inside each other")
 
 
 def override(content: dict[str, Any], assignments: Sequence[str], tree: type[Section] | None = None) -> dict[str, Any]:
@@ -98,9 +122,11 @@ def override(content: dict[str, Any], assignments: Sequence[str], tree: type[Sec
         if not equals or not all(keys):
             raise UserError(f"override '{shown}' is not of the form section.field=value")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"override '{shown}': the value is not valid YAML") from None
+            value = parse_yaml(text)
+        except (yaml.YAMLError, ValueError):  # also of what looks like a date, but is none
+            if not (tree and _takes_text(tree, keys)):
+                raise UserError(f"override '{shown[:200]}': the value is not valid YAML") from None
+            value = text
         if tree and value is not None and not isinstance(value, str) and _takes_text(tree, keys):
             value = text
         section = result

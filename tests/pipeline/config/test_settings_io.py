@@ -41,7 +41,7 @@ def test_overrides_are_read_as_yaml_and_win_over_the_file(tmp_path: Path) -> Non
     assert settings.training.batch_size == 128, "settings that are not given have their defaults"
 
 
-@pytest.mark.parametrize("text", ["20240101", "1_2", "on", "1e3", "0123456789", "2024-01-01", "1.5", "0x1f"])
+@pytest.mark.parametrize("text", ["20240101", "1_2", "on", "1e3", "0123456789", "2024-01-01", "1.5", "0x1f", "2024-13-45"])
 def test_what_a_field_of_text_is_given_stays_as_it_was_written(tmp_path: Path, text: str) -> None:
     path = write(tmp_path, MINIMAL)
     settings = settings_io.load(path, [f"run.name={text}", f"tracking.experiment={text}"])
@@ -98,6 +98,8 @@ def test_settings_cannot_be_changed() -> None:
         ("data.path.x=1", r"'path' is a value, not a section"),
         ("training.epochs", r"override 'training\.epochs' is not of the form section\.field=value"),
         ("training.epochs=[", r"the value is not valid YAML"),
+        ("training.epochs=2024-13-45", r"the value is not valid YAML"),
+        ("training.epochs=" + "9" * 5000, r"the value is not valid YAML"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
@@ -157,6 +159,8 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
         ("a: &a [*a]\n", "aliases written out"),
         ("a: " + "[" * 500_000, "more than 100 lists and mappings inside each other"),
         ("- " * 500_000, "more than 100 lists and mappings inside each other"),
+        ("data: {path: x}\nmodel: {}\ndata: {path: y}\n", "it has data twice, in line 3 again"),
+        ("data: {path: x, flip: true, flip: false}\n", "it has flip twice, in line 1 again"),
     ],
 )
 def test_settings_that_multiply_themselves_are_refused(tmp_path: Path, text: str, says: str) -> None:
@@ -170,7 +174,7 @@ def test_a_file_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "image.yaml").write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(UserError, match=r"image\.yaml cannot be read"):
         settings_io.load(tmp_path / "image.yaml")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"is a folder: name a file, such as its run\.yaml"):
         settings_io.load(tmp_path)
 
 
