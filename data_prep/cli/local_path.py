@@ -27,6 +27,7 @@ class LocalPath(click.Path):
 
             name = param.opts[0] if param and param.opts[0].startswith("-") else (param and param.human_readable_name)
             raise UserError(
-                f"{name}: {redact(value)} is an address: name a path on this machine, and copy from there or to there"
+                f"{name or 'SOURCE'}: {redact(value)} is an address: name a path on this machine, and copy from there "
+                "or to there"
             )
         return super().convert(value, param, ctx)

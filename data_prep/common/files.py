@@ -122,7 +122,12 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[BufferedRandom]:
 
     Args:
         flush: as for :func:`write_atomically`.
+
+    Raises:
+        OSError: `path` cannot be written, or is a device, a pipe or a socket, which must not be replaced.
     """
+    if (kind := _kind(path)) and not (stat.S_ISREG(kind) or stat.S_ISLNK(kind) or stat.S_ISDIR(kind)):
+        raise FileExistsError(errno.EEXIST, "It is a device, a pipe or a socket", str(path))
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(partial, flags, 0o666), "w+b") as file:
@@ -137,6 +142,14 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[BufferedRandom]:
             raise
     if flush:
         sync_folder(path.parent)
+
+
+def _kind(path: Path) -> int:
+    """The mode of what has this name, links not followed; 0 if there is nothing."""
+    try:
+        return path.lstat().st_mode
+    except OSError:
+        return 0
 
 
 def partials_in(folder: Path, name: str | None = None) -> list[Path]:

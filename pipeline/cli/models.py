@@ -29,7 +29,7 @@ URI = "Tracking store, for models:/ and runs:/ [MLFLOW_TRACKING_URI, or the one 
 def _checkpoint(source: str, storage: Path | None, uri: str | None) -> Iterator[Path]:
     """Yields the folder of a run or a checkpoint, downloaded if it is in MLflow."""
     if not source.startswith(REFERENCES):
-        yield Path(source)
+        yield LocalPath().convert(source, None, None)
         return
     with quick_imports():
         from pipeline.tracking.mlflow_store import registry

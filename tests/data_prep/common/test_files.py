@@ -157,3 +157,10 @@ def test_file_systems_that_cannot_flush_a_folder_are_used_and_broken_disks_are_n
     else:
         write_atomically(tmp_path / "a", "content")
     assert (tmp_path / "a").read_text() == "content"
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="a device, a pipe or a socket"), replacing(tmp_path / "pipe"):
+        pass
+    assert [entry.name for entry in tmp_path.iterdir()] == ["pipe"] and (tmp_path / "pipe").is_fifo()

@@ -152,3 +152,13 @@ def test_the_summary_states_result_and_folder() -> None:
     metrics = {"holdout/top1": 0.5, "holdout/top5": 0.875}
     text = train_command.summary(Outcome(Path("runs/a"), 3, metrics, "id", already_finished=True), "holdout")
     assert text == "run a had already finished: 3 epochs, holdout top-1 50.00 %, top-5 87.50 %\nfolder: runs/a"
+
+
+@pytest.mark.parametrize("arguments", [("predict", "x.jpg"), ("export",)])
+def test_the_password_in_the_address_of_a_network_is_not_shown(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.jpg").write_bytes(b"")
+    status, _, error = run(monkeypatch, capsys, arguments[0], "s3://user:secret@bucket/run", *arguments[1:])
+    assert status == 2 and "SOURCE: s3://bucket/run is an address" in error and "secret" not in error
