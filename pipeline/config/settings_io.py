@@ -94,7 +94,8 @@ def _check_structure(text: str) -> None:
             value_next = opened[-1][1]
             if isinstance(event, yaml.ScalarEvent) and not value_next[0]:
                 if event.value in keys:
-                    raise ValueError(f"it has {event.value} twice, in line {event.start_mark.line + 1} again")
+                    line = event.start_mark.line + 1 if event.start_mark else 0
+                    raise ValueError(f"it has {event.value} twice, in line {line} again")
                 keys.add(event.value)
             value_next[0] = not value_next[0]
         if isinstance(event, yaml.CollectionStartEvent):

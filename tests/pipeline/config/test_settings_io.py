@@ -41,7 +41,9 @@ def test_overrides_are_read_as_yaml_and_win_over_the_file(tmp_path: Path) -> Non
     assert settings.training.batch_size == 128, "settings that are not given have their defaults"
 
 
-@pytest.mark.parametrize("text", ["20240101", "1_2", "on", "1e3", "0123456789", "2024-01-01", "1.5", "0x1f", "2024-13-45"])
+@pytest.mark.parametrize(
+    "text", ["20240101", "1_2", "on", "1e3", "0123456789", "2024-01-01", "1.5", "0x1f", "2024-13-45"]
+)
 def test_what_a_field_of_text_is_given_stays_as_it_was_written(tmp_path: Path, text: str) -> None:
     path = write(tmp_path, MINIMAL)
     settings = settings_io.load(path, [f"run.name={text}", f"tracking.experiment={text}"])
