@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from data_prep.common.errors import UserError
+from data_prep.common.ray_cluster import connect
 from data_prep.common.ray_cluster.processes import MARK
 from tests.helpers.checkout import ROOT
 from tests.helpers.ray_cluster import external_cluster
@@ -96,3 +98,9 @@ def test_a_cluster_that_was_up_before_keeps_nothing_of_a_command_and_everything_
         (tmp_path / "wait").touch()
         other.communicate(timeout=300)
         assert not processes(tmp_path / "others")
+
+
+def test_the_password_in_the_address_of_a_cluster_is_not_shown() -> None:
+    with pytest.raises(UserError) as refused, connect("none://user:secret@host:1"):
+        pass
+    assert str(refused.value).startswith("the Ray cluster at none://host:1 cannot be joined: ")
