@@ -38,7 +38,7 @@ from tuning.schedulers import build_scheduler, metric
 from tuning.search_folder import Record, SearchFolder
 from tuning.space import Candidate
 from tuning.tracking import ReportLine
-from tuning.trial_recorder import TrialRecorder
+from tuning.trial_recorder import TrialRecorder, name_of
 
 
 @dataclass(frozen=True)
@@ -224,8 +224,8 @@ def _tuner(
         tune_config=tune.TuneConfig(
             scheduler=build_scheduler(settings, folder.records.items()),
             max_concurrent_trials=at_once,
-            trial_name_creator=_name,
-            trial_dirname_creator=_name,
+            trial_name_creator=name_of,
+            trial_dirname_creator=name_of,
         ),
         run_config=tune.RunConfig(
             name="tune",
@@ -234,11 +234,6 @@ def _tuner(
             callbacks=[TrialRecorder(folder, metric(settings), settings.train.training.epochs, report_line)],
         ),
     )
-
-
-def _name(ray_trial: tune.experiment.Trial) -> str:
-    name: str = ray_trial.config["name"]
-    return name
 
 
 def _trials_that_fit(settings: ClusterSettings) -> int:

@@ -24,38 +24,38 @@ class TrialRecorder(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial has a process."""
-        name, record = _name_of(trial), self._folder.record(_name_of(trial))
+        name = name_of(trial)
+        record = self._folder.record(name)
         self._report_line(f"{name}: resumed after epoch {record.epochs}" if record.epochs else f"{name}: started")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """The trial finished an epoch; the scheduler has decided whether it continues."""
-        name = _name_of(trial)
+        name = name_of(trial)
         errors = {**self._folder.record(name).errors, int(result["epoch"]): 1 - float(result[self._metric])}
         self._folder.update(name, Record(errors=errors))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial ended by itself, or the scheduler ended it."""
-        name, record = _name_of(trial), self._folder.record(_name_of(trial))
+        name = name_of(trial)
+        record = self._folder.record(name)
         if record.epochs == self._epochs:
-            self._end(name, Record(status="completed", errors=record.errors))
+            self._folder.update(name, Record(status="completed", errors=record.errors))
             self._report_line(f"{name}: finished with error {record.error:.4f}")
         else:
-            self._end(name, Record(status="stopped early", errors=record.errors))
+            self._folder.update(name, Record(status="stopped early", errors=record.errors))
             self._report_line(f"{name}: stopped early at epoch {record.epochs} with error {record.error:.4f}")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial failed; the others continue."""
-        name, reason = _name_of(trial), _reason(trial)
-        self._end(name, Record(status="failed", errors=self._folder.record(name).errors, reason=reason))
+        name, reason = name_of(trial), _reason(trial)
+        self._folder.update(name, Record(status="failed", errors=self._folder.record(name).errors, reason=reason))
         self._report_line(f"{name}: failed: {reason}")
 
-    def _end(self, name: str, record: Record) -> None:
-        self._folder.update(name, record)
 
-
-def _name_of(trial: Trial) -> str:
+def name_of(trial: Trial) -> str:
+    """The name of a trial, which is that of its run."""
     name: str = trial.config["name"]
     return name
 

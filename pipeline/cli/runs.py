@@ -9,6 +9,7 @@ import click
 
 from data_prep.cli.local_path import LocalPath
 from data_prep.common.errors import UserError
+from pipeline.runtime.imports import quick_imports
 
 STORAGE = click.option("--storage", type=LocalPath(), default=Path("runs"), help="Folder of the runs [runs].")
 
@@ -69,8 +70,9 @@ def list_runs(
       phasecollapse runs --sort train/loss --columns name,top1,train/loss,optimizer.learning_rate
       phasecollapse runs --filter status=failed --json
     """
-    from pipeline.run_list import catalog, table
-    from pipeline.run_list import columns as keyed
+    with quick_imports():
+        from pipeline.run_list import catalog, table
+        from pipeline.run_list import columns as keyed
 
     if as_json and as_csv:
         raise UserError("--json and --csv exclude each other: choose one")
