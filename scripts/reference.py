@@ -53,6 +53,12 @@ STEP_METRICS = (
     ("step/waiting_for_data", "fraction", "of the time, on rank 0"),
 )
 
+DERIVED_METRICS = (
+    ("best/SUBSET/…", "", "the metrics of the epoch with the best top-1 so far; `best/epoch` is its number"),
+    ("network/parameters", "numbers", "learned parameters of the network, complex ones as two"),
+    ("network/multiply_adds", "operations", "multiply-adds of the network for one image"),
+)
+
 
 def main() -> int:
     """Writes or checks the pages; the exit status."""
@@ -128,9 +134,12 @@ def metrics_page() -> str:
 
     return (
         f"# Metrics\n\n{NOTE}SUBSET is `validation` or `holdout` (`data.evaluate_on`). Fractions are from 0 to 1.\n\n"
-        f"## Of an epoch\n\nIn `history.json` and in MLflow, over epochs.\n\n{table(METRICS)}\n"
+        "## Of an epoch\n\nIn `history.json`. In MLflow all curves are over training steps, counted from the start "
+        f"of the run; those of epochs have a point at the last step of each.\n\n{table(METRICS)}\n"
         "## Of some steps\n\nIn `steps.jsonl` and in MLflow, over steps counted from the start of the run: means over "
-        f"`tracking.every_steps` steps.\n\n{table(STEP_METRICS)}"
+        f"`tracking.every_steps` steps.\n\n{table(STEP_METRICS)}\n"
+        "## In MLflow alone\n\nThe value that MLflow's table shows of a metric is the last one of its curve. A search "
+        f"has the metrics of its best trial, over the training steps of all trials.\n\n{table(DERIVED_METRICS)}"
     )
 
 

@@ -30,6 +30,8 @@ class Row:
     """Why it failed."""
 
 
+FILES = ("table.md", "table.csv", "frontier.png")
+"""Files of the result."""
 HEADER = ("trial", "depth", "widths", "parameters", "multiply-adds", "error", "epochs", "status")
 
 
@@ -139,8 +141,8 @@ def picture(rows: Sequence[Row], path: Path, error_name: str) -> None:
 
 
 def write(rows: Sequence[Row], folder: Path, error_name: str) -> list[Path]:
-    """Writes table.md, table.csv and frontier.png into `folder`; returns their paths."""
-    files = [folder / name for name in ("table.md", "table.csv", "frontier.png")]
+    """Writes `FILES` into `folder`; returns their paths."""
+    files = [folder / name for name in FILES]
     files[0].write_text(markdown(rows), encoding="utf-8")
     files[1].write_text(comma_separated(rows), encoding="utf-8")
     picture(rows, files[2], error_name)

@@ -28,6 +28,7 @@ from pipeline.launch import initial_weights, launcher, ray_cleanup, ray_train, r
 from pipeline.runtime import system_info
 from pipeline.tracking.mlflow_store import addresses
 from pipeline.tracking.mlflow_store.store import Store, store_of
+from pipeline.tracking.mlflow_store.store import check as check_store
 from pipeline.training import finetune
 from pipeline.training.dataloader import count_images
 from pipeline.training.setup import memory_errors
@@ -83,16 +84,16 @@ def search(settings: SearchSettings, report_line: ReportLine = print) -> Report:
                 os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
             else:
                 cluster_left_last.callback(_release, report_line)
+        check_store(store)
         folder.begin()  # a search that was refused leaves no folder
         runs = _runs(settings, candidates, initial_weights.keep(settings.train, train, folder.path), store)
         folder.expect(runs)
-        tracker = tracking.open_run(settings, folder, store)
-        if waiting or not tracker.finished:
-            with tracking.status(tracker, folder, store, runs, settings, report_line):
-                if waiting:
-                    _try({name: runs[name] for name in waiting}, settings, folder, tracker.run_id, report_line)
-                for file in frontier.write(_rows(runs, folder.records, data), folder.path, settings.search.error):
-                    tracker.log_file(file)
+        tracking.begin(settings, folder, store)
+        with tracking.delivered(folder, runs, report_line):
+            if waiting:
+                _try({name: runs[name] for name in waiting}, settings, folder, report_line)
+            if waiting or not all((folder.path / name).exists() for name in frontier.FILES):
+                frontier.write(_rows(runs, folder.records, data), folder.path, settings.search.error)
         return Report(folder.path, _rows(runs, folder.records, data), already_finished=not waiting)
 
 
@@ -188,13 +189,11 @@ def describe_time(plan: SearchPlan) -> str:
     )
 
 
-def _try(
-    runs: Mapping[str, Settings], settings: SearchSettings, folder: SearchFolder, parent: str, report_line: ReportLine
-) -> None:
+def _try(runs: Mapping[str, Settings], settings: SearchSettings, folder: SearchFolder, report_line: ReportLine) -> None:
     """Trains `runs` with Ray Tune until each has ended, and frees the cluster."""
     at_once = min(len(runs), _trials_that_fit(settings.train.cluster), settings.search.max_concurrent or len(runs))
     report_line(f"{len(runs)} trials, {at_once} at a time, in {folder.path}")
-    _tuner(runs, settings, folder, parent, at_once, report_line).fit()
+    _tuner(runs, settings, folder, at_once, report_line).fit()
     if any(folder.record(name).status == "pending" for name in runs):  # Tune returns early only if it was interrupted
         raise KeyboardInterrupt
 
@@ -208,7 +207,6 @@ def _tuner(
     runs: Mapping[str, Settings],
     settings: SearchSettings,
     folder: SearchFolder,
-    parent: str,
     at_once: int,
     report_line: ReportLine,
 ) -> tune.Tuner:
@@ -217,7 +215,7 @@ def _tuner(
     )  # the recorder reports errors in one line, without traceback
     shutil.rmtree(folder.path / "tune", ignore_errors=True)
     # Trials have other working directories, outside of the source code's repository.
-    trials = trial.Trials(runs, parent, system_info.git_state(Path.cwd()))
+    trials = trial.Trials(runs, system_info.git_state(Path.cwd()))
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(trial.run_trial, trials=trials), trial.RESOURCES),
         param_space={"name": tune.grid_search(list(runs))},

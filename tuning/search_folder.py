@@ -87,6 +87,11 @@ class SearchFolder:
         """The record of a trial; an empty one before it has begun."""
         return self.records.get(trial, Record())
 
+    def best(self) -> str | None:
+        """Name of the trial with the lowest error after its last epoch; None before the first one has ended."""
+        errors = {name: record.error for name, record in self.records.items() if record.error is not None}
+        return min(errors, key=lambda name: errors[name], default=None)
+
     def update(self, trial: str, record: Record) -> None:
         """Replaces a record, here and on disk."""
         self.records[trial] = record

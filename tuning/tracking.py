@@ -1,23 +1,31 @@
-"""A search in MLflow: a run of its own, with those of its trials below it."""
+"""A search in MLflow: a run of its own, with those of its trials below it.
+
+This process delivers the search and all its trials; the processes of trials only write into their folders.
+"""
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 
-from data_prep.common.errors import UserError
+from data_prep.common.files import explain_os_errors
 from pipeline.config.settings_io import flatten, to_yaml
-from pipeline.runs import history, run_folder
-from pipeline.runtime import system_info
-from pipeline.tracking.mlflow_store import run as mlflow_run
-from pipeline.tracking.mlflow_store.run import Status, Tracker
+from pipeline.launch.tracked_run import provenance
+from pipeline.runs import history, paths
+from pipeline.runs.history import StepRecord
+from pipeline.runs.journal import JournalWriter
+from pipeline.tracking import content, ledger
+from pipeline.tracking.delivery import Delivery, undelivered
+from pipeline.tracking.ledger import Status, Target
 from pipeline.tracking.mlflow_store.store import Store
+from tuning import frontier
 from tuning.config import SearchSettings
 from tuning.search_folder import SearchFolder
 
-OUTCOME_TAG = "phasecollapse.outcome"
-"""Tag of the MLflow runs of trials that were stopped early, with the epoch."""
+OUTCOME_TAG, BEST_TAG = "phasecollapse.outcome", "phasecollapse.best_trial"
+"""Tags of trials that were stopped early, with the epoch, and of the search: the name of its best trial."""
 
 _STATUS: dict[str, Status] = {
     "completed": "FINISHED",
@@ -30,73 +38,91 @@ _STATUS: dict[str, Status] = {
 ReportLine = Callable[[str], None]
 
 
-def open_run(settings: SearchSettings, folder: SearchFolder, store: Store) -> Tracker:
-    """The MLflow run of a search, new or that of an earlier session."""
-    tracker = mlflow_run.open_run(
-        store,
-        settings.train.tracking.experiment,
-        identity=folder.identity.id,
-        name=settings.search.name,
-        folder=folder.path,
-        parameters=flatten(folder.identity.settings),
-        tags=system_info.git_state(Path.cwd()),
-    )
-    if not tracker.finished:
-        tracker.log_text(to_yaml(folder.identity.settings), "settings.yaml")
-    return tracker
+def begin(settings: SearchSettings, folder: SearchFolder, store: Store) -> None:
+    """Notes what the store is to have of a search that begins, resumes, or has finished.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    original = folder.identity.settings
+    with explain_os_errors(folder.path):
+        before = ledger.read_target(folder.path)
+        target = Target(
+            uri=store.uri,
+            experiment=settings.train.tracking.experiment,
+            identity=folder.identity.id,
+            name=settings.search.name,
+            started_at=before.started_at if before else time.time(),
+            parameters={key: str(value) for key, value in flatten(original).items()},
+            tags=before.tags if before and before.status == "FINISHED" else provenance(),
+            settings=to_yaml(original),
+            artifacts={name: name for name in frontier.FILES},
+            status=before.status if before and before.status == "FINISHED" else "RUNNING",
+            ended_at=before.ended_at if before and before.status == "FINISHED" else None,
+        )
+        if target != before:
+            ledger.write_target(folder.path, target)
 
 
 @contextmanager
-def status(
-    tracker: Tracker,
-    folder: SearchFolder,
-    store: Store,
-    names: Iterable[str],
-    settings: SearchSettings,
-    report_line: ReportLine,
-) -> Iterator[None]:
-    """Ends the search's MLflow run as the body ends; before and after the body, those of the trials `names`."""
-    end_trials(tracker.run_id, folder, store, names, settings, report_line)  # those of a process that was killed
-    outcome: Status = "FAILED"
-    try:
-        yield
-        outcome = "FINISHED"
-    except KeyboardInterrupt:
-        outcome = "KILLED"
-        raise
-    finally:
-        end_trials(tracker.run_id, folder, store, names, settings, report_line)
-        tracker.end(outcome)
+def delivered(folder: SearchFolder, names: Iterable[str], report_line: ReportLine) -> Iterator[None]:
+    """Delivers the search and its trials `names` during the body, and what earlier commands have left beside it; notes
+    before and after the body how trials that are not running have ended, and after it how the search has."""
+    names = list(names)
+    end_trials(folder, names)  # those of a process that was killed
+    folders = [folder.path, *(folder.path / name for name in names)]
+    backlog = functools.partial(undelivered, folder.path.parent, besides=[folder.path])
+    with Delivery(folders, backlog, report_line).running():
+        outcome: Status = "FAILED"
+        try:
+            yield
+            outcome = "FINISHED"
+        except KeyboardInterrupt:
+            outcome = "KILLED"
+            raise
+        finally:
+            end_trials(folder, names)
+            note_best(folder)
+            best = folder.best()
+            with suppress(OSError):  # the same command notes it again
+                ledger.end(folder.path, outcome, time.time(), {BEST_TAG: best} if best else {}, models=False)
 
 
-def end_trials(
-    parent: str,
-    folder: SearchFolder,
-    store: Store,
-    names: Iterable[str],
-    settings: SearchSettings,
-    report_line: ReportLine,
-) -> None:
-    """Ends the MLflow runs of trials that are not running with their status: killed processes could not."""
-    try:
-        for name in names:
-            path, record = folder.path / name, folder.record(name)
-            run = run_folder.read_identity(path)
-            if run is None:
+def end_trials(folder: SearchFolder, names: Iterable[str]) -> None:
+    """Notes how trials that are not running have ended: killed processes could not."""
+    for name in names:
+        path, record = folder.path / name, folder.record(name)
+        with suppress(OSError):  # the same command notes it again
+            target = ledger.read_target(path)
+            if target is None:
                 continue  # not begun
-            stopped = record.status == "stopped early"
-            tracker = mlflow_run.open_run(
-                store,
-                settings.train.tracking.experiment,
-                identity=run.id,
-                name=name,
-                folder=path,
-                parameters={},
-                tags={OUTCOME_TAG: f"stopped early at epoch {record.epochs}"} if stopped else {},
-                parent_run_id=parent,
-            )
-            if not tracker.finished:
-                tracker.follow(history.read(path))
-                tracker.end(_STATUS[record.status])
-    except UserError as error:
-        report_line(f"warning: {error}")
+            how, stopped = _STATUS[record.status], record.status == "stopped early"
+            if target.status != how or stopped:
+                tags = {OUTCOME_TAG: f"stopped early at epoch {record.epochs}"} if stopped else {}
+                ended = target.ended_at or time.time()
+                ledger.end(path, how, ended, tags, models=target.models and how == "FINISHED")
+
+
+def note_best(folder: SearchFolder) -> None:
+    """Appends the metrics of the best trial so far to the journal of the search, if they have changed."""
+    best = folder.best()
+    if best is None:
+        return
+    with suppress(OSError, ValueError):  # the next time
+        points = content.epoch_points(history.read(folder.path / best))
+        if not points:
+            return
+        sources = [*points, *content.network_points(folder.path / best)]
+        metrics = {key: value for point in sources for key, value in point.metrics.items()}
+        file = folder.path / paths.BEST
+        known = history.step_reader(file).read()
+        if not known or known[-1].metrics != metrics:
+            journal = JournalWriter(file)
+            journal.add(history.to_line(StepRecord(_steps(folder), time.time(), metrics)))
+            journal.flush()
+
+
+def _steps(folder: SearchFolder) -> int:
+    """Training steps of all trials so far: MLflow shows the value with the largest step."""
+    histories = [content.epoch_points(history.read(folder.path / name)) for name in folder.records]
+    return sum(points[-1].step for points in histories if points)

@@ -29,8 +29,6 @@ class Trials:
 
     runs: Mapping[str, Settings]
     """By name of the trial."""
-    parent_run_id: str
-    """MLflow run of the search."""
     tags: Mapping[str, str]
 
 
@@ -49,7 +47,7 @@ def run_trial(config: dict[str, str], trials: Trials) -> None:
         tune.report(dict(record.metrics))
     outcome = launcher.train(
         run,
-        parent_run_id=trials.parent_run_id,
+        in_search=True,
         tags=trials.tags,
         callbacks=[_ReportEpochs(before=run.training.epochs)],
         progress=False,

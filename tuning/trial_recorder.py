@@ -10,6 +10,7 @@ from ray.tune.experiment import Trial
 
 from data_prep.common import ray_internals
 from data_prep.common.errors import UserError
+from tuning import tracking
 from tuning.search_folder import Record, SearchFolder
 
 
@@ -35,6 +36,7 @@ class TrialRecorder(tune.Callback):
         name = name_of(trial)
         errors = {**self._folder.record(name).errors, int(result["epoch"]): 1 - float(result[self._metric])}
         self._folder.update(name, Record(errors=errors))
+        tracking.note_best(self._folder)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial ended by itself, or the scheduler ended it."""

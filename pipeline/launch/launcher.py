@@ -6,10 +6,10 @@ and the display follow what they write there.
 
 from __future__ import annotations
 
-import json
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,17 +23,18 @@ from data_prep.format.manifest import Manifest, load_manifest
 from data_prep.loading import ffcv_reader
 from pipeline import models
 from pipeline.config.schema import ClusterSettings, Settings
-from pipeline.config.settings_io import flatten, to_yaml
-from pipeline.launch import initial_weights, pictures, run_plan
-from pipeline.runs import history, paths, run_folder
+from pipeline.launch import initial_weights, pictures, run_plan, tracked_run
+from pipeline.runs import run_folder
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.status import failure_recorded
-from pipeline.runtime import malloc, system_info
+from pipeline.runtime import malloc
 from pipeline.tracking import tensorboard
+from pipeline.tracking.delivery import Delivery, undelivered
 from pipeline.tracking.display import Display
 from pipeline.tracking.mlflow_store import addresses
-from pipeline.tracking.mlflow_store.run import Tracker, open_run
+from pipeline.tracking.mlflow_store.store import check as check_store
 from pipeline.tracking.mlflow_store.store import store_of
+from pipeline.tracking.run_delivery import RunDelivery
 from pipeline.tracking.watcher import RunWatcher
 from pipeline.tracking.writer import ProgressWriter
 from pipeline.training import finetune, trainer
@@ -56,8 +57,8 @@ class Outcome:
     epochs: int
     metrics: dict[str, float]
     """Metrics of the last epoch."""
-    run_id: str
-    """Id of the run in MLflow."""
+    run_id: str | None
+    """Id of the run in MLflow; None if the store has not answered yet."""
     already_finished: bool
     """Whether the run had finished before."""
 
@@ -65,7 +66,7 @@ class Outcome:
 def train(
     settings: Settings,
     *,
-    parent_run_id: str | None = None,
+    in_search: bool = False,
     tags: Mapping[str, str] | None = None,
     callbacks: Sequence[UserCallback] = (),
     progress: bool = True,
@@ -79,7 +80,7 @@ def train(
 
     Args:
         settings: of the run.
-        parent_run_id: MLflow run to nest this one under.
+        in_search: the run is a trial in the folder of a search, whose process delivers it to MLflow.
         tags: further tags of the MLflow run.
         callbacks: for Ray Train's controller; they get the metrics of each epoch after its checkpoint is stored.
         progress: show epochs and time left on standard output.
@@ -102,21 +103,25 @@ def train(
                 count = settings.cluster.workers
                 print(f"starting {count} worker{'s' * (count > 1)} on Ray", flush=True)
             connection = cluster_left_last.enter_context(cluster_with_room(settings.cluster))
+        check_store(store_of(settings))
         folder.begin()  # after all checks: a refused run leaves no folder
         local = initial_weights.keep(settings, local, folder.path)
-        tracker = _open_tracked_run(folder, parent_run_id, tags or {}, settings)
-        if not (finished_before and tracker.finished):
-            with (
-                _status(tracker, folder),
-                _followed(folder, tracker, starting_point, shown=progress and not finished_before),
-                tensorboard.written(folder.path, settings, ProgressWriter(folder.path).event),
-                pictures.drawn(folder.path, settings),
-            ):
-                if not finished_before:
-                    with failure_recorded(folder.path):
-                        _run_workers(WorkerSpec(local, folder, profile), callbacks, connection)
+        had_ended = tracked_run.begin(folder, settings, data, tags or {}, in_search)
+        with ExitStack() as until_the_end:
+            if not in_search:
+                until_the_end.enter_context(_delivered(folder.path, progress))
+            if not had_ended:
+                until_the_end.enter_context(tracked_run.status(folder))
+                until_the_end.enter_context(_shown(folder, starting_point, shown=progress and not finished_before))
+                on_problem = ProgressWriter(folder.path).event
+                until_the_end.enter_context(tensorboard.written(folder.path, settings, on_problem))
+                until_the_end.enter_context(pictures.drawn(folder.path, settings))
+            if not finished_before:
+                with failure_recorded(folder.path):
+                    _run_workers(WorkerSpec(local, folder, profile), callbacks, connection)
         records = folder.history()
-        return Outcome(folder.path, len(records), records[-1].metrics, tracker.run_id, finished_before)
+        run_id = RunDelivery(folder.path).run_id()
+        return Outcome(folder.path, len(records), records[-1].metrics, run_id, finished_before)
 
 
 def check(settings: Settings, data: Manifest) -> finetune.Start | None:
@@ -208,54 +213,15 @@ def _absolute(settings: Settings) -> Settings:
     return addresses.choose(settings).model_copy(update=with_paths)
 
 
-def _open_tracked_run(
-    folder: RunFolder, parent_run_id: str | None, tags: Mapping[str, str], settings: Settings
-) -> Tracker:
-    original = folder.identity.settings  # MLflow does not change parameters: those of the start
-    digests = {"data.digest": folder.identity.data_digest}
-    if folder.identity.start_digest:
-        digests["start.digest"] = folder.identity.start_digest
-    extended = {"training.epochs": str(original.training.epochs)} if folder.extended_from else {}
-    tracker = open_run(
-        store_of(settings),
-        settings.tracking.experiment,
-        identity=folder.identity.id,
-        name=folder.path.name,
-        folder=folder.path,
-        parameters={**flatten(original), **digests},
-        tags={**system_info.git_state(Path.cwd()), **extended, **tags},
-        parent_run_id=parent_run_id,
-        complete=folder.finished(),
-    )
-    if not tracker.finished:
-        tracker.log_text(to_yaml(original), "settings.yaml")
-    return tracker
+def _delivered(folder: Path, progress: bool) -> AbstractContextManager[None]:
+    """Delivers a run to its tracking store during the body, and what earlier commands have left beside it."""
+    announce = functools.partial(print, flush=True) if progress else lambda line: None
+    return Delivery([folder], lambda: undelivered(folder.parent, besides=[folder]), announce).running()
 
 
 @contextmanager
-def _status(tracker: Tracker, folder: RunFolder) -> Iterator[None]:
-    """Sets the status of the tracked run when the body ends; a finished run gets its final model and report."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        tracker.end("KILLED")
-        raise
-    except BaseException:
-        tracker.end("FAILED")
-        raise
-    with suppress(OSError, ValueError):  # a finished run may have lost it
-        tracker.tag(json.loads((folder.path / paths.ENVIRONMENT).read_text(encoding="utf-8")))
-    tracker.log_models(folder.path)
-    if (folder.path / paths.REPORT).is_dir():
-        tracker.log_file(folder.path / paths.REPORT, paths.REPORT)
-    tracker.end("FINISHED")
-
-
-@contextmanager
-def _followed(
-    folder: RunFolder, tracker: Tracker, starting_point: finetune.Start | None, shown: bool
-) -> Iterator[None]:
-    """While the body runs, sends what workers write into the run's folder to MLflow and the display."""
+def _shown(folder: RunFolder, starting_point: finetune.Start | None, shown: bool) -> Iterator[None]:
+    """While the body runs, shows what workers write into the run's folder."""
     # Without a checkpoint, what the history says is lost.
     epochs, done = folder.identity.settings.training.epochs, len(folder.history()) if folder.latest_checkpoint() else 0
     display = Display(epochs, shown)
@@ -269,10 +235,7 @@ def _followed(
     if starting_point and not done:
         display.announce(str(starting_point))
 
-    def send(epochs: list[history.EpochRecord]) -> None:
-        tracker.follow(epochs, history.read_steps(folder.path))
-
-    with RunWatcher(folder.path, folder.history, send, display).watching():
+    with RunWatcher(folder.path, folder.history, display).watching():
         yield
 
 

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from data_prep.common.files import write_atomically
 from pipeline.runs import paths
+from pipeline.runs.journal import JournalReader, JournalWriter
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class EpochRecord:
     finished_at: float
     """Seconds since 1970. A record keeps its time when the run is resumed, so trackers see it once."""
     metrics: dict[str, float]
+    step: int | None = None
+    """Training steps of the run at the end of the epoch; None in records of earlier versions."""
 
 
 def write(folder: Path, records: Sequence[EpochRecord]) -> None:
@@ -79,40 +82,39 @@ class StepLog:
     Args:
         folder: of the run.
         every: steps per record; 0 records none.
+
+    Raises:
+        OSError: earlier records cannot be read.
     """
 
     def __init__(self, folder: Path, every: int) -> None:
-        self._file, self._every = folder / paths.STEPS, every
-        known = read_steps(folder)
-        self._last = known[-1].step if known else 0
-        if self._file.exists():  # without damaged lines
-            write_atomically(self._file, "".join(map(_line, known)))
+        self._journal, self._every = JournalWriter(folder / paths.STEPS), every
+        self._recorded = {record.step for record in read_steps(folder)}
 
     def due(self, step: int) -> bool:
         """Whether `step`, counted over all epochs, ends an interval that has no record yet."""
-        return self._every > 0 and step % self._every == 0 and step > self._last
+        return self._every > 0 and step % self._every == 0 and step not in self._recorded
 
     def add(self, record: StepRecord) -> None:
-        """Appends a record."""
-        self._last = record.step
-        # A full disk is reported when a checkpoint is saved.
-        with suppress(OSError), self._file.open("a", encoding="utf-8") as file:
-            file.write(_line(record))
+        """Queues a record, without touching the disk."""
+        self._recorded.add(record.step)
+        self._journal.add(to_line(record))
+
+    def flush(self) -> None:
+        """Writes the records that wait and flushes them to the disk; a full disk gets them later."""
+        self._journal.flush()
+
+
+def step_reader(file: Path) -> JournalReader[StepRecord]:
+    """Reads a file of step records that grows, without lines that are truncated or damaged."""
+    return JournalReader(file, _STEP.validate_json)
 
 
 def read_steps(folder: Path) -> list[StepRecord]:
-    """The step records in `folder`, without lines that are truncated or damaged."""
-    try:
-        lines = (folder / paths.STEPS).read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
-        return []
-    records: list[StepRecord] = []
-    for line in lines:
-        if line.endswith(b"\n"):
-            with suppress(ValueError):
-                records.append(_STEP.validate_json(line))
-    return records
+    """The step records in `folder`, by step, without lines that are truncated or damaged."""
+    return sorted(step_reader(folder / paths.STEPS).read(), key=lambda record: record.step)
 
 
-def _line(record: StepRecord) -> str:
-    return json.dumps(asdict(record)) + "\n"
+def to_line(record: StepRecord) -> str:
+    """A record as a line of a journal."""
+    return json.dumps(asdict(record))

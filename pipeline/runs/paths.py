@@ -26,6 +26,11 @@ SAMPLES, CURVES, CONFUSION, MISTAKES = "samples.png", "curves.png", "confusion.p
 FILTERS, SPECTRA = "filters.png", "spectra.png"
 """In that folder: the first images that the network was fed; learning curves; confusion matrix and worst mistakes of
 the last evaluation; the filter bank; and the singular values of the learned matrices."""
+TRACKING, DELIVERED, DELIVERY_LOCK = "tracking.json", "delivered.json", "delivery.lock"
+"""In a run's folder, and in a search's: what its tracking store is to have beside the metrics, what that store has
+acknowledged, and a lock that is held while it is sent."""
+SYSTEM = "system"
+"""In a run's folder: a file for each machine that trains it, with its load."""
 ERROR_LOG, ATTEMPTS = "error.log", "ray"
 """In a run's folder: why its last session failed, if it did, and Ray Train's own files, while workers train."""
 START = "start"
@@ -41,6 +46,8 @@ DESCRIPTION = "checkpoint.json"
 
 SEARCH, SEARCH_LOCK, TRIALS = "search.yaml", "search.lock", "trials.json"
 """In a search's folder, beside the folders of its trials: its identity, its lock, and status and errors of trials."""
+BEST = "best.jsonl"
+"""In a search's folder: the metrics of the trial that was the best, a line whenever they changed."""
 
 LONGEST_NAME = 200
 """Most characters of a composed name of a folder: file systems allow 255 bytes."""

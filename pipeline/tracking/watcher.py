@@ -1,11 +1,10 @@
-"""Watches the folder of a run, and passes its progress on to the display and the tracker."""
+"""Watches the folder of a run, and shows its progress."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,18 +13,13 @@ from pipeline.runs.history import EpochRecord
 from pipeline.tracking.display import Display
 from pipeline.tracking.writer import INTERVAL, Position
 
-SEND_INTERVAL = 15
-"""Maximum seconds until the metrics of finished steps are sent to the tracker."""
-
 
 class RunWatcher:
-    """Watches the folder of a run in a thread: shows its position and events, and passes finished epochs on.
+    """Watches the folder of a run in a thread: shows its position, its events and its finished epochs.
 
     Args:
         folder: of the run.
         records: returns the finished epochs.
-        pass_on: sends what is new to the tracker, given the finished epochs; called after each epoch, every
-            `SEND_INTERVAL` seconds, and at the end.
         display: shows the run.
     """
 
@@ -33,21 +27,21 @@ class RunWatcher:
         self,
         folder: Path,
         records: Callable[[], list[EpochRecord]],
-        pass_on: Callable[[list[EpochRecord]], object],
         display: Display,
     ) -> None:
         self._file, self._events = folder / paths.PROGRESS, folder / paths.EVENTS
         self._events_shown = len(_lines(self._events))
         self._records = records
-        self._pass_on = pass_on
         self._display = display
-        self._shown = len(records())
+        self._shown: int | None = None
+        with contextlib.suppress(OSError):  # shared storage may fail for a moment
+            self._shown = len(records())
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="run-watcher", daemon=True)
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Watches while the body runs; all epochs that it finishes are shown and passed on before this returns."""
+        """Watches while the body runs; all epochs that it finishes are shown before this returns."""
         self._file.unlink(missing_ok=True)
         self._display.start()
         self._thread.start()
@@ -60,7 +54,6 @@ class RunWatcher:
 
     def _watch(self) -> None:
         ended = False
-        send_at = time.monotonic() + SEND_INTERVAL
         while not ended:
             ended = self._ended.wait(INTERVAL)
             try:
@@ -73,13 +66,9 @@ class RunWatcher:
             for event in events[self._events_shown :]:
                 self._display.announce(event)
             self._events_shown = len(events)
-            news = len(records) > self._shown
-            for record in records[self._shown :]:
+            for record in records[len(records) if self._shown is None else self._shown :]:
                 self._display.epoch(record)
             self._shown = len(records)
-            if news or ended or time.monotonic() >= send_at:
-                self._pass_on(records)
-                send_at = time.monotonic() + SEND_INTERVAL
 
 
 def _lines(file: Path) -> list[str]:

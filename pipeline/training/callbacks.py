@@ -181,9 +181,12 @@ class StepCurves(Callback):
 
     def on_step_end(self, event: StepEnd) -> StepAction:
         if self._log.due(event.number):
-            record = StepRecord(event.number, time.time(), event.step.recent())
-            self._background.submit(lambda: self._log.add(record))
+            self._log.add(StepRecord(event.number, time.time(), event.step.recent()))
+            self._background.submit(self._log.flush)
         return StepAction.NOTHING
+
+    def on_fit_end(self) -> None:
+        self._background.submit(self._log.flush)  # what a full disk refused
 
 
 class Preemption(Callback):

@@ -155,7 +155,8 @@ class Trainer:
             "epoch": float(evaluation.epoch),
             "workers": float(self.context.world_size),
         }
-        self.state.history.append(EpochRecord(evaluation.epoch, time.time(), metrics))
+        steps = evaluation.epoch * self.data.training.steps()
+        self.state.history.append(EpochRecord(evaluation.epoch, time.time(), metrics, steps))
         self.state.epoch_in_progress = EpochTotals()
         self.announce(self.checkpointer.save_epoch(self.state, score=metrics[f"{evaluation.subset}/top1"]))
         return metrics

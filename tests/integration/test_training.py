@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from torch._dynamo.utils import counters
 
 from data_prep.common.errors import UserError
+from data_prep.format.manifest import load_manifest
 from pipeline.cli import train
 from pipeline.config import settings_io
 from pipeline.config.schema import Settings
@@ -50,7 +51,7 @@ def settings(textures: Path, storage: Path, request: pytest.FixtureRequest) -> C
     return lambda *assignments: settings_io.resolve(Settings, settings_io.override(content, assignments), "test")
 
 
-def tracked(storage: Path, outcome_or_id: str) -> Any:
+def tracked(storage: Path, outcome_or_id: str | None) -> Any:
     return MlflowClient(tracking_uri=default_store(storage).uri).get_run(outcome_or_id)
 
 
@@ -87,7 +88,9 @@ def test_an_interrupted_run_resumes_to_the_same_bits_in_the_same_tracked_run(
     assert {"epoch-00002", "epoch-00003"} <= kept <= {"epoch-00001", "epoch-00002", "epoch-00003"}
 
 
-def test_the_tracked_run_holds_all_that_the_run_was(settings: Callable[..., Settings], storage: Path) -> None:
+def test_the_tracked_run_holds_all_that_the_run_was(
+    settings: Callable[..., Settings], storage: Path, textures: Path
+) -> None:
     outcome = launcher.train(settings(), tags={"color": "blue"}, progress=False)
     run = tracked(storage, outcome.run_id)
     assert run.info.status == "FINISHED"
@@ -98,7 +101,13 @@ def test_the_tracked_run_holds_all_that_the_run_was(settings: Callable[..., Sett
     assert expected <= run.data.tags.keys()
     client = MlflowClient(default_store(storage).uri)
     history = client.get_metric_history(outcome.run_id, "validation/top1")
-    assert [metric.step for metric in history] == [1, 2, 3]
+    assert [metric.step for metric in history] == [4, 8, 12], "training steps, as of all curves"
+    assert run.data.metrics["best/validation/top1"] == max(metric.value for metric in history)
+    assert run.data.metrics["network/parameters"] > 0
+    assert run.data.tags["mlflow.source.name"] == "phasecollapse"
+    assert run.data.tags["command"] and "top-1" in run.data.tags["mlflow.note.content"]
+    (entry,) = run.inputs.dataset_inputs
+    assert entry.dataset.digest == load_manifest(textures).digest[:36]
     artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
     assert settings_io.load(artifacts / "settings.yaml") == settings()
     with registry.checkpoint_of(f"runs:/{outcome.run_id}", storage) as checkpoint:

@@ -12,7 +12,7 @@ import pytest
 from data_prep.common.errors import UserError
 from data_prep.format.manifest import Manifest, load_manifest
 from pipeline.config.settings_io import resolve
-from pipeline.runs import history, run_folder
+from pipeline.runs import history
 from pipeline.runs.history import EpochRecord
 from tuning import search_folder
 from tuning.config import SearchSettings
@@ -135,45 +135,34 @@ def test_the_scheduler_of_the_next_session_knows_the_trials_of_the_last(tmp_path
     assert decides(0.4) == TrialScheduler.CONTINUE
 
 
-def test_runs_that_killed_processes_left_open_are_completed_and_ended(tmp_path: Path, data: Manifest) -> None:
-    from mlflow import MlflowClient
+def test_trials_that_killed_processes_left_running_are_ended(tmp_path: Path) -> None:
+    from pipeline.tracking import ledger
+    from tests.helpers.tracked import write_run
+    from tuning.search_folder import Identity, SearchFolder
+    from tuning.tracking import end_trials, note_best
 
-    from pipeline.tracking.mlflow_store.run import Status, open_run
-    from pipeline.tracking.mlflow_store.store import default_store
-    from tuning.tracking import end_trials
-
-    store = default_store(tmp_path)
-    epochs = [EpochRecord(1, 1e9, {"holdout/top1": 0.25}), EpochRecord(2, 1e9 + 9, {"holdout/top1": 0.5})]
-
-    def left_open(name: str, status: Status | None) -> str:
-        """A trial that has sent one of its two epochs, and whose tracked run has ended with `status` or not at all."""
-        run = settings(folder.path).train
-        run = run.model_copy(update={"run": run.run.model_copy(update={"name": name})})
-        with run_folder.claim(run, data) as trial:
-            trial.begin()
-        history.write(trial.path, epochs)
-        identity = trial.identity.id
-        tracker = open_run(
-            store, "phasecollapse", identity=identity, name=name, folder=trial.path, parameters={}, tags={}
-        )
-        tracker.follow(epochs[:1])
-        if status:
-            tracker.end(status)
-        return tracker.run_id
-
-    with search_folder.claim(settings(tmp_path), data) as folder:
-        folder.begin()
-        runs = {"stopped": left_open("stopped", None), "cut": left_open("cut", "FAILED"), "bad": left_open("bad", None)}
-        folder.update("stopped", Record(status="stopped early", errors={1: 0.75}))
-        folder.update("bad", Record(status="failed", reason="the loss became nan"))
-        end_trials("parent", folder, store, [*runs, "not begun"], settings(tmp_path), print)
-    client = MlflowClient(store.uri)
-    seen = {name: client.get_run(run_id) for name, run_id in runs.items()}
-    assert {name: run.info.status for name, run in seen.items()} == {
-        "stopped": "FINISHED",
-        "cut": "KILLED",  # interrupted: it failed only because its workers were killed before its own process
-        "bad": "FAILED",
+    searched = settings(tmp_path)
+    records = {
+        "stopped": Record(status="stopped early", errors={1: 0.75}),
+        "bad": Record(status="failed", reason="the loss became nan"),
+        "done": Record(status="completed", errors={1: 0.5, 2: 0.25}),
     }
-    assert {run.data.metrics["holdout/top1"] for run in seen.values()} == {0.5}
-    assert {run.data.tags["mlflow.parentRunId"] for run in seen.values()} == {"parent"}
-    assert seen["stopped"].data.tags["phasecollapse.outcome"] == "stopped early at epoch 1"
+    folder = SearchFolder(tmp_path, Identity(id="x", data_digest="d", settings=searched), records)
+    for name in (*records, "cut"):
+        write_run(tmp_path / name, "sqlite:///unused.db", in_search=True)
+    epochs = [EpochRecord(1, 1e9, {"holdout/top1": 0.5, "holdout/top5": 1.0}, 10)]
+    history.write(tmp_path / "stopped", epochs)
+    history.write(tmp_path / "done", [*epochs, EpochRecord(2, 1e9, {"holdout/top1": 0.75, "holdout/top5": 1.0}, 20)])
+    end_trials(folder, [*records, "cut", "not begun"])
+    targets = {name: ledger.read_target(tmp_path / name) for name in (*records, "cut")}
+    assert {name: target and target.status for name, target in targets.items()} == {
+        "stopped": "FINISHED",
+        "bad": "FAILED",
+        "done": "FINISHED",
+        "cut": "KILLED",
+    }
+    assert targets["stopped"] and targets["stopped"].tags["phasecollapse.outcome"] == "stopped early at epoch 1"
+    note_best(folder)
+    note_best(folder)
+    (best,) = history.step_reader(tmp_path / "best.jsonl").read()
+    assert (best.metrics["holdout/top1"], best.metrics["best/epoch"], best.step) == (0.75, 2.0, 30)

@@ -18,6 +18,16 @@ class Fault(NamedTuple):
 
     problem: str
     remedy: str
+    permanent: bool = False
+    """Whether no later attempt can succeed, until the user has done something."""
+
+
+class StoreFault(Exception):
+    """A store is unreachable, or refuses."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.problem)
+        self.fault = fault
 
 
 def explain(error: Exception, store: str, database: Path | None) -> Fault:
@@ -34,16 +44,31 @@ def explain(error: Exception, store: str, database: Path | None) -> Fault:
         return Fault(f"no space is left on the disk of {database}", "free disk space, then rerun the same command")
     if "database schema" in text:  # such as: Detected out-of-date database schema (found version …
         return _other_version(text, store, database, another)
+    if "unsupported URI" in text:
+        return Fault(f"tracking.uri: {store} is no address of a store ({reason})", "correct it", permanent=True)
+    if isinstance(error, IsADirectoryError | PermissionError | NotADirectoryError):
+        return Fault(f"{database} cannot be used ({reason})", f"check the file and its folder, {another}", True)
     if database is None:
-        return Fault(f"tracking.uri: {store} is unreachable ({reason})", "check it, or unset tracking.uri")
+        return Fault(
+            f"tracking.uri: {store} is unreachable ({_network(text) or reason})", "check it, or unset tracking.uri"
+        )
     if "database is locked" in text:
         return Fault(f"{database} is locked by another process", f"rerun the same command when it has ended, {another}")
     if "not a database" in text or "malformed" in text:
         return Fault(
             f"{database} is no SQLite database, or is damaged",
             f"move it away, so that a new one is made (the runs in their folders stay), {another}",
+            permanent=True,
         )
     return Fault(f"{database} cannot be used ({reason})", f"check the file and its folder, {another}")
+
+
+def _network(text: str) -> str | None:
+    """Why a server was not reached, out of the several lines that say so; None if that is not the fault."""
+    if "timed out" in text:
+        return "it does not answer in time"
+    found = re.search(r"\[Errno -?\d+\] ([\w ]+)|(Connection aborted|Failed to resolve)", text)
+    return (found[1] or found[2]).lower() if found else None
 
 
 def _other_version(text: str, store: str, database: Path | None, another: str) -> Fault:
@@ -54,11 +79,13 @@ def _other_version(text: str, store: str, database: Path | None, another: str) -
         return Fault(
             f"{database or store} was written by a newer MLflow than {mlflow.__version__}",
             f"install that one, {another}",
+            permanent=True,
         )
     backup = f"cp {database} {database}.backup" if database else "a dump of the database"
     return Fault(
         f"{database or store} was written by an older MLflow than {mlflow.__version__}",
         f"end what writes into it, make a backup ({backup}) and run 'mlflow db upgrade {store}', {another}",
+        permanent=True,
     )
 
 

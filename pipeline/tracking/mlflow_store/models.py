@@ -96,7 +96,7 @@ def _log(client: MlflowClient, run: Run, which: Which, folder: Path, checkpoint:
     record = _record(folder, checkpoint)
     model = found[0] if found else _create(client, run, which, checkpoint, digest, record)
     if model.model_id not in {one.model_id for one in (run.outputs.model_outputs if run.outputs else ())}:
-        client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, record.epoch if record else 0)])
+        client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, _step(record) if record else 0)])
     if record:
         client.log_batch(run.info.run_id, metrics=_metrics(record, model, run))
     with tempfile.TemporaryDirectory(prefix="phasecollapse-") as scratch:
@@ -132,6 +132,11 @@ def _record(folder: Path, checkpoint: Path) -> history.EpochRecord | None:
     return next((one for one in history.read(folder) if paths.RunPosition(one.epoch).name == checkpoint.name), None)
 
 
+def _step(record: history.EpochRecord) -> int:
+    """Where the run's own rows of the epoch are on their curves."""
+    return record.epoch if record.step is None else record.step
+
+
 def _metrics(record: history.EpochRecord, model: LoggedModel, run: Run) -> list[Metric]:
     """The run's own rows of the epoch, which MLflow stores once, linked to the model and the run's data set."""
     time = int(record.finished_at * 1000)
@@ -142,7 +147,7 @@ def _metrics(record: history.EpochRecord, model: LoggedModel, run: Run) -> list[
         "dataset_name": data and data.name,
         "dataset_digest": data and data.digest,
     }
-    return [Metric(key, value, time, record.epoch, **links) for key, value in record.metrics.items()]
+    return [Metric(key, value, time, _step(record), **links) for key, value in record.metrics.items()]
 
 
 def write(folder: Path, model: LoggedModel, checkpoint: Path) -> None:

@@ -1,28 +1,30 @@
-"""MLflow: one tracked run per run, found by a tag when the run is resumed.
+"""One run in MLflow: created, or found by a tag when it is resumed, and given what is to be in it.
 
-MLflow gets copies of the records in the run's folder, each with the time at which it was written. MLflow stores a
-metric once per (name, step, time, value), so a record may be sent twice, and what a server has missed is sent later. An
-MLflow server that fails never stops a training in progress.
+MLflow stores a metric once per (name, step, time, value), so that a record may be sent twice. What it refuses, or does
+not answer, raises a StoreFault.
 """
 
 from __future__ import annotations
 
-import logging
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
 from urllib.parse import unquote, urlparse
 
 from mlflow import MlflowClient
 from mlflow.artifacts import list_artifacts
-from mlflow.entities import LoggedModel, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from data_prep.common.errors import UserError
-from pipeline.runs import history
+from pipeline.tracking import ledger
+from pipeline.tracking.content import Point
+from pipeline.tracking.ledger import Status, Target
 from pipeline.tracking.mlflow_store import errors, models
+from pipeline.tracking.mlflow_store.errors import StoreFault
 from pipeline.tracking.mlflow_store.store import (
     Problem,
     Store,
@@ -32,151 +34,135 @@ from pipeline.tracking.mlflow_store.store import (
     locked,
 )
 
-logger = logging.getLogger(__name__)
-
-Status = Literal["FINISHED", "FAILED", "KILLED"]
-
-IDENTITY_TAG, FOLDER_TAG, PARENT_TAG = "phasecollapse.id", "phasecollapse.folder", "mlflow.parentRunId"
-METRICS_IN_A_BATCH = 1000  # MLflow refuses more
+IDENTITY_TAG, PARENT_TAG, DESCRIPTION_TAG = "phasecollapse.id", "mlflow.parentRunId", "mlflow.note.content"
+METRICS_IN_A_BATCH, TAGS_IN_A_BATCH, LONGEST_DIGEST, LONGEST_TAG = 1000, 100, 36, 8000
+"""Limits of MLflow, which refuses more or longer ones."""
 
 
-def open_run(
-    store: Store,
-    experiment: str,
-    *,
-    identity: str,
-    name: str,
-    folder: Path,
-    parameters: Mapping[str, object],
-    tags: Mapping[str, str],
-    parent_run_id: str | None = None,
-    complete: bool = True,
-) -> Tracker:
-    """Finds or creates the tracked run with this identity, and sets it to running unless it has finished.
+def open_run(target: Target, known: str | None = None) -> Tracker:
+    """Finds the run of `target` in its store, or creates it with its original start time.
 
     Args:
-        store: to track the run in.
-        experiment: its name; created if it does not exist.
-        identity: unique value of a tag by which the run is found.
-        name: of the run, if it is created.
-        folder: of the run; set as a tag.
-        parameters: logged if the run does not have them yet; MLflow does not change a parameter.
-        tags: further tags.
-        parent_run_id: MLflow run to nest this one under.
-        complete: whether every epoch is trained; otherwise a tracked run that has finished runs again.
+        known: id that it had in this store, if it is known.
 
     Raises:
-        UserError: the store is unreachable, or refuses.
+        StoreFault: the store is unreachable, or refuses.
+        UserError: the experiment was deleted.
     """
-    with in_sentences(store), locked(store):
+    store = Store(target.uri)
+    with faults(store), locked(store):
         client = connect(store)
-        place = find_or_create_experiment(client, store, experiment)
-        found = client.search_runs([place.experiment_id], f"tags.`{IDENTITY_TAG}` = '{identity}'", max_results=1)
-        run: Run = found[0] if found else client.create_run(place.experiment_id, run_name=name)
-        run_id = run.info.run_id
-        every_tag = {**tags, IDENTITY_TAG: identity, FOLDER_TAG: str(folder)}
-        if parent_run_id:
-            every_tag[PARENT_TAG] = parent_run_id
-        finished = run.info.status == "FINISHED" and complete
-        missing = [Param(key, str(value)) for key, value in parameters.items() if key not in run.data.params]
-        client.log_batch(run_id, params=missing, tags=[RunTag(key, value) for key, value in every_tag.items()])
-        if not finished:
-            client.update_run(run_id, status="RUNNING")
-    return Tracker(client, store, run_id, finished)
+        run = (_existing(client, known) if known else None) or _find_or_create(client, store, target)
+        return Tracker(client, store, run)
+
+
+def _existing(client: MlflowClient, run_id: str) -> Run | None:
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def _find_or_create(client: MlflowClient, store: Store, target: Target) -> Run:
+    experiment = find_or_create_experiment(client, store, target.experiment).experiment_id
+    found = client.search_runs([experiment], f"tags.`{IDENTITY_TAG}` = '{target.identity}'", max_results=1)
+    if found:
+        return found[0]
+    identity = {IDENTITY_TAG: target.identity}
+    return client.create_run(experiment, int(target.started_at * 1000), identity, target.name)
 
 
 class Tracker:
-    """One run in MLflow. If the store is unreachable, its methods log a warning and return False."""
+    """One run in MLflow. Its methods raise a StoreFault if the store is unreachable, or refuses."""
 
-    def __init__(self, client: MlflowClient, store: Store, run_id: str, finished: bool) -> None:
-        self._client = client
-        self._store = store
-        self.run_id = run_id
-        self.finished = finished
-        """Whether the run had finished before it was opened."""
-        self._sent = (0, 0)  # epochs, steps
-        self._unreachable = False
+    def __init__(self, client: MlflowClient, store: Store, run: Run) -> None:
+        self.client, self.store = client, store
+        self.run_id: str = run.info.run_id
+        self.status: str = run.info.status
+        self._parameters = set(run.data.params)
 
-    def follow(self, epochs: Sequence[history.EpochRecord], steps: Sequence[history.StepRecord] = ()) -> bool:
-        """Sends the records that this tracker has not sent yet."""
-        points = [
-            *(_Point(record.metrics, record.finished_at, record.epoch) for record in epochs[self._sent[0] :]),
-            *(_Point(record.metrics, record.recorded_at, record.step) for record in steps[self._sent[1] :]),
+    def log_points(self, points: Sequence[Point]) -> None:
+        """Sends points of curves."""
+        metrics = [
+            Metric(key, value, int(point.time * 1000), point.step)
+            for point in points
+            for key, value in point.metrics.items()
         ]
-        if not points:
-            return True
-        there = (len(epochs), len(steps))
-        with self._warning():
-            _send(self._client, self.run_id, points)
-            self._sent = there
-        return self._sent == there
+        with faults(self.store):
+            for batch in _batches(metrics, METRICS_IN_A_BATCH):
+                self.client.log_batch(self.run_id, metrics=batch)
 
-    def tag(self, tags: Mapping[str, str]) -> bool:
-        """Sets tags of the run."""
-        with self._warning():
-            self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        return not self._unreachable
+    def log_parameters(self, parameters: Mapping[str, str]) -> None:
+        """Sends the parameters that the run does not have yet: MLflow does not change a parameter."""
+        missing = [Param(key, value) for key, value in parameters.items() if key not in self._parameters]
+        with faults(self.store):
+            for batch in _batches(missing, TAGS_IN_A_BATCH):
+                self.client.log_batch(self.run_id, params=batch)
+                self._parameters.update(parameter.key for parameter in batch)
 
-    def log_text(self, text: str, file: str) -> bool:
-        """Stores `text` as an artifact named `file`."""
-        with self._warning():
-            self._client.log_text(self.run_id, text, file)
-        return not self._unreachable
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Sets tags; long values are cut off."""
+        every = [RunTag(key, value[:LONGEST_TAG]) for key, value in tags.items()]
+        with faults(self.store):
+            for batch in _batches(every, TAGS_IN_A_BATCH):
+                self.client.log_batch(self.run_id, tags=batch)
 
-    def log_file(self, path: Path, folder: str | None = None) -> bool:
-        """Stores a file, or all files of a folder, as artifacts."""
-        with self._warning():
+    def log_dataset(self, dataset: ledger.Dataset) -> None:
+        """Names the data set that the run is trained on."""
+        entity = Dataset(
+            name=dataset.name,
+            digest=dataset.digest[:LONGEST_DIGEST],
+            source_type="local",
+            source=json.dumps({"uri": dataset.source}),
+            profile=json.dumps(dataset.contents),
+        )
+        with faults(self.store):
+            self.client.log_inputs(self.run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+
+    def log_text(self, text: str, name: str) -> None:
+        """Stores `text` as the artifact `name`."""
+        with faults(self.store):
+            self.client.log_text(self.run_id, text, name)
+
+    def log_file(self, path: Path, name: str) -> None:
+        """Stores a file, or all files of a folder, as the artifact `name`; a file keeps its own name."""
+        with faults(self.store):
             if path.is_dir():
-                self._client.log_artifacts(self.run_id, str(path), folder)
+                self.client.log_artifacts(self.run_id, str(path), name)
             else:
-                self._client.log_artifact(self.run_id, str(path), folder)
-        return not self._unreachable
+                folder = str(Path(name).parent)
+                self.client.log_artifact(self.run_id, str(path), None if folder == "." else folder)
 
-    def log_models(self, folder: Path) -> bool:
+    def log_models(self, folder: Path) -> None:
         """Stores the best and the last checkpoint of the run in `folder` as models."""
-        with self._warning():
-            models.log_models(self._client, self.run_id, folder)
-        return not self._unreachable
+        with faults(self.store):
+            models.log_models(self.client, self.run_id, folder)
 
-    def end(self, status: Status) -> bool:
-        """Sets the final status of the run; resuming it sets it to running again."""
-        with self._warning():
-            self._client.set_terminated(self.run_id, status)
-        return not self._unreachable
-
-    @contextmanager
-    def _warning(self) -> Iterator[None]:
-        """Logs a warning instead of raising, once until the store answers again."""
-        try:
-            yield
-            self._unreachable = False
-        except Problem as error:
-            if not self._unreachable:
-                logger.warning(
-                    "%s: training continues, and the missing metrics are sent when it answers again, or when the same "
-                    "command is rerun",
-                    errors.explain(error, str(self._store), self._store.database).problem,
-                )
-            self._unreachable = True
+    def set_status(self, status: Status, at: float | None = None) -> None:
+        """Sets the status of the run, and when it ended (seconds since 1970) unless it is running."""
+        with faults(self.store):
+            if status == "RUNNING":
+                self.client.update_run(self.run_id, status=status)
+            else:
+                self.client.set_terminated(self.run_id, status, None if at is None else int(at * 1000))
+        self.status = status
 
 
-class _Point(NamedTuple):
-    """Metrics at one point of their curves."""
-
-    metrics: dict[str, float]
-    time: float
-    """Seconds since 1970."""
-    step: int
+def _batches(items: list, size: int) -> Iterator[list]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
-def _send(client: MlflowClient, run_id: str, points: Sequence[_Point]) -> None:
-    metrics = [
-        Metric(key, value, int(point.time * 1000), point.step)
-        for point in points
-        for key, value in point.metrics.items()
-    ]
-    for start in range(0, len(metrics), METRICS_IN_A_BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + METRICS_IN_A_BATCH])
+@contextmanager
+def faults(store: Store) -> Iterator[None]:
+    """Turns errors of the store in the body into StoreFaults."""
+    try:
+        yield
+    except Problem as error:
+        raise StoreFault(errors.explain(error, str(store), store.database)) from error
 
 
 @dataclass(frozen=True)
@@ -229,7 +215,7 @@ def find_runs(store: Store, identities: Sequence[str]) -> TrackedRuns:
     with in_sentences(store):
         client = connect(store)
         experiments = [one.experiment_id for one in client.search_experiments(view_type=ViewType.ALL)]
-        runs, models = [], []
+        runs, logged = [], []
         for identity in identities:
             runs += client.search_runs(experiments, f"tags.`{IDENTITY_TAG}` = '{identity}'")
         for run in runs:
@@ -238,8 +224,8 @@ def find_runs(store: Store, identities: Sequence[str]) -> TrackedRuns:
                     f"the model of run {run.info.run_name} is registered in {store} as version {versions[0].version} "
                     f"of {versions[0].name}: delete that version in MLflow first"
                 )
-            models += client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
-    return TrackedRuns(store, runs, models)
+            logged += client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    return TrackedRuns(store, runs, logged)
 
 
 def _local_folder(address: str) -> Path | None:

@@ -104,12 +104,28 @@ def connect(store: Store) -> MlflowClient:
     ):  # they log created tables, and tracebacks of errors that are reported here
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     if store.uri.startswith("http"):  # by default a call to an unreachable server blocks for four minutes
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        for name, value in (("MAX_RETRIES", "2"), ("TIMEOUT", "10"), ("BACKOFF_FACTOR", "1")):
+            os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
     if store.database and store.database.exists():
         store.database.open("rb").close()  # MLflow would try for minutes what fails here at once
         moved.follow(store.database)
     return MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
+
+
+def check(store: Store) -> None:
+    """Checks that a store can be used at all. One that is away, or locked, is none of the faults.
+
+    Raises:
+        UserError: the kind of address is unknown, or an SQLite database is damaged or of another version of MLflow.
+    """
+    try:
+        client = connect(store)
+        if store.database and store.database.exists():
+            client.search_experiments(max_results=1)
+    except (*Problem, ValueError) as error:
+        fault = errors.explain(error, str(store), store.database)
+        if fault.permanent:
+            raise UserError(f"{fault.problem}: {fault.remedy}") from None
 
 
 def find_or_create_experiment(client: MlflowClient, store: Store, name: str) -> Experiment:

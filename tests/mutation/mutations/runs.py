@@ -114,7 +114,7 @@ MUTATIONS = (
     Mutation(
         "steps that are taken again are recorded again",
         "pipeline/runs/history.py",
-        " and step > self._last",
+        " and step not in self._recorded",
         "",
         ("tests/pipeline/runs/test_history.py",),
     ),
@@ -126,6 +126,20 @@ MUTATIONS = (
         ("tests/tuning/test_search_folder.py", "tests/pipeline/runs/test_run_folder.py"),
     ),
     # pipeline/tracking
+    Mutation(
+        "a run is finished in MLflow before it has everything",
+        "pipeline/tracking/run_delivery.py",
+        "        for name, points in journals.items():\n",
+        "        self.tracker.set_status(self.target.status)\n        for name, points in journals.items():\n",
+        ("tests/pipeline/tracking/test_run_delivery.py::test_a_trial_is_a_child_of_its_search",),
+    ),
+    Mutation(
+        "records that were not acknowledged are left out",
+        "pipeline/tracking/run_delivery.py",
+        "            self.on_progress(0)\n            self.tracker.log_points(points[start:end])\n",
+        "            self.tracker.log_points(points[start:end]) if end < len(points) else None\n",
+        ("tests/pipeline/tracking/test_run_delivery.py",),
+    ),
     Mutation(
         "the main thread reads what MLflow's server says",
         "pipeline/tracking/mlflow_store/server.py",
@@ -168,9 +182,9 @@ MUTATIONS = (
     ),
     Mutation(
         "the models of a run are not tracked",
-        "pipeline/launch/launcher.py",
-        "tracker.log_models(folder.path)",
-        "pass",
+        "pipeline/launch/tracked_run.py",
+        'models=how == "FINISHED"',
+        "models=False",
         ("tests/integration/test_training.py::test_the_tracked_run_holds_all_that_the_run_was",),
     ),
     Mutation(

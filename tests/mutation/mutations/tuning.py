@@ -6,9 +6,9 @@ MUTATIONS = (
     Mutation(
         "runs of trials that were killed stay open in MLflow",
         "tuning/tracking.py",
-        "tracker.end(_STATUS[record.status])",
-        "pass",
-        ("tests/tuning/test_search_folder.py::test_runs_that_killed_processes_left_open_are_completed_and_ended",),
+        "if target.status != how or stopped:",
+        "if False:",
+        ("tests/tuning/test_search_folder.py::test_trials_that_killed_processes_left_running_are_ended",),
     ),
     Mutation(
         "a search selects on the validation images",

@@ -109,9 +109,9 @@ def test_a_finished_run_has_its_best_and_its_last_checkpoint_as_models(client: M
         assert model.status == "READY" and model.params["model.widths"] == "[4, 4]"
         record = trained_model.describe(checkpoint)
         epoch = int(checkpoint.name[-5:])
-        assert [(one.step) for one in outputs if one.model_id == model.model_id] == [epoch]
+        assert [(one.step) for one in outputs if one.model_id == model.model_id] == [3 * epoch]
         top1 = next(one for one in model.metrics if one.key == "validation/top1")
-        assert top1.value == checkpoint_store.describe(checkpoint).score and top1.step == epoch
+        assert top1.value == checkpoint_store.describe(checkpoint).score and top1.step == 3 * epoch
         assert (
             f"{checkpoint.name} of run: validation/top1 {100 * top1.value:.2f} %" in model.tags[models.DESCRIPTION_TAG]
         )

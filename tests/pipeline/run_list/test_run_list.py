@@ -21,8 +21,8 @@ from pipeline.run_list import catalog
 from pipeline.runs import claimed_folder, history, paths
 from pipeline.runs.history import EpochRecord
 from pipeline.runs.run_folder import RunIdentity
-from pipeline.tracking.mlflow_store import run as mlflow_run
 from pipeline.tracking.mlflow_store.store import default_store
+from tests.helpers.tracked import open_run
 from tuning.config import SearchSettings
 from tuning.search_folder import Identity, Record, SearchFolder
 
@@ -208,13 +208,11 @@ def test_a_deleted_run_is_gone_from_the_folder_and_from_mlflow(
     (storage / "done" / "link").symlink_to(outside)
     store, ids = default_store(storage), {}
     for name in ("done", "stopped", "widths", "8-8"):
-        tracker = mlflow_run.open_run(
-            store, "test", identity=name, name=name, folder=storage / name, parameters={}, tags={}
-        )
-        assert tracker.log_text("x" * 5000, "notes.txt")
+        tracker = open_run(store, name)
+        tracker.log_text("x" * 5000, "notes.txt")
         ids[name] = tracker.run_id
     client = MlflowClient(store.uri)
-    experiment = client.get_experiment_by_name("test").experiment_id
+    experiment = client.get_experiment_by_name("experiment").experiment_id
     model = client.create_logged_model(experiment, "best", source_run_id=ids["done"])
     client.log_model_artifact(model.model_id, str(storage / "done" / paths.HISTORY))
     size = sum(file.stat().st_size for file in (storage / "done").iterdir() if file.is_file())

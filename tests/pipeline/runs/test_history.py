@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.runs import history, paths
 from pipeline.runs.history import EpochRecord, StepLog, StepRecord, read_steps
-from tests.helpers.disks import disk_log
+from tests.helpers.disks import disk_log, small_disk
 
 
 def write(folder: Path, first: int, last: int, every: int = 2) -> None:
@@ -18,6 +18,7 @@ def write(folder: Path, first: int, last: int, every: int = 2) -> None:
     for step in range(first, last + 1):
         if log.due(step):
             log.add(StepRecord(step, time.time(), {"step/loss": float(step)}))
+    log.flush()
 
 
 def steps(folder: Path) -> list[int]:
@@ -64,6 +65,30 @@ def test_a_line_that_was_cut_off_is_written_again(tmp_path: Path) -> None:
     assert steps(tmp_path) == [2, 4]
     write(tmp_path, 5, 8)
     assert steps(tmp_path) == [2, 4, 6, 8]
+
+
+def test_a_line_that_was_damaged_between_others_is_written_again(tmp_path: Path) -> None:
+    write(tmp_path, 1, 6)
+    lines = (tmp_path / paths.STEPS).read_bytes().splitlines(keepends=True)
+    (tmp_path / paths.STEPS).write_bytes(lines[0] + b"\0" * (len(lines[1]) - 1) + b"\n" + lines[2])
+    write(tmp_path, 3, 8)
+    assert steps(tmp_path) == [2, 4, 6, 8]
+
+
+def test_records_that_a_full_disk_refuses_are_written_when_there_is_room(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1) as disk:
+        log = StepLog(disk, 1)
+        for step in range(1, 6001):  # 6000 lines of about 90 bytes
+            log.add(StepRecord(step, 1.7e9, {"step/loss": float(step), "step/learning_rate": 0.1}))
+            if step == 3000:
+                (disk / "others").write_bytes(bytes(700_000))
+            if step % 100 == 0:
+                log.flush()
+        assert 3000 <= len(steps(disk)) < 6000, "the disk is full"
+        assert (disk / paths.STEPS).read_bytes().endswith(b"\n"), "no line is torn"
+        (disk / "others").unlink()
+        log.flush()
+        assert steps(disk) == list(range(1, 6001))
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 40, b'[{"epoch": 1, "fini', b"[1, 2]", b"\xff\xfe"])
