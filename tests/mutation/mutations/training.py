@@ -132,8 +132,8 @@ MUTATIONS = (
     Mutation(
         "a step waits for the storage of its records",
         "pipeline/training/callbacks.py",
-        "            self._background.submit(lambda: self._log.add(record))\n",
-        "            self._log.add(record)\n",
+        "            self._background.submit(self._log.flush)\n        return",
+        "            self._log.flush()\n        return",
         ("tests/pipeline/training/test_trainer.py::test_storage_that_does_not_answer_delays_no_step",),
     ),
     Mutation(
