@@ -84,6 +84,7 @@ def settings(data: Path, storage: Path, address: str) -> dict[str, Any]:
             "optimizer": {"learning_rate": 0.1},
             "training": {"epochs": EPOCHS, "batch_size": 16, "callbacks": ["gate"]},
             "cluster": {"workers": 2, "address": address},
+            "tracking": {"pictures": False},
         },
         "search": {
             "name": "tiny",

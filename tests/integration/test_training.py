@@ -46,6 +46,7 @@ def settings(textures: Path, storage: Path, request: pytest.FixtureRequest) -> C
         "run": {"storage": str(storage), "name": re.sub(r"\W+", "-", request.node.name)},
         "model": {"widths": [6]},
         "training": {"epochs": EPOCHS, "batch_size": 60},
+        "tracking": {"pictures": False},
         "cluster": {"workers": 0},
     }
     return lambda *assignments: settings_io.resolve(Settings, settings_io.override(content, assignments), "test")

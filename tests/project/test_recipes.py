@@ -42,6 +42,7 @@ def settings(
         "model": {"widths": [4, 4], "classifier": "pooled"},
         "optimizer": {"learning_rate": 0.05, "ema_decay": 0.8},
         "training": {"epochs": 3, "batch_size": 40, "initial_image_size": 16},
+        "tracking": {"pictures": False},
         "cluster": {"workers": 0},
     }
     return lambda *overrides: settings_io.resolve(Settings, settings_io.override(content, overrides), "test")

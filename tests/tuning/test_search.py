@@ -25,6 +25,7 @@ def file(textures: Path, tmp_path: Path) -> Path:
             "data": {"path": str(textures), "image_size": 16, "flip": False},
             "run": {"storage": str(tmp_path / "runs")},
             "training": {"epochs": 3, "batch_size": 20},
+            "tracking": {"pictures": False},
         },
         "search": {"name": "s", "depths": [1, 2], "widths": [4], "grace_epochs": 1},
     }

@@ -178,4 +178,33 @@ MUTATIONS = (
         "",
         ("tests/project/test_registered_code.py::test_a_metric_that_fails_is_named",),
     ),
+    # pictures and reports
+    Mutation(
+        "the least certain mistakes come first",
+        "pipeline/metrics/mistakes.py",
+        "(-one[0], one[1])",
+        "one",
+        ("tests/pipeline/figures/test_charts.py::test_worst_mistakes_are_the_same_in_batches_of_any_size",),
+    ),
+    Mutation(
+        "samples are those of another epoch",
+        "pipeline/launch/pictures.py",
+        "stream.epoch(1)",
+        "stream.epoch(2)",
+        ("tests/pipeline/figures/test_run_pictures.py::test_samples_are_what_the_network_was_fed_bit_for_bit",),
+    ),
+    Mutation(
+        "a report obeys the names in it",
+        "pipeline/report_page/page.py",
+        "autoescape=True",
+        "autoescape=False",
+        ("tests/pipeline/report_page/test_page.py::test_names_from_outside_are_shown_and_never_obeyed",),
+    ),
+    Mutation(
+        "event files of earlier sessions stay",
+        "pipeline/tracking/tensorboard.py",
+        "            earlier.unlink()",
+        "            pass",
+        ("tests/pipeline/tracking/test_tensorboard.py::test_a_resumed_run_has_each_record_once_with_its_time",),
+    ),
 )

@@ -61,6 +61,8 @@ def test_a_resumed_run_has_each_record_once_with_its_time(tmp_path: Path) -> Non
     add_steps(tmp_path, 2, 4)
     with tensorboard.written(tmp_path, SETTINGS, failures.append):
         pass
+    [first] = (tmp_path / paths.TENSORBOARD).iterdir()
+    first.rename(first.with_name("events.out.tfevents.1000000000.earlier"))  # its name has the second of its session
     with tensorboard.written(tmp_path, SETTINGS, failures.append):
         add_steps(tmp_path, 6)
         history.write(tmp_path, [epoch(1), epoch(2, math.nan)])
