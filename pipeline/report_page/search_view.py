@@ -14,7 +14,7 @@ from pipeline.tracking.run_card import RunFacts
 
 TABLE, FRONTIER = "table.csv", "frontier.png"
 """Results of a search that has ended, in its folder."""
-COLUMNS = ("trial", "widths", "parameters", "multiply-adds", "error", "epochs", "status")
+COLUMNS = ("trial", "status", "widths", "parameters", "multiply-adds", "error", "epochs")
 
 
 @dataclass(frozen=True)
