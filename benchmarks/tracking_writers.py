@@ -35,7 +35,7 @@ class Written(NamedTuple):
     error: str | None
 
 
-def write(uri: str, name: str, artifacts: str | None, seconds: float) -> Written:
+def write(uri: str, name: str, seconds: float) -> Written:
     """Writes rows for a while."""
     from mlflow.entities import Metric
 
@@ -47,9 +47,6 @@ def write(uri: str, name: str, artifacts: str | None, seconds: float) -> Written
     try:
         with locked(store):
             client = connect(store)
-            experiment = client.get_experiment_by_name(name)
-            if experiment is None and artifacts:
-                client.create_experiment(name, artifact_location=artifacts)
             place = find_or_create_experiment(client, store, name)
         run_id = client.create_run(place.experiment_id).info.run_id
         end = time.monotonic() + seconds
@@ -82,14 +79,13 @@ def main() -> int:
     """Runs the writers and counts. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--uri", help="tracking store or server [an SQLite database in a temporary folder]")
-    parser.add_argument("--artifacts", help="where artifacts go, such as s3://bucket/x [the store's choice]")
     parser.add_argument("--writers", type=int, default=4, help="processes that write at once [4]")
     parser.add_argument("--seconds", type=float, default=60, help="for how long [60]")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         uri = options.uri or f"sqlite:///{Path(scratch) / 'mlflow.db'}"
         name = f"writers-{int(time.time())}"
-        work = [(uri, name, options.artifacts, options.seconds)] * options.writers
+        work = [(uri, name, options.seconds)] * options.writers
         with multiprocessing.get_context("spawn").Pool(options.writers) as pool:
             written = pool.starmap(write, work, chunksize=1)
         there = [count(uri, one.run_id) if one.run_id else (0, 0) for one in written]

@@ -137,7 +137,12 @@ def find_or_create_experiment(client: MlflowClient, store: Store, name: str) -> 
     """
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        experiment = client.get_experiment(client.create_experiment(name, artifact_location=store.artifacts))
+        try:
+            client.create_experiment(name, artifact_location=store.artifacts)
+        except MlflowException:
+            if client.get_experiment_by_name(name) is None:
+                raise  # otherwise another process has made it in this moment
+        experiment = client.get_experiment_by_name(name)
     elif experiment.lifecycle_stage != "active":
         raise UserError(
             f"tracking.experiment: '{name}' was deleted in {store}: restore it there, or choose another name"
