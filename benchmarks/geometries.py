@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.models.scattering import BlockConfig, ScatteringNetwork
+from pipeline.models.tiling import CPU_TILES, Tiles
 from pipeline.models.wavelets import octaves_of_blocks
 
 
@@ -20,7 +21,7 @@ class Geometry:
     classes: int
     batch: int
 
-    def network(self, skip: bool) -> ScatteringNetwork:
+    def network(self, skip: bool, tiles: Tiles = CPU_TILES) -> ScatteringNetwork:
         """The phase-collapse network, for normalized images (B, 3, size, size)."""
         return ScatteringNetwork(
             widths=self.widths,
@@ -29,6 +30,7 @@ class Geometry:
             kind=BlockConfig(skip=skip),
             classes=self.classes,
             size=(self.size, self.size),
+            tiles=tiles,
         )
 
 

@@ -207,7 +207,8 @@ def shortage(cluster: ClusterSettings) -> str | None:
 def _step(settings: Settings, classes: int, images: int, device: torch.device) -> Callable[[], None]:
     """A function that takes a training step of a worker."""
     size = settings.data.image_size
-    network = models.build(settings.model, classes, size, settings.training.seed).to(device)
+    gpu = device.type == "cuda"
+    network = models.build(settings.model, classes, size, settings.training.seed, gpu=gpu).to(device)
     if settings.training.activation_checkpointing:
         network.enable_activation_checkpointing()
     optimizer = optimizers.build_optimizer(network, settings.optimizer)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.models import kernels
 from pipeline.runtime.activation_checkpointing import is_recomputing
 from pipeline.runtime.collectives import all_reduce, world_size
 
@@ -24,6 +25,8 @@ MOMENTUM = 0.1
 
 def moments(x_RD: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each column of x (R, D), (D,) each, in float32 at least."""
+    if gpu := kernels.of(x_RD):
+        return gpu.moments(x_RD)
     if x_RD.device.type != "cpu" or torch.compiler.is_compiling():  # a compiler makes its own loop of plain sums
         precise = x_RD.to(torch.promote_types(x_RD.dtype, torch.float32))
         variance, mean = torch.var_mean(precise, dim=0, correction=0)

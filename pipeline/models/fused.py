@@ -16,11 +16,13 @@ Suffixes of tensors name their axes, the slowest first:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeline.models import kernels
 from pipeline.models.batch_stats import EPSILON, joined_moments, moments
 from pipeline.runtime.collectives import all_reduce
 
@@ -51,11 +53,15 @@ class _GatherEntries(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_AWE: Tensor, index: Tensor, sources: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(sources, weights.to(x_AWE.dtype))
+        if gpu := kernels.of(x_AWE):
+            return gpu.gather(x_AWE, index[None])
         return x_AWE.index_select(1, index)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         sources, weights = ctx.saved_tensors
+        if gpu := kernels.of(gradients[0]):
+            return gpu.gather(gradients[0], sources, weights), None, None, None
         result_AWE = gradients[0].index_select(1, sources[0]) * weights[0]
         for places, weight in zip(sources[1:], weights[1:], strict=True):
             result_AWE.addcmul_(gradients[0].index_select(1, places), weight)
@@ -82,8 +88,13 @@ class _ToFrequencies(torch.autograd.Function):
     def forward(ctx: Any, x_AE: Tensor, matrix: Tensor, parts: int) -> Tensor:
         ctx.save_for_backward(matrix)
         x_HPE = x_AE.view(-1, parts, x_AE.shape[1])
-        mean_PE = x_HPE.mean(0)
-        spectrum_AE = matrix.to(x_AE.dtype) @ (x_HPE - mean_PE).view(x_AE.shape)
+        if gpu := kernels.of(x_AE):
+            centered_HE, mean_E = gpu.center(x_HPE.flatten(1))
+            centered_AE, mean_PE = centered_HE.view(x_AE.shape), mean_E.view(parts, -1)
+        else:
+            mean_PE = x_HPE.mean(0)
+            centered_AE = (x_HPE - mean_PE).view(x_AE.shape)
+        spectrum_AE = matrix.to(x_AE.dtype) @ centered_AE
         spectrum_AE[:parts] += len(matrix) // 2 * mean_PE  # Σ_h e^{0}·mean at ω = 0
         return spectrum_AE
 
@@ -153,6 +164,10 @@ def plain_collapsed_features(z_SPTFMNBC: Tensor, parts: int, skip: bool) -> Tens
 class _CollapsedFeatures(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z_SPTFMNBC: Tensor, parts: int, skip: bool) -> Tensor:
+        ctx.on_gpu = (parts, skip) if (gpu := kernels.of(z_SPTFMNBC)) else None
+        if gpu:
+            ctx.save_for_backward(z_SPTFMNBC)
+            return gpu.collapse(z_SPTFMNBC, parts, skip)
         kept, real = z_SPTFMNBC.shape[3] if skip else 1, 2 - parts
         r_STFMNBC = amplitude(z_SPTFMNBC if skip else z_SPTFMNBC[:, :, :, 1:])
         re_STFMNBC, im_STFMNBC = z_SPTFMNBC[:, 0, :, :kept], z_SPTFMNBC[:, 1, :, real:kept]
@@ -164,6 +179,8 @@ class _CollapsedFeatures(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         features_MSNTBGC, *saved = ctx.saved_tensors
+        if ctx.on_gpu:
+            return kernels.load().collapse_back(ctx.saved_tensors[0], gradients[0], *ctx.on_gpu), None, None
         (re, r, im), (g_re, g_r, g_im) = (
             f_MSNTBGC.permute(1, 3, 5, 0, 2, 4, 6).split(ctx.sections, dim=2)
             for f_MSNTBGC in (features_MSNTBGC, gradients[0])
@@ -249,44 +266,60 @@ class _StandardizedProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x_RD: Tensor, weight_POI: Tensor, part: slice, synchronized: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        count: int | Tensor = len(x_RD)
-        unbiased: float | Tensor = len(x_RD) / max(1, len(x_RD) - 1)
-        mean_D, variance_D = moments(x_RD)
-        if synchronized:
-            count, mean_D, variance_D = joined_moments(len(x_RD), mean_D, variance_D)
-            unbiased = count / (count - 1)
-        channels = weight_POI.shape[2]
-        variance_I = variance_D[:channels].clone()
-        variance_I[part] += variance_D[channels:]  # E|z − mean|²
-        inverse_I = torch.rsqrt(EPSILON + variance_I)  # 1/deviation
-        y_RO = project(x_RD, (weight_POI * inverse_I).to(x_RD.dtype), part, -mean_D)
-        ctx.save_for_backward(x_RD, weight_POI, mean_D, inverse_I)
-        ctx.part, ctx.count, ctx.synchronized = part, count, synchronized
-        variance_I = variance_I * unbiased
-        ctx.mark_non_differentiable(mean_D, variance_I)
-        return y_RO, mean_D, variance_I
+        results, saved, ctx.kept = product_of_batch(x_RD, weight_POI, part, synchronized)
+        ctx.save_for_backward(x_RD, *saved)
+        ctx.mark_non_differentiable(*results[1:])
+        return results
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, None, None]:
-        x_RD, weight_POI, mean_D, inverse_I = ctx.saved_tensors
-        own_O = gradients[0].sum(0, dtype=mean_D.dtype)
-        shift_O = (all_reduce(own_O) if ctx.synchronized else own_O) / ctx.count
-        g_RO = gradients[0] - shift_O.to(x_RD.dtype)
-        to_weight_POI = _weight_gradient(g_RO, x_RD, weight_POI, ctx.part)  # Σ g·xᵀ
-        if ctx.synchronized:
-            # The worker's share of the sum over the rows of all workers, of g times x less the mean of all.
-            sum_D = x_RD.sum(0, dtype=mean_D.dtype)
-            to_weight_POI += _weight_gradient(shift_O[None], sum_D[None], weight_POI, ctx.part)
-            to_weight_POI -= _weight_gradient(own_O[None], mean_D[None], weight_POI, ctx.part)
-        by_channel_I = (to_weight_POI * weight_POI).sum((0, 1)).to(mean_D.dtype)
-        if ctx.synchronized:
-            by_channel_I = all_reduce(by_channel_I)
-        # 2/n·∂loss/∂variance: ∂deviation⁻¹/∂variance = −½·deviation⁻³, over n positions
-        slope_I = -by_channel_I * inverse_I**3 / ctx.count
-        slope_D = torch.cat([slope_I, slope_I[ctx.part]])
-        to_x_RD = _input_gradient(g_RO, (weight_POI * inverse_I).to(x_RD.dtype), ctx.part)  # Aᵀ·g
-        to_x_RD.add_((-slope_D * mean_D).to(x_RD.dtype)).addcmul_(x_RD, slope_D.to(x_RD.dtype))
-        return to_x_RD, to_weight_POI.mul_(inverse_I), None, None
+        x_RD, *saved = ctx.saved_tensors
+        to_x_RD, (slope_D, offset_D), to_weight_POI = product_derivatives(gradients[0], x_RD, saved, *ctx.kept)
+        to_x_RD.add_(offset_D.to(x_RD.dtype)).addcmul_(x_RD, slope_D.to(x_RD.dtype))
+        return to_x_RD, to_weight_POI, None, None
+
+
+def product_of_batch(
+    x_RD: Tensor, weight_POI: Tensor, part: slice, synchronized: bool
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, ...], tuple[slice, int | Tensor, bool]]:
+    """The results of :func:`standardized_product`, and the tensors and values that `product_derivatives` needs."""
+    count: int | Tensor = len(x_RD)
+    unbiased: float | Tensor = len(x_RD) / max(1, len(x_RD) - 1)
+    mean_D, variance_D = moments(x_RD)
+    if synchronized:
+        count, mean_D, variance_D = joined_moments(len(x_RD), mean_D, variance_D)
+        unbiased = count / (count - 1)
+    channels = weight_POI.shape[2]
+    variance_I = variance_D[:channels].clone()
+    variance_I[part] += variance_D[channels:]  # E|z − mean|²
+    inverse_I = torch.rsqrt(EPSILON + variance_I)  # 1/deviation
+    y_RO = project(x_RD, (weight_POI * inverse_I).to(x_RD.dtype), part, -mean_D)
+    variance_I = variance_I * unbiased
+    return (y_RO, mean_D, variance_I), (weight_POI, mean_D, inverse_I), (part, count, synchronized)
+
+
+def product_derivatives(
+    to_y_RO: Tensor, x_RD: Tensor, saved: Sequence[Tensor], part: slice, count: int | Tensor, synchronized: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+    """Derivatives of :func:`standardized_product` by x and P: that by x is the first result + slope·x + offset."""
+    weight_POI, mean_D, inverse_I = saved
+    own_O = to_y_RO.sum(0, dtype=mean_D.dtype)
+    shift_O = (all_reduce(own_O) if synchronized else own_O) / count
+    g_RO = to_y_RO - shift_O.to(x_RD.dtype)
+    to_weight_POI = _weight_gradient(g_RO, x_RD, weight_POI, part)  # Σ g·xᵀ
+    if synchronized:
+        # The worker's share of the sum over the rows of all workers, of g times x less the mean of all.
+        sum_D = x_RD.sum(0, dtype=mean_D.dtype)
+        to_weight_POI += _weight_gradient(shift_O[None], sum_D[None], weight_POI, part)
+        to_weight_POI -= _weight_gradient(own_O[None], mean_D[None], weight_POI, part)
+    by_channel_I = (to_weight_POI * weight_POI).sum((0, 1)).to(mean_D.dtype)
+    if synchronized:
+        by_channel_I = all_reduce(by_channel_I)
+    # 2/n·∂loss/∂variance: ∂deviation⁻¹/∂variance = −½·deviation⁻³, over n positions
+    slope_I = -by_channel_I * inverse_I**3 / count
+    slope_D = torch.cat([slope_I, slope_I[part]])
+    to_x_RD = _input_gradient(g_RO, (weight_POI * inverse_I).to(x_RD.dtype), part)  # Aᵀ·g
+    return to_x_RD, (slope_D, -slope_D * mean_D), to_weight_POI.mul_(inverse_I)
 
 
 def _input_gradient(g_RO: Tensor, weight_POI: Tensor, part: slice) -> Tensor:
@@ -331,6 +364,10 @@ def plain_normalize(y_HWBPC: Tensor) -> Tensor:
 class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y_HWBPC: Tensor) -> Tensor:
+        if gpu := kernels.of(y_HWBPC):
+            output_HPWBC, inverse_R = gpu.normalize(y_HWBPC, SMALLEST_NORM)
+            ctx.save_for_backward(output_HPWBC, inverse_R)
+            return output_HPWBC
         precise = torch.promote_types(y_HWBPC.dtype, torch.float32)
         norm_HWB = torch.linalg.vector_norm(y_HWBPC.flatten(3), dim=3, dtype=precise)
         inverse_HWB = norm_HWB.reciprocal().masked_fill(norm_HWB < SMALLEST_NORM, 0).to(y_HWBPC.dtype)
@@ -342,6 +379,8 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         output_HPWBC, inverse_HPWBC = ctx.saved_tensors
+        if gpu := kernels.of(output_HPWBC):
+            return gpu.normalize_back(gradients[0], output_HPWBC, inverse_HPWBC)
         precise = torch.promote_types(output_HPWBC.dtype, torch.float32)
         # ∂loss/∂y = (g − ŷ·⟨g, ŷ⟩)/‖y‖ with ŷ = y/‖y‖
         along_HPWBC = (gradients[0] * output_HPWBC).sum((1, 4), keepdim=True, dtype=precise).to(output_HPWBC.dtype)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.config.model_schema import ModelSettings, ResNetSettings, ScatteringSettings
 from pipeline.models.resnet import ResNet
 from pipeline.models.scattering import BlockConfig, ScatteringNetwork
+from pipeline.models.tiling import CPU_TILES, GPU_TILES, Tiles
 from pipeline.models.wavelets import Octave, octaves_of_blocks
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -88,19 +89,23 @@ class ImageNetwork(nn.Module):
         return self.network.multiply_adds()
 
 
-def build(model: ModelSettings, classes: int, image_size: int, seed: int = 0) -> ImageNetwork:
+def build(model: ModelSettings, classes: int, image_size: int, seed: int = 0, *, gpu: bool = False) -> ImageNetwork:
     """The network of `model` for square images of `image_size` pixels a side; `seed` determines its initial weights.
+
+    A network `gpu` computes the same on any device, and is faster on a GPU.
 
     Raises:
         UserError: the settings are inconsistent, or the input of a block would be smaller than 3 pixels.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        make = _resnet if isinstance(model, ResNetSettings) else _scattering
-        return ImageNetwork(make(model, classes, (image_size, image_size)))  # type: ignore[arg-type]
+        size = (image_size, image_size)
+        if isinstance(model, ResNetSettings):
+            return ImageNetwork(_resnet(model, classes, size))
+        return ImageNetwork(_scattering(model, classes, size, GPU_TILES if gpu else CPU_TILES))
 
 
-def _scattering(model: ScatteringSettings, classes: int, size: tuple[int, int]) -> ScatteringNetwork:
+def _scattering(model: ScatteringSettings, classes: int, size: tuple[int, int], tiles: Tiles) -> ScatteringNetwork:
     octaves = octaves_of_blocks(len(model.widths), model.first_factorized_block)
     return ScatteringNetwork(
         widths=model.channels,
@@ -122,6 +127,7 @@ def _scattering(model: ScatteringSettings, classes: int, size: tuple[int, int]) 
         pooled=model.classifier == "pooled",
         normalization=model.classifier_normalization,
         bias=model.classifier_bias,
+        tiles=tiles,
     )
 
 

@@ -9,11 +9,14 @@ Suffixes of tensors name their axes:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from pipeline.models import kernels
 from pipeline.models.batch_stats import EPSILON, MOMENTUM
-from pipeline.models.fused import project, standardized_product
+from pipeline.models.fused import product_derivatives, product_of_batch, project, standardized_product
 from pipeline.runtime.activation_checkpointing import is_recomputing
 from pipeline.runtime.collectives import world_size
 
@@ -73,8 +76,19 @@ class Projection(nn.Module):
             scaled_POI = self.weight * torch.rsqrt(EPSILON + self.running_var)  # P_j/deviation
             mean_D = torch.cat([self.running_mean[0], self.running_mean[1, part]])
             return project(features_RD, scaled_POI, part, -mean_D)
-        synchronized = self.synchronized and world_size() > 1
-        y_RO, mean_D, variance_I = standardized_product(features_RD, self.weight, part, synchronized)
+        return self._updated(*standardized_product(features_RD, self.weight, part, self._all_workers()))
+
+    def of_moduli(self, z_SPTFMNBC: Tensor, parts: int, skip: bool) -> Tensor:
+        """P_j after phase collapse and standardization, in training on a GPU; see `fused.collapsed_features`."""
+        part = slice(self.imaginary.start, self.imaginary.stop)
+        return self._updated(*collapsed_product(z_SPTFMNBC, self.weight, parts, skip, part, self._all_workers()))
+
+    def _all_workers(self) -> bool:
+        return self.synchronized and world_size() > 1
+
+    def _updated(self, y_RO: Tensor, mean_D: Tensor, variance_I: Tensor) -> Tensor:
+        """y, after an update of the running statistics with those of the batch."""
+        part = slice(self.imaginary.start, self.imaginary.stop)
         if is_recomputing():
             return y_RO
         with torch.no_grad():
@@ -88,3 +102,30 @@ class Projection(nn.Module):
     def multiply_adds(self) -> int:
         """Real multiply-adds at one position."""
         return len(self.weight) * self.out_channels * (self.in_channels + len(self.imaginary))
+
+
+def collapsed_product(
+    z_SPTFMNBC: Tensor, weight_POI: Tensor, parts: int, skip: bool, part: slice, synchronized: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`standardized_product` of `collapsed_features`, see there, on a GPU: their derivatives meet in one pass."""
+    return _CollapsedProduct.apply(z_SPTFMNBC, weight_POI, parts, skip, part, synchronized)
+
+
+class _CollapsedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, z_SPTFMNBC: Tensor, weight_POI: Tensor, parts: int, skip: bool, part: slice, synchronized: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x_RD = kernels.load().collapse(z_SPTFMNBC, parts, skip).flatten(0, 4).flatten(1)
+        results, saved, ctx.kept = product_of_batch(x_RD, weight_POI, part, synchronized)
+        ctx.save_for_backward(z_SPTFMNBC, x_RD, *saved)
+        ctx.parts, ctx.skip = parts, skip
+        ctx.mark_non_differentiable(*results[1:])
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, None, None, None, None]:
+        z_SPTFMNBC, x_RD, *saved = ctx.saved_tensors
+        to_x_RD, affine, to_weight_POI = product_derivatives(gradients[0], x_RD, saved, *ctx.kept)
+        to_z_SPTFMNBC = kernels.load().collapse_back(z_SPTFMNBC, to_x_RD, ctx.parts, ctx.skip, affine)
+        return to_z_SPTFMNBC, to_weight_POI, None, None, None, None

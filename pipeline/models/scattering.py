@@ -31,10 +31,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data_prep.common.errors import UserError
-from pipeline.models import nonlinearities
+from pipeline.models import kernels, nonlinearities
 from pipeline.models.batch_stats import BatchNorm
-from pipeline.models.fused import by_position, normalize
+from pipeline.models.fused import by_position, collapsed_features, normalize
 from pipeline.models.projection import Projection
+from pipeline.models.tiling import CPU_TILES, Tiles
 from pipeline.models.wavelet_transform import WaveletTransform, output_size
 from pipeline.models.wavelets import Octave
 from pipeline.runtime import activation_checkpointing
@@ -109,9 +110,13 @@ class Block(nn.Module):
         )
 
     def forward(self, x_HPWBC: Tensor) -> Tensor:
-        features_MSNTBGC = self.features(x_HPWBC)  # steps 1 and 2
-        y_RO = self.projection(features_MSNTBGC.flatten(0, 4).flatten(1))  # steps 3 and 4
-        y_HWBPC = y_RO.view(*self.wavelets.output, features_MSNTBGC.shape[4], 2, self.out_channels)
+        z_SPTFMNBC = self.wavelets(x_HPWBC)  # step 1
+        collapsed = self.nonlinearity.fused_features is collapsed_features
+        if collapsed and self.kind.standardize and self.projection.training and kernels.of(z_SPTFMNBC):
+            y_RO = self.projection.of_moduli(z_SPTFMNBC, self.parts, self.kind.skip)  # steps 2 to 4
+        else:
+            y_RO = self.projection(self.act(z_SPTFMNBC).flatten(0, 4).flatten(1))
+        y_HWBPC = y_RO.view(*self.wavelets.output, x_HPWBC.shape[3], 2, self.out_channels)
         return normalize(y_HWBPC) if self.kind.normalize else y_HWBPC.permute(0, 3, 1, 2, 4).contiguous()  # step 5
 
     def features(self, x_HPWBC: Tensor) -> Tensor:
@@ -201,6 +206,7 @@ class ScatteringNetwork(nn.Module):
         size: (H, W) of the images.
         in_channels: channels of the images.
         pooled, normalization, bias: of the `Classifier`.
+        tiles: of the wavelet transforms, by the device that computes.
 
     Raises:
         UserError: the input of a block would be smaller than 3 pixels; names the block, counted from 0.
@@ -219,6 +225,7 @@ class ScatteringNetwork(nn.Module):
         pooled: bool = False,
         normalization: str = "affine",
         bias: bool = True,
+        tiles: Tiles = CPU_TILES,
     ) -> None:
         super().__init__()
         self.size, self.blocks = tuple(size), nn.ModuleList()
@@ -232,7 +239,7 @@ class ScatteringNetwork(nn.Module):
                     f"for images of {input_size[0]}×{input_size[1]}, and needs {SMALLEST_SIDE}×{SMALLEST_SIDE}; "
                     "use fewer blocks or larger images (data.image_size)"
                 )
-            wavelets = WaveletTransform(*size, octave, angles, parts)
+            wavelets = WaveletTransform(*size, octave, angles, parts, tiles)
             self.blocks.append(Block((channels, width), parts, wavelets, kind))
             channels, parts, size = width, 2, (output_size(size[0], octave), output_size(size[1], octave))
         self.classifier = Classifier(

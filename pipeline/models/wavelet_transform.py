@@ -33,11 +33,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.models.fused import to_frequencies
-from pipeline.models.tiling import Axis, GatherWindows, constant, padded_size
+from pipeline.models.tiling import CPU_TILES, Axis, GatherWindows, Tiles, constant, padded_size
 from pipeline.models.wavelets import Octave, filter_bank
-
-ROWS, COLUMNS = 16, 8
-"""Approximate sides of a tile: larger ones share more of a window, but need longer sums."""
 
 
 def output_size(size: int, octave: Octave) -> int:
@@ -56,20 +53,23 @@ class WaveletTransform(nn.Module):
         octave: the filters, and whether every second pixel is left out.
         angles: L, the number of wavelet angles.
         parts: P, 2 for a complex x, 1 for a real one.
+        tiles: sides of the tiles, by the device that computes.
     """
 
     to_frequencies: Tensor
     kernels: Tensor
     from_frequencies: Tensor
 
-    def __init__(self, height: int, width: int, octave: Octave, angles: int, parts: int) -> None:
+    def __init__(
+        self, height: int, width: int, octave: Octave, angles: int, parts: int, tiles: Tiles = CPU_TILES
+    ) -> None:
         super().__init__()
         step = octave.subsampling
         self.parts = parts
         bank = filter_bank(octave, angles, padded_size(height), padded_size(width))
         kernels = np.concatenate([bank.phi[None], bank.psi])  # (F, rows, columns) of the padded grid
-        self.rows = Axis(height, step, np.abs(kernels).max((0, 2)), ROWS)
-        self.columns = Axis(width, step, np.abs(kernels).max((0, 1)), COLUMNS)
+        self.rows = Axis(height, step, np.abs(kernels).max((0, 2)), tiles.rows, tiles.whole)
+        self.columns = Axis(width, step, np.abs(kernels).max((0, 1)), tiles.columns, tiles.whole)
         self.output, self.filters, self.width = (self.rows.output, self.columns.output), 1 + angles, width
         kernels = self.columns.on_grid(self.rows.on_grid(kernels, 1), 2)
 

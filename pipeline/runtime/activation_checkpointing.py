@@ -18,7 +18,8 @@ _recomputing = ContextVar("recomputing", default=False)
 
 def is_recomputing() -> bool:
     """Whether this forward pass recomputes an earlier one, for its intermediate results."""
-    return _recomputing.get()
+    # A compiled graph updates statistics once, whatever it recomputes; older compilers cannot read the variable.
+    return not torch.compiler.is_compiling() and _recomputing.get()
 
 
 def run_block(block: nn.Module, x: Tensor, *, checkpointed: bool) -> Tensor:

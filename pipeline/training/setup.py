@@ -141,7 +141,7 @@ def micro_batch_size(settings: Settings) -> int | None:
 
 def build_network(settings: Settings, classes: int, size: int) -> models.ImageNetwork:
     """The network for images of `size` pixels a side, with initial weights and frozen parts."""
-    network = models.build(settings.model, classes, size, settings.training.seed)
+    network = models.build(settings.model, classes, size, settings.training.seed, gpu=settings.cluster.gpu)
     if settings.training.activation_checkpointing:
         network.enable_activation_checkpointing()
     finetune.freeze(network, settings)

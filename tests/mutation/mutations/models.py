@@ -168,8 +168,8 @@ MUTATIONS = (
     Mutation(
         "no gradient goes through the batch's mean",
         FUSED,
-        "g_RO = gradients[0] - shift_O.to(x_RD.dtype)",
-        "g_RO = gradients[0]",
+        "g_RO = to_y_RO - shift_O.to(x_RD.dtype)",
+        "g_RO = to_y_RO",
         (DERIVATIVES,),
     ),
     Mutation(
