@@ -9,6 +9,9 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pipeline.config.registered import Registered
 from pipeline.config.section import Positive, Section
 
+MAXIMUM_WIDTH = 8192
+"""Complex channels; bounds the memory that the settings of a foreign checkpoint can ask for."""
+
 
 class ScatteringSettings(Section):
     """A learned scattering network: fixed wavelets, a non-linearity, learned 1×1 projections."""
@@ -59,9 +62,11 @@ class ScatteringSettings(Section):
         return tuple(max(1, round(width * self.width_multiplier)) for width in self.widths)
 
     @model_validator(mode="after")
-    def _check_octaves(self) -> Self:
+    def _check_blocks(self) -> Self:
         if self.octaves is not None and len(self.octaves) != len(self.widths):
             raise ValueError(f"octaves names {len(self.octaves)} blocks, and widths {len(self.widths)}")
+        if max(self.channels) > MAXIMUM_WIDTH:
+            raise ValueError(f"widths times width_multiplier must be at most {MAXIMUM_WIDTH}, not {max(self.channels)}")
         return self
 
 

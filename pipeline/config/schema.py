@@ -32,7 +32,7 @@ class DataSettings(Section):
     stage: Annotated[LocalPath | None, MAY_CHANGE] = None
     """Folder on a local disk of each node, for a `path` on a network file system: the data set is copied into it, once
     per node, and verified by its hashes before training."""
-    image_size: Positive = 64
+    image_size: Annotated[int, Field(ge=1, le=2048)] = 64
     """Side, in pixels, of the square images that the network is given."""
     classes: Positive | None = None
     """Number of classes that the data set must have; by default any number."""

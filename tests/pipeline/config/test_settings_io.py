@@ -279,3 +279,16 @@ def test_a_name_is_refused_where_none_is_registered() -> None:
         ValueError, match=r"must be what an installed package or .*_EXTENSIONS registers, and none does"
     ):
         TypeAdapter(Annotated[str, Registered(f"{__name__}:EMPTY")]).validate_python("mine")
+
+
+@pytest.mark.parametrize(
+    "override, says",
+    [
+        ("data.image_size=65536", "data.image_size"),
+        ("model.widths=[100000]", "widths times width_multiplier must be at most 8192"),
+        ("model.width_multiplier=99", "widths times width_multiplier must be at most 8192"),
+    ],
+)
+def test_sizes_that_no_machine_holds_are_refused(tmp_path: Path, override: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        settings_io.load(write(tmp_path, MINIMAL), ["model.widths=[128]", override])
