@@ -59,6 +59,15 @@ DERIVED_METRICS = (
     ("network/multiply_adds", "operations", "multiply-adds of the network for one image"),
 )
 
+SYSTEM_METRICS = (
+    ("system/HOST/cpu_utilization_percentage", "%", "mean of all cores since the point before"),
+    ("system/HOST/system_memory_usage_megabytes", "MB", "memory in use; also as `…_percentage`"),
+    ("system/HOST/network_receive_megabytes", "MB", "received since training began; also `network_transmit_megabytes`"),
+    ("system/HOST/gpu_N_utilization_percentage", "%", "time in which GPU N computed"),
+    ("system/HOST/gpu_N_memory_usage_megabytes", "MB", "memory of GPU N in use; also as `…_percentage`"),
+    ("system/HOST/gpu_N_power_usage_watts", "W", "power that GPU N takes"),
+)
+
 
 def main() -> int:
     """Writes or checks the pages; the exit status."""
@@ -138,6 +147,9 @@ def metrics_page() -> str:
         f"of the run; those of epochs have a point at the last step of each.\n\n{table(METRICS)}\n"
         "## Of some steps\n\nIn `steps.jsonl` and in MLflow, over steps counted from the start of the run: means over "
         f"`tracking.every_steps` steps.\n\n{table(STEP_METRICS)}\n"
+        "## Of a machine\n\nIn `system/HOST.jsonl` and in MLflow's tab of system metrics: the load of each machine "
+        "that trains, with its other programs, every `tracking.system_seconds` seconds, over training steps.\n\n"
+        f"{table(SYSTEM_METRICS)}\n"
         "## In MLflow alone\n\nThe value that MLflow's table shows of a metric is the last one of its curve. A search "
         f"has the metrics of its best trial, over the training steps of all trials.\n\n{table(DERIVED_METRICS)}"
     )

@@ -249,6 +249,8 @@ class TrackingSettings(Section):
     """Name of the MLflow experiment; MLFLOW_EXPERIMENT_NAME is used if it is not set."""
     every_steps: Annotated[int, Field(ge=0), MAY_CHANGE] = 50
     """Steps per point of the curves within epochs: loss, gradient norm, learning rate and images/s. 0 records none."""
+    system_seconds: Annotated[float, Field(ge=0), MAY_CHANGE] = 15
+    """Seconds per point of the load of each machine: CPU, memory, network, and each GPU. 0 records none."""
     pictures: Annotated[bool, MAY_CHANGE] = True
     """Draw pictures into the folder of the run: samples of its input before training; learning curves, confusion
     matrix, worst mistakes, filters and spectra of the weights after the last evaluation."""

@@ -1,12 +1,16 @@
-"""The environment of a run: versions, hardware, and the state of the source code."""
+"""The environment of a run: versions, hardware and its load, and the state of the source code."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import psutil
+import pynvml
 import torch
 
 from data_prep.common.distribution import installed_versions
@@ -32,6 +36,43 @@ def describe() -> dict[str, str]:
         "hardware.memory_gib": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f}",
         "hardware.gpus": ", ".join(gpus) or "none",
     }
+
+
+class Load:
+    """The load of this machine, by MLflow's names of system metrics.
+
+    CPU and memory are those of the machine, network traffic is counted from when this object is made, and GPUs are all
+    that the driver shows, also those of other programs.
+    """
+
+    def __init__(self) -> None:
+        psutil.cpu_percent()  # the next call gives the mean since this one
+        self._traffic = psutil.net_io_counters()
+        self._gpus: list[Any] = []
+        with suppress(pynvml.NVMLError):  # no driver
+            pynvml.nvmlInit()
+            self._gpus = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+
+    def measure(self) -> dict[str, float]:
+        """The mean utilization of the CPUs since the last call, and the state of everything else at this moment."""
+        memory, traffic = psutil.virtual_memory(), psutil.net_io_counters()
+        load = {
+            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "system_memory_usage_megabytes": memory.used / 1e6,
+            "system_memory_usage_percentage": memory.percent,
+            "network_receive_megabytes": (traffic.bytes_recv - self._traffic.bytes_recv) / 1e6,
+            "network_transmit_megabytes": (traffic.bytes_sent - self._traffic.bytes_sent) / 1e6,
+        }
+        for index, gpu in enumerate(self._gpus):
+            with suppress(pynvml.NVMLError):  # a GPU need not measure everything
+                used = pynvml.nvmlDeviceGetMemoryInfo(gpu)
+                load[f"gpu_{index}_memory_usage_megabytes"] = used.used / 1e6
+                load[f"gpu_{index}_memory_usage_percentage"] = 100 * used.used / used.total
+            with suppress(pynvml.NVMLError):
+                load[f"gpu_{index}_utilization_percentage"] = float(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu)
+            with suppress(pynvml.NVMLError):
+                load[f"gpu_{index}_power_usage_watts"] = pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000
+        return load
 
 
 def warning(precision: str, gpu: bool) -> str | None:

@@ -7,6 +7,9 @@ To add one from outside, register its builder in CALLBACKS and name it in the se
 from __future__ import annotations
 
 import os
+import platform
+import re
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +23,11 @@ from pipeline.metrics import report
 from pipeline.metrics.classification import ClassificationMetrics
 from pipeline.metrics.epoch import METRICS
 from pipeline.runs import paths, remote_copy
-from pipeline.runs.history import StepLog, StepRecord
+from pipeline.runs.history import StepLog, StepRecord, to_line
+from pipeline.runs.journal import JournalWriter
 from pipeline.runs.remote_copy import Uploads
 from pipeline.runs.train_state import TrainState
+from pipeline.runtime import system_info
 from pipeline.runtime.background import BackgroundCalls
 from pipeline.runtime.coordination import StepAction
 from pipeline.tracking.writer import ProgressWriter
@@ -30,6 +35,8 @@ from pipeline.training import loop
 from pipeline.training.context import WorkerContext, WorkerSpec
 
 PROFILED_STEPS = 4
+END_SECONDS = 1.0
+"""How long the end of training waits for a thread that may wait for storage."""
 SILENT = 6
 """A level of messages above all of the profiler's library."""
 
@@ -96,6 +103,8 @@ def default_callbacks(
 ) -> list[Callback]:
     """The callbacks of every run, in the order in which they are called, then those of `training.callbacks`."""
     callbacks: list[Callback] = [WeightAverage(state), Progress(progress), Preemption(context, progress)]
+    if context.leads_machine and spec.settings.tracking.system_seconds:
+        callbacks.append(SystemLoad(spec))
     if context.rank == 0:
         callbacks.append(StepCurves(spec, background))
         if spec.profile:
@@ -187,6 +196,37 @@ class StepCurves(Callback):
 
     def on_fit_end(self) -> None:
         self._background.submit(self._log.flush)  # what a full disk refused
+
+
+class SystemLoad(Callback):
+    """Records the load of this machine every `tracking.system_seconds` seconds, in a thread, on one worker of it."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._machine = re.sub(r"[^A-Za-z0-9._-]", "-", platform.node()) or "machine"
+        self._journal = JournalWriter(spec.folder.path / paths.SYSTEM / f"{self._machine}.jsonl")
+        self._seconds = spec.settings.tracking.system_seconds
+        self._step = 0
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def on_step_end(self, event: StepEnd) -> StepAction:
+        self._step = event.number
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._record, name="system-load", daemon=True)
+            self._thread.start()
+        return StepAction.NOTHING
+
+    def on_fit_end(self) -> None:
+        self._ended.set()
+        if self._thread:
+            self._thread.join(END_SECONDS)
+
+    def _record(self) -> None:
+        load = system_info.Load()
+        while not self._ended.wait(self._seconds):
+            metrics = {f"system/{self._machine}/{name}": value for name, value in load.measure().items()}
+            self._journal.add(to_line(StepRecord(self._step, time.time(), metrics)))
+            self._journal.flush()
 
 
 class Preemption(Callback):

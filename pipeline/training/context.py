@@ -42,6 +42,8 @@ class WorkerContext(Protocol):
 
     rank: int
     world_size: int
+    leads_machine: bool
+    """Whether this is the first of the workers on its machine."""
     device: torch.device
     preemption_poll_seconds: float | None
     """Seconds between two checks for a preemption notice; None where there is no such notice."""
@@ -68,6 +70,7 @@ class LocalContext:
 
     rank = 0
     world_size = 1
+    leads_machine = True
     preemption_poll_seconds: float | None = None
 
     def __init__(self, spec: WorkerSpec) -> None:
@@ -113,6 +116,7 @@ class RayContext:
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
+        self.leads_machine: bool = context.get_local_rank() == 0
         self.watch_requests_in(spec.folder.path)
         # Ray returns a GPU wherever there is one, reserved or not.
         self.device: torch.device = ray.train.torch.get_device() if spec.settings.cluster.gpu else torch.device("cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -92,7 +93,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits_in_the_same_tracked_run(
 def test_the_tracked_run_holds_all_that_the_run_was(
     settings: Callable[..., Settings], storage: Path, textures: Path
 ) -> None:
-    outcome = launcher.train(settings(), tags={"color": "blue"}, progress=False)
+    chosen = settings("tracking.system_seconds=0.05")
+    outcome = launcher.train(chosen, tags={"color": "blue"}, progress=False)
     run = tracked(storage, outcome.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["model.widths"] == "[6]"
@@ -105,15 +107,16 @@ def test_the_tracked_run_holds_all_that_the_run_was(
     assert [metric.step for metric in history] == [4, 8, 12], "training steps, as of all curves"
     assert run.data.metrics["best/validation/top1"] == max(metric.value for metric in history)
     assert run.data.metrics["network/parameters"] > 0
+    assert 0 < run.data.metrics[f"system/{platform.node()}/system_memory_usage_percentage"] <= 100
     assert run.data.tags["mlflow.source.name"] == "phasecollapse"
     assert run.data.tags["command"] and "top-1" in run.data.tags["mlflow.note.content"]
     (entry,) = run.inputs.dataset_inputs
     assert entry.dataset.digest == load_manifest(textures).digest[:36]
     artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
-    assert settings_io.load(artifacts / "settings.yaml") == settings()
+    assert settings_io.load(artifacts / "settings.yaml") == chosen
     with registry.checkpoint_of(f"runs:/{outcome.run_id}", storage) as checkpoint:
         loaded = trained_model.load(checkpoint)
-    assert loaded.settings == settings()
+    assert loaded.settings == chosen
     assert len(loaded.classes) == 10
     name, value = next(loaded.network.named_parameters())
     assert torch.equal(value, final_weights(outcome.folder)[name])
