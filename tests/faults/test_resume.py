@@ -246,7 +246,7 @@ from pipeline.config import settings_io
 from pipeline.launch import launcher
 from pipeline.training import trainer
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20,) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (used + 1000 * 2**20,) * 2)
 try:
     launcher.train(settings_io.load(Path(sys.argv[1]), sys.argv[2:]), progress=False)
 except UserError as error:
