@@ -86,15 +86,16 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         (
             ["dance"],
             "error: there is no command 'dance': choose one of: describe, evaluate, export, inspect, merge, predict, "
-            "prepare, stage, train, tune, ui, verify",
+            "prepare, register, report, runs, stage, sync, train, tune, ui, verify",
         ),
         (["train"], "error: Missing argument 'CONFIG'."),
         (["ui", "--port", "many"], "error: Invalid value for '--port': 'many' is not a valid integer range."),
         (["ui", "a\x1b[2J"], r"error: Got unexpected extra argument (a\x1b[2J)"),
         (["train", "nowhere.yaml"], "error: configuration file nowhere.yaml does not exist"),
         (
-            ["ui", "--uri", "http://x"],
-            "error: --uri: http://x is a tracking server, which has its own web pages: open http://x",
+            ["ui", "--uri", "http://127.0.0.1:1"],
+            "error: tracking.uri: http://127.0.0.1:1 is unreachable (connection refused): check it, or unset "
+            "tracking.uri",
         ),
     ],
 )
