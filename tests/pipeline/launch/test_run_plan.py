@@ -73,7 +73,9 @@ def test_as_many_workers_are_timed_at_once_as_there_is_room_for(
 ) -> None:
     networks: list[nn.Module] = []
     build = models.build
-    monkeypatch.setattr(models, "build", lambda *arguments: networks.append(build(*arguments)) or networks[-1])
+    monkeypatch.setattr(
+        models, "build", lambda *given, **options: networks.append(build(*given, **options)) or networks[-1]
+    )
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
     settings = settings_io.load(file, ["cluster.workers=2", f"cluster.cpus_per_worker={threads}"])
     assert measure_speed(settings, launcher.dry_run(settings)).images_per_second > 0
