@@ -134,6 +134,7 @@ def test_pages_ask_for_a_password_that_only_its_owner_reads(store: Store) -> Non
 
 
 TALK = """
+import time
 for line in range(3000):
     print(f"line {line}", flush=True)
     time.sleep(0.001)
