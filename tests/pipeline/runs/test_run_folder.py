@@ -98,6 +98,9 @@ def test_these_settings_and_no_others_may_change_when_a_run_is_resumed() -> None
         "start.checkpoint",
         "tracking.every_steps",
         "tracking.experiment",
+        "tracking.pictures",
+        "tracking.system_seconds",
+        "tracking.tensorboard",
         "tracking.uri",
         "training.activation_checkpointing",
     } == EXECUTION_ONLY
