@@ -22,8 +22,6 @@ from pipeline.runs import history, paths, run_folder
 from pipeline.runs.history import EpochRecord
 from pipeline.runs.run_folder import RunIdentity
 
-TRACKING = "tracking.json"
-"""In a run's folder: what its tracking store is to have, with the command and the data set."""
 ARTIFACTS = {
     f"{paths.PICTURES}/{paths.CURVES}": "learning curves",
     f"{paths.PICTURES}/{paths.CONFUSION}": "confusion matrix",
@@ -169,7 +167,7 @@ def read(folder: Path) -> RunFacts:
         epochs,
         _json(folder / paths.NETWORK, problems),
         _json(folder / paths.ENVIRONMENT, problems),
-        _json(folder / TRACKING, problems),
+        _json(folder / paths.TRACKING, problems),
         problems,
     )
 
