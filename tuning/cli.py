@@ -17,7 +17,8 @@ from pipeline.runtime.imports import quick_imports
 @click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")
 @explains_settings("tuning.config:SearchSettings")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the trials, without training.")
-def tune(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
+@click.option("--retry-failed", is_flag=True, help="Try trials that have failed again, from their latest checkpoints.")
+def tune(config: Path, overrides: tuple[str, ...], dry_run: bool, retry_failed: bool) -> None:
     """Runs the search that the YAML file CONFIG describes; SECTION.FIELD=VALUE overrides single settings, those of the
     runs as train.SECTION.FIELD=VALUE.
 
@@ -39,18 +40,18 @@ def tune(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
         from pipeline.launch import run_plan
         from pipeline.runtime import system_info
         from pipeline.tracking.mlflow_store import addresses
-        from tuning import frontier, search
+        from tuning import frontier, plan, search
 
     if warning := system_info.warning(settings.train.training.precision, settings.train.cluster.gpu):
         click.echo(f"warning: {warning}", err=True)
     if dry_run:
-        plan = search.dry_run(settings)
-        click.echo(str(plan))
+        planned = plan.dry_run(settings)
+        click.echo(str(planned))
         if sentence := run_plan.shortage(settings.train.cluster):
             click.echo(f"warning: train.{sentence}", err=True)
-        click.echo(search.describe_time(plan))
+        click.echo(plan.describe_time(planned))
         return
-    report = search.search(settings, report_line=click.echo)
+    report = search.search(settings, report_line=click.echo, retry_failed=retry_failed)
     state = "had already finished" if report.already_finished else "finished"
     progress.show(frontier.table(report.rows, f"search {settings.search.name} {state}"), width=120)
     error = frontier.shown_error(settings.search.error)
@@ -60,5 +61,8 @@ def tune(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     if reasons := [row.reason for row in report.rows if row.status == "failed"]:
         count = f"{len(reasons)} of {len(report.rows)} trials failed"
         if len(reasons) == len(report.rows):
-            raise UserError(f"{count} ({reasons[0]}): correct the settings, and choose another search.name")
+            raise UserError(
+                f"{count} ({reasons[0]}): correct the cause and give --retry-failed, or change settings and choose "
+                "another search.name"
+            )
         click.echo(f"warning: {count}, the first because: {reasons[0]}", err=True)

@@ -41,6 +41,8 @@ class SearchSection(Section):
     """Decides which trials continue after each epoch: asha, or none, with which every trial trains for all epochs."""
     max_concurrent: Annotated[Positive | None, MAY_CHANGE] = None
     """Trials that train at the same time; by default, and at most, as many as fit on the cluster."""
+    gpu_share: Annotated[float, Field(gt=0, le=1), MAY_CHANGE] = 1.0
+    """Share of a GPU that a trial of one worker takes: 0.5 trains two trials on each GPU at the same time."""
     grace_epochs: Positive = 2
     """asha: no trial is stopped before it has trained for this many epochs."""
     reduction_factor: Annotated[float, Field(gt=1)] = 2.0

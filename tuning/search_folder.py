@@ -41,6 +41,8 @@ class Record(Section):
     """After each epoch that the scheduler saw."""
     reason: str = ""
     """Why it failed."""
+    losses: int = 0
+    """How often its process or its node was lost."""
 
     @property
     def epochs(self) -> int:
@@ -96,6 +98,12 @@ class SearchFolder:
         """Replaces a record, here and on disk."""
         self.records[trial] = record
         self._write_records()
+
+    def retry_failed(self) -> None:
+        """Makes trials that have failed pending again; written with the next record."""
+        for name, record in self.records.items():
+            if record.status == "failed":
+                self.records[name] = Record(errors=record.errors)
 
     def expect(self, trials: Iterable[str]) -> None:
         """Adds records of trials that have none, so that the folder shows how many are to come."""

@@ -10,6 +10,11 @@ class UserError(Exception):
     """
 
 
+class TrainingError(UserError):
+    """A network does not train with its own settings: its loss is not finite, or memory is too small for it. Another
+    one may train on the same machine and data."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type if it has none."""
     lines = str(getattr(error, "strerror", None) or error).strip().splitlines()

@@ -38,7 +38,7 @@ from pipeline.tracking.run_delivery import RunDelivery
 from pipeline.tracking.watcher import RunWatcher
 from pipeline.tracking.writer import ProgressWriter
 from pipeline.training import finetune, trainer
-from pipeline.training.context import LocalContext, WorkerSpec
+from pipeline.training.context import EpochReport, LocalContext, WorkerSpec
 from pipeline.training.dataloader import ImageStream, Subset
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def train(
     in_search: bool = False,
     tags: Mapping[str, str] | None = None,
     callbacks: Sequence[UserCallback] = (),
+    report_here: EpochReport | None = None,
     progress: bool = True,
     profile: bool = False,
 ) -> Outcome:
@@ -83,6 +84,8 @@ def train(
         in_search: the run is a trial in the folder of a search, whose process delivers it to MLflow.
         tags: further tags of the MLflow run.
         callbacks: for Ray Train's controller; they get the metrics of each epoch after its checkpoint is stored.
+        report_here: for a run of one worker, in a process that has the resources of that worker already: trains there,
+            without Ray Train, and calls this after each epoch.
         progress: show epochs and time left on standard output.
         profile: write a profile of a few steps into the run's folder.
 
@@ -98,7 +101,7 @@ def train(
         folder = cluster_left_last.enter_context(run_folder.claim(settings, data, finetune.digest(local)))
         finished_before = folder.finished()
         connection = Connection()
-        if settings.cluster.workers and not finished_before:
+        if settings.cluster.workers and not finished_before and report_here is None:
             if progress:
                 count = settings.cluster.workers
                 print(f"starting {count} worker{'s' * (count > 1)} on Ray", flush=True)
@@ -118,7 +121,11 @@ def train(
                 until_the_end.enter_context(pictures.drawn(folder.path, settings))
             if not finished_before:
                 with failure_recorded(folder.path):
-                    _run_workers(WorkerSpec(local, folder, profile), callbacks, connection)
+                    spec = WorkerSpec(local, folder, profile)
+                    if report_here is not None or settings.cluster.workers == 0:
+                        _run_here(spec, report_here)
+                    else:
+                        _run_on_ray(spec, callbacks, connection)
         records = folder.history()
         run_id = RunDelivery(folder.path).run_id()
         return Outcome(folder.path, len(records), records[-1].metrics, run_id, finished_before)
@@ -239,20 +246,17 @@ def _shown(folder: RunFolder, starting_point: finetune.Start | None, shown: bool
         yield
 
 
-def _run_workers(spec: WorkerSpec, callbacks: Sequence[UserCallback], connection: Connection) -> None:
-    if spec.settings.cluster.workers == 0:
-        _run_here(spec)
-        return
-    from pipeline.launch import ray_train
+def _run_on_ray(spec: WorkerSpec, callbacks: Sequence[UserCallback], connection: Connection) -> None:
+    from pipeline.launch import ray_train  # imports Ray, which a run in this process does not need
 
     ray_train.fit(spec, callbacks, connection)
 
 
-def _run_here(spec: WorkerSpec) -> None:
+def _run_here(spec: WorkerSpec, report: EpochReport | None) -> None:
     malloc.keep_freed_memory()
     threads = torch.get_num_threads()
     try:
-        if not trainer.train_worker(spec, LocalContext(spec)):
+        if not trainer.train_worker(spec, LocalContext(spec, report)):
             raise KeyboardInterrupt
     finally:
         torch.set_num_threads(threads)

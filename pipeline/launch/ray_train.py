@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def _trainer(
             num_workers=(cluster.min_workers, cluster.workers) if cluster.min_workers else cluster.workers,
             elastic_resize_monitor_interval_s=cluster.resize_seconds,
             use_gpu=cluster.gpu,
-            resources_per_worker=_resources(cluster),
+            resources_per_worker=resources(cluster),
         ),
         run_config=RunConfig(
             name=paths.ATTEMPTS,
@@ -141,9 +141,9 @@ def _wait_until_saved(run: Path, seconds: float, request: str = paths.STOP) -> N
         time.sleep(0.1)
 
 
-def room(cluster: ClusterSettings) -> int:
-    """Number of workers that fit on the cluster's nodes if these are idle; a worker runs on one node."""
-    needed = _resources(cluster)
+def room(needed: Mapping[str, float]) -> int:
+    """Number of processes with these resources that fit on the cluster's nodes if these are idle; each runs on one
+    node."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(int(min(node.get(name, 0) // amount for name, amount in needed.items())) for node in nodes)
 
@@ -154,16 +154,16 @@ def check_capacity(cluster: ClusterSettings) -> None:
     Raises:
         UserError: they do not fit.
     """
-    needed, enough = _resources(cluster), cluster.min_workers or cluster.workers
+    needed, enough = resources(cluster), cluster.min_workers or cluster.workers
     deadline = time.monotonic() + 60 * cluster.wait_minutes
-    if room(cluster) < enough and cluster.wait_minutes:
+    if room(needed) < enough and cluster.wait_minutes:
         request_resources(bundles=[needed] * cluster.workers)
         try:
-            while room(cluster) < enough and time.monotonic() < deadline:
+            while room(needed) < enough and time.monotonic() < deadline:
                 time.sleep(1)
         finally:
             request_resources(bundles=[])  # the run keeps the new nodes busy
-    fitting = room(cluster)
+    fitting = room(needed)
     if fitting < enough:
         there = ray.cluster_resources()
         if cluster.gpu and not there.get("GPU"):
@@ -197,7 +197,7 @@ class FailureReporter(UserCallback):
             )
 
 
-def _resources(cluster: ClusterSettings) -> dict[str, float]:
+def resources(cluster: ClusterSettings) -> dict[str, float]:
     """Resources that each worker reserves."""
     return {"CPU": cluster.threads, "GPU": 1} if cluster.gpu else {"CPU": cluster.threads}
 

@@ -86,14 +86,21 @@ def provenance() -> dict[str, str]:
 
 @contextmanager
 def status(folder: RunFolder) -> Iterator[None]:
-    """Notes how the run has ended when the body ends; one that has finished gets its models."""
+    """Notes how the run has ended when the body ends; one that has finished gets its models.
+
+    A trial that a scheduler stops ends by SystemExit, and has done what it was to do.
+    """
     how: Status = "FAILED"
+    complete = False
     try:
         yield
+        how, complete = "FINISHED", True
+    except SystemExit:
         how = "FINISHED"
+        raise
     except KeyboardInterrupt:
         how = "KILLED"
         raise
     finally:
         with suppress(OSError):  # the same command notes it again
-            ledger.end(folder.path, how, time.time(), {}, models=how == "FINISHED")
+            ledger.end(folder.path, how, time.time(), {}, models=complete)

@@ -7,7 +7,7 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from data_prep.common.errors import UserError
+from data_prep.common.errors import TrainingError
 from pipeline.runtime.collectives import all_gather
 
 Finding = tuple[str, float, list[int]]
@@ -33,7 +33,7 @@ class NonFiniteGuard:
         """Notes the loss of a step on this rank, and the norm of its gradient, which is that of all ranks.
 
         Raises:
-            UserError: one that is `lag` steps old is not finite; the same on every rank.
+            TrainingError: one that is `lag` steps old is not finite; the same on every rank.
         """
         event = None
         values = torch.stack([loss.detach().float(), norm.detach().float()])
@@ -52,7 +52,7 @@ class NonFiniteGuard:
         return {"step/loss": loss / max(1.0, images), "step/gradient_norm": norm / max(1.0, steps)}
 
     def drain(self) -> None:
-        """Looks at all that is left; raises UserError if one is not finite."""
+        """Looks at all that is left; raises TrainingError if one is not finite."""
         while self._pending:
             self._check()
 
@@ -75,7 +75,7 @@ class NonFiniteGuard:
         named = ", ".join(map(str, images[:NAMED])) + (
             f" and {len(images) - NAMED} more" if len(images) > NAMED else ""
         )
-        raise UserError(
+        raise TrainingError(
             f"the {what} became {value} in epoch {self.epoch}, step {step} (training images {named}): lower "
             "optimizer.learning_rate, lengthen optimizer.warmup_epochs, or set optimizer.max_grad_norm"
         )

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from data_prep.common.errors import UserError, first_line, is_out_of_memory
+from data_prep.common.errors import TrainingError, UserError, first_line, is_out_of_memory
 from data_prep.common.files import format_bytes
 from data_prep.common.progress import format_duration
 from data_prep.format.manifest import ImageClass, load_manifest
@@ -59,7 +59,7 @@ def memory_errors(settings: Settings) -> Iterator[None]:
     """Names the settings to change where memory is too small for a step of the body.
 
     Raises:
-        UserError: memory is too small.
+        TrainingError: memory is too small.
     """
     try:
         yield
@@ -67,7 +67,7 @@ def memory_errors(settings: Settings) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         where = "the GPU's memory" if settings.cluster.gpu else "memory"
-        raise UserError(
+        raise TrainingError(
             f"{where} is too small for a step ({first_line(error)[:200]}): set training.activation_checkpointing, or "
             "training.micro_batch_size to a fraction of the images of a worker's step, or lower training.batch_size, "
             "data.image_size or model.width_multiplier"

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from data_prep.common.errors import UserError
 from data_prep.format.manifest import load_manifest
 from pipeline.models import multiply_adds
-from tuning import search, search_folder
+from tuning import plan, search_folder
 from tuning.cli import tune
 from tuning.config import load
 from tuning.search_folder import Record
@@ -43,11 +43,11 @@ def test_the_plan_names_the_trials_and_their_work_and_writes_nothing(file: Path,
     assert done.exit_code == 0, done.output
     table = [line.split(" | ")[0].strip("| ") for line in done.stdout.splitlines() if line.startswith("| ")]
     assert table == ["trial", "---", "4", "4-4"]
-    plan = search.dry_run(load(file, []))
+    planned = plan.dry_run(load(file, []))
     networks = [load(file, []).train.model.model_copy(update={"widths": widths}) for widths in ((4,), (4, 4))]
-    assert [row.multiply_adds for row in plan.networks] == [multiply_adds(each, 10, 16) for each in networks]
-    work = 3 * 3 * plan.images_per_epoch * sum(row.multiply_adds for row in plan.networks)
-    assert f"at most {work:.2e} multiply-adds" in done.stdout and plan.images_per_epoch < 240
+    assert [row.multiply_adds for row in planned.networks] == [multiply_adds(each, 10, 16) for each in networks]
+    work = 3 * 3 * planned.images_per_epoch * sum(row.multiply_adds for row in planned.networks)
+    assert f"at most {work:.2e} multiply-adds" in done.stdout and planned.images_per_epoch < 240
     assert re.search(r"^time +at most \S.* s for 4-4, the largest, and .* s for all trials", done.stdout, re.MULTILINE)
     assert [path.name for path in tmp_path.iterdir()] == ["search.yaml"]
 
@@ -57,8 +57,8 @@ def test_trials_that_have_ended_are_not_planned_again(file: Path, textures: Path
     with search_folder.claim(settings, load_manifest(textures)) as folder:
         folder.begin()
         folder.update("4", Record(status="completed", errors={3: 0.5}))
-    plan = search.dry_run(settings)
-    assert [row.name for row in plan.networks] == ["4-4"] and plan.ended == 1
+    planned = plan.dry_run(settings)
+    assert [row.name for row in planned.networks] == ["4-4"] and planned.ended == 1
     with search_folder.claim(settings, load_manifest(textures)) as folder:
         folder.update("4-4", Record(status="failed", errors={}))
     done = dry_run(file)
@@ -80,7 +80,7 @@ def test_what_the_search_would_refuse_is_refused(file: Path, textures: Path, cha
     with search_folder.claim(load(file, []), load_manifest(textures)) as folder:
         folder.begin()
     with pytest.raises(UserError, match=says):
-        search.dry_run(load(file, re.split(r" (?=search)", change)))
+        plan.dry_run(load(file, re.split(r" (?=search)", change)))
 
 
 def test_workers_that_do_not_fit_are_named(file: Path) -> None:

@@ -183,7 +183,7 @@ MUTATIONS = (
     Mutation(
         "the models of a run are not tracked",
         "pipeline/launch/tracked_run.py",
-        'models=how == "FINISHED"',
+        "models=complete",
         "models=False",
         ("tests/integration/test_training.py::test_the_tracked_run_holds_all_that_the_run_was",),
     ),

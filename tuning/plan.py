@@ -1,0 +1,108 @@
+"""What a search will do: its trials, their work, and the time that it will take."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_prep.common.progress import format_duration
+from data_prep.format.manifest import load_manifest
+from pipeline.config.schema import Settings
+from pipeline.launch import initial_weights, launcher, run_plan
+from pipeline.tracking.mlflow_store.store import store_of
+from pipeline.training import finetune
+from pipeline.training.dataloader import count_images
+from pipeline.training.setup import memory_errors
+from tuning import frontier, search_folder, space
+from tuning.config import SearchSettings
+from tuning.frontier import Row
+from tuning.schedulers import build_scheduler
+from tuning.search import rows_of, runs_of
+from tuning.search_folder import Record
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """What a search will do."""
+
+    networks: list[Row]
+    """One for each trial that has not ended."""
+    ended: int
+    """Trials that have ended already."""
+    epochs: int
+    images_per_epoch: int
+    """Images that a trial trains on in an epoch."""
+    workers: int
+    """Of each trial."""
+    largest: Settings | None
+    """The run of the trial with the most multiply-adds; None if every trial has ended."""
+
+    def __str__(self) -> str:
+        work = 3 * self.epochs * self.images_per_epoch * sum(row.multiply_adds for row in self.networks)
+        return "\n".join(
+            [
+                *frontier.markdown(self.networks).splitlines(),
+                f"trials       {len(self.networks)} to train, {self.ended} have ended; {self.workers} workers each",
+                f"epochs       at most {self.epochs} of {self.images_per_epoch:,} images each; search.scheduler stops "
+                "some earlier",
+                f"work         at most {work:.2e} multiply-adds, forward and backward",
+            ]
+        )
+
+
+def dry_run(settings: SearchSettings) -> SearchPlan:
+    """The plan of a search, after every check that needs no worker; writes nothing.
+
+    The size of the cluster is checked only if it is running already (`cluster.address`).
+
+    Raises:
+        UserError: names the setting that does not fit.
+    """
+    data = load_manifest(Path(settings.train.data.path))
+    with initial_weights.fetched(settings.train, search_folder.path_of(settings)) as train:
+        records = search_folder.check(settings, data, finetune.digest(train))
+        runs = runs_of(settings, space.candidates(settings), train, store_of(settings.train))
+        for run in runs.values():
+            launcher.check(run, data)
+    build_scheduler(settings, records.items())
+    waiting = {name: run for name, run in runs.items() if records.get(name, Record()).status == "pending"}
+    cluster = settings.train.cluster
+    if waiting and (cluster.address or os.environ.get("RAY_ADDRESS")):
+        with launcher.cluster_with_room(cluster):
+            pass
+    images, _ = count_images(next(iter(runs.values())).data, data, settings.train.training.seed)
+    networks = rows_of(waiting, records, data)
+    return SearchPlan(
+        networks,
+        ended=len(runs) - len(waiting),
+        epochs=settings.train.training.epochs,
+        images_per_epoch=images,
+        workers=cluster.workers,
+        largest=waiting[max(networks, key=lambda row: row.multiply_adds).name] if networks else None,
+    )
+
+
+def describe_time(plan: SearchPlan) -> str:
+    """The last line of a plan: how long the trials take, estimated from a few steps of the largest network here.
+
+    Raises:
+        UserError: memory is too small for it.
+    """
+    run = plan.largest
+    if run is None:
+        return "time         none, as every trial has ended"
+    if run.cluster.gpu and not torch.cuda.is_available():
+        return "time         not measured: train.cluster.gpu is true, and torch sees no GPU on this machine"
+    with memory_errors(run):
+        speed = run_plan.measure_speed(run, run_plan.plan(run, load_manifest(Path(run.data.path))))
+    costs = [row.multiply_adds for row in plan.networks]
+    longest, everything = (
+        format_duration(max(1.0, speed.seconds * cost / max(costs))) for cost in (max(costs), sum(costs))
+    )
+    return (
+        f"time         at most {longest} for {run.run.name}, the largest, and {everything} for all trials one after "
+        f"another (a few steps were measured on this machine, {speed.images_per_step} images each)"
+    )
