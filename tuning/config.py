@@ -37,17 +37,20 @@ class SearchSection(Section):
     """Decides which points of the grid are drawn."""
     searcher: Annotated[str, Registered("tuning.space:SEARCHERS")] = "grid"
     """Chooses the points that are tried: grid, all points of depths × widths or `trials` of them."""
-    scheduler: Annotated[str, Registered("tuning.schedulers:SCHEDULERS")] = "asha"
-    """Decides which trials continue after each epoch: asha, or none, with which every trial trains for all epochs."""
+    scheduler: Annotated[str, Registered("tuning.schedulers:SCHEDULERS")] = "pareto_halving"
+    """Decides which trials continue after each epoch: pareto_halving, by error and cost together; asha and hyperband,
+    by error alone; median, which stops those worse than the median; none: every trial trains for all epochs."""
+    cost: Literal["multiply_adds", "parameters"] = "multiply_adds"
+    """What pareto_halving weighs against the error."""
     max_concurrent: Annotated[Positive | None, MAY_CHANGE] = None
     """Trials that train at the same time; by default, and at most, as many as fit on the cluster."""
     gpu_share: Annotated[float, Field(gt=0, le=1), MAY_CHANGE] = 1.0
     """Share of a GPU that a trial of one worker takes: 0.5 trains two trials on each GPU at the same time."""
     grace_epochs: Positive = 2
-    """asha: no trial is stopped before it has trained for this many epochs."""
+    """No trial is stopped before it has trained for this many epochs."""
     reduction_factor: Annotated[float, Field(gt=1)] = 2.0
-    """asha: at `grace_epochs`, and at each multiple of it by this factor, a trial continues only if it is among the
-    best 1/reduction_factor of those that have reached that epoch."""
+    """pareto_halving, asha, hyperband: at `grace_epochs`, and at each multiple of it by this factor, a trial continues
+    only if it is among the best 1/reduction_factor of those that have reached that epoch."""
     error: Literal["top1", "top5"] = "top1"
     """The error that decides, on training images held out: 1 − top-1 accuracy, or 1 − top-5."""
 

@@ -20,7 +20,7 @@ from tuning import frontier, search_folder, space
 from tuning.config import SearchSettings
 from tuning.frontier import Row
 from tuning.schedulers import build_scheduler
-from tuning.search import rows_of, runs_of
+from tuning.search import costs_of, rows_of, runs_of
 from tuning.search_folder import Record
 
 
@@ -67,7 +67,7 @@ def dry_run(settings: SearchSettings) -> SearchPlan:
         runs = runs_of(settings, space.candidates(settings), train, store_of(settings.train))
         for run in runs.values():
             launcher.check(run, data)
-    build_scheduler(settings, records.items())
+    build_scheduler(settings, records, costs_of(rows_of(runs, records, data), settings))
     waiting = {name: run for name, run in runs.items() if records.get(name, Record()).status == "pending"}
     cluster = settings.train.cluster
     if waiting and (cluster.address or os.environ.get("RAY_ADDRESS")):

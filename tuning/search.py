@@ -75,7 +75,8 @@ def search(settings: SearchSettings, report_line: ReportLine = print, *, retry_f
         tracking.begin(settings, folder, store)
         with tracking.delivered(folder, runs, report_line):
             if waiting:
-                session.run({name: runs[name] for name in waiting}, settings, folder, report_line)
+                costs = costs_of(rows_of(runs, folder.records, data), settings)
+                session.run({name: runs[name] for name in waiting}, settings, folder, costs, report_line)
             if waiting or not all((folder.path / name).exists() for name in frontier.FILES):
                 frontier.write(rows_of(runs, folder.records, data), folder.path, settings.search.error)
         return Report(folder.path, rows_of(runs, folder.records, data), already_finished=not waiting)
@@ -87,6 +88,11 @@ def runs_of(
     """The run of each trial, by its name, with the initial weights of `train`."""
     local, folder = settings.model_copy(update={"train": train}), search_folder.path_of(settings)
     return {one.name: space.trial_settings(local, one, folder, store.uri) for one in candidates}
+
+
+def costs_of(rows: Sequence[Row], settings: SearchSettings) -> dict[str, float]:
+    """The cost of each trial, by its name, see `search.cost`."""
+    return {row.name: getattr(row, settings.search.cost) for row in rows}
 
 
 def rows_of(runs: Mapping[str, Settings], records: Mapping[str, Record], data: Manifest) -> list[Row]:

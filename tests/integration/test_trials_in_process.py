@@ -83,7 +83,9 @@ def searched(textures: Path, tmp_path_factory: pytest.TempPathFactory) -> Search
     storage = tmp_path_factory.mktemp("search")
     gate = Gate(storage / "gate")
     bad = [{"widths": [2], "optimizer.learning_rate": rate} for rate in ("1e-06", "1e30")]
-    config = write_search(storage / "search.yaml", textures, depths=[2], widths=[8, 4], candidates=bad)
+    config = write_search(
+        storage / "search.yaml", textures, depths=[2], widths=[8, 4], candidates=bad, scheduler="asha"
+    )
     folder = storage / "runs" / "tiny"
     gate.close(STEPS + 4)  # in the second epoch
     search = start(config, gate)

@@ -289,9 +289,9 @@ def test_a_searcher_or_scheduler_that_fails_is_named(monkeypatch: Patch) -> None
     with pytest.raises(UserError, match=r"^search\.searcher: widths returns \(4, 8\): return a list of Candidates$"):
         space.candidates(search_settings(searcher="widths"))
     with pytest.raises(UserError, match=rf"^search\.scheduler: the builder of broken failed{HERE}"):
-        schedulers.build_scheduler(search_settings(scheduler="broken"), [])
+        schedulers.build_scheduler(search_settings(scheduler="broken"), {}, {})
     with pytest.raises(UserError, match=r"builder of nothing returns NoneType: return a TrialScheduler$"):
-        schedulers.build_scheduler(search_settings(scheduler="nothing"), [])
+        schedulers.build_scheduler(search_settings(scheduler="nothing"), {}, {})
 
 
 def test_a_source_that_fails_is_named(monkeypatch: Patch) -> None:

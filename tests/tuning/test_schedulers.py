@@ -27,19 +27,20 @@ from tuning.schedulers import SCHEDULERS, metric
 from tuning.space import SEARCHERS, Candidate
 
 SEARCHERS.register("pair", lambda settings: [Candidate((4, 8)), Candidate((4, 8, 16))])
-SCHEDULERS.register("median", lambda settings: MedianStoppingRule(metric=metric(settings), mode="max"))
+SCHEDULERS.register("mine", lambda settings: MedianStoppingRule(metric=metric(settings), mode="max"))
 """
 PROGRAM = """
 from pipeline.config.settings_io import resolve
 from tuning import space
 from tuning.config import SearchSettings
 from tuning.schedulers import build_scheduler
-content = {"train": {"data": {"path": "x"}}, "search": {"name": "s", "searcher": "pair", "scheduler": "median"}}
+content = {"train": {"data": {"path": "x"}}, "search": {"name": "s", "searcher": "pair", "scheduler": "mine"}}
 settings = resolve(SearchSettings, content, "search.yaml")
-print([one.name for one in space.candidates(settings)], type(build_scheduler(settings, [])).__name__)
+print([one.name for one in space.candidates(settings)], type(build_scheduler(settings, {}, {})).__name__)
 """
 
 
+COSTS = {"4-4": 1.0, "8-8": 2.0, "good0": 1.0, "good1": 1.0, "good2": 1.0, "bad": 1.0, "later": 1.0}
 CONTROLLER: Any = None  # these schedulers do not ask it
 Register = Callable[[str, Callable[[SearchSettings], TrialScheduler]], None]
 
@@ -58,21 +59,21 @@ def settings(**search: object) -> SearchSettings:
 
 
 def test_a_scheduler_is_chosen_by_name_and_knows_the_trials_that_have_ended() -> None:
-    assert isinstance(build_scheduler(settings(scheduler="none"), []), FIFOScheduler)
+    assert isinstance(build_scheduler(settings(scheduler="none"), {}, {}), FIFOScheduler)
     ended = Record(status="completed", errors={1: 0.5, 2: 0.25})
-    with_past = build_scheduler(settings(), [("4-4", ended), ("8-8", Record(errors={1: 0.75}))])
+    with_past = build_scheduler(settings(scheduler="asha"), {"4-4": ended, "8-8": Record(errors={1: 0.75})}, COSTS)
     assert isinstance(with_past, ASHAScheduler)
     assert (
         "Iter 2.000: 0.75" in with_past.debug_string()
     )  # the accuracy of the completed trial, at the rung of two epochs
-    assert "0.75" not in build_scheduler(settings(), []).debug_string()
+    assert "0.75" not in build_scheduler(settings(scheduler="asha"), {}, {}).debug_string()
 
 
 def test_a_scheduler_from_elsewhere_resumes_with_the_trials_that_have_ended(register_scheduler: Register) -> None:
     register_scheduler("median", lambda settings: MedianStoppingRule("epoch", metric(settings), "max", grace_period=1))
-    ended = [(f"good{index}", Record(status="completed", errors={1: 0.2, 2: 0.1})) for index in range(3)]
-    failed, pending = ("bad", Record(status="failed")), ("later", Record(errors={1: 0.9}))
-    scheduler = build_scheduler(settings(scheduler="median"), [*ended, failed, pending])
+    records = {f"good{index}": Record(status="completed", errors={1: 0.2, 2: 0.1}) for index in range(3)}
+    records |= {"bad": Record(status="failed"), "later": Record(errors={1: 0.9})}
+    scheduler = build_scheduler(settings(scheduler="median"), records, COSTS)
     for error, decision in [(0.1, TrialScheduler.CONTINUE), (0.9, TrialScheduler.STOP)]:
         trial = Trial("new", stub=True)
         scheduler.on_trial_add(CONTROLLER, trial)
@@ -86,14 +87,17 @@ def test_a_scheduler_that_needs_more_than_results_resumes_no_search(register_sch
             tune_controller.pause_trial(trial)
 
     register_scheduler("demanding", lambda settings: Demanding())
-    assert isinstance(build_scheduler(settings(scheduler="demanding"), []), Demanding)
-    ended = [("8-8", Record(status="completed", errors={1: 0.5}))]
+    assert isinstance(build_scheduler(settings(scheduler="demanding"), {}, {}), Demanding)
+    ended = {"8-8": Record(status="completed", errors={1: 0.5})}
     with pytest.raises(UserError, match=r"search\.scheduler: demanding cannot resume a search"):
-        build_scheduler(settings(scheduler="demanding"), ended)
+        build_scheduler(settings(scheduler="demanding"), ended, COSTS)
 
 
 def test_unknown_names_are_refused_with_those_there_are() -> None:
-    with pytest.raises(UserError, match=r"'search\.scheduler' is 'pbt': must be 'asha' or 'none'"):
+    with pytest.raises(
+        UserError,
+        match=r"'search\.scheduler' is 'pbt': must be 'pareto_halving', 'asha', 'hyperband', 'median' or 'none'",
+    ):
         settings(scheduler="pbt")
     with pytest.raises(UserError, match=r"'search\.searcher' is 'oracle': must be 'grid'"):
         settings(searcher="oracle")

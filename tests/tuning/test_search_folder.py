@@ -123,7 +123,7 @@ def test_the_scheduler_of_the_next_session_knows_the_trials_of_the_last(tmp_path
         newcomer = SimpleNamespace(trial_id="newcomer")
         with search_folder.claim(settings(tmp_path), data) as folder:
             folder.begin()
-            scheduler = build_scheduler(settings(tmp_path), folder.records.items())
+            scheduler = build_scheduler(settings(tmp_path, scheduler="asha"), folder.records, {"8-8": 1.0})
         scheduler.on_trial_add(None, newcomer)
         decision: str = scheduler.on_trial_result(None, newcomer, {"epoch": 1, "holdout/top1": 1 - error})
         return decision

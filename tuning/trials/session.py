@@ -18,6 +18,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read when Tune is imported: 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # and its log files
 
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
 
 from data_prep.common.errors import UserError
 from data_prep.common.ray_cluster import Connection
@@ -62,8 +63,17 @@ def _leave(here: bool, report_line: ReportLine) -> None:
         report_line(f"warning: the cluster still holds {held} of this search")
 
 
-def run(runs: Mapping[str, Settings], settings: SearchSettings, folder: SearchFolder, report_line: ReportLine) -> None:
+def run(
+    runs: Mapping[str, Settings],
+    settings: SearchSettings,
+    folder: SearchFolder,
+    costs: Mapping[str, float],
+    report_line: ReportLine,
+) -> None:
     """Trains `runs` on the cluster until each has ended; one whose process was lost is tried again after the others.
+
+    Args:
+        costs: of all trials of the search, by name.
 
     Raises:
         UserError: every further trial would fail.
@@ -76,7 +86,10 @@ def run(runs: Mapping[str, Settings], settings: SearchSettings, folder: SearchFo
     losses = {name: folder.record(name).losses for name in runs}
     while waiting := {name: one for name, one in runs.items() if folder.record(name).status == "pending"}:
         recorder = TrialRecorder(folder, settings, report_line)
-        _tuner(waiting, settings, folder, recorder, at_once).fit()
+        scheduler = build_scheduler(settings, folder.records, costs)
+        # Trials have other working directories, outside of the source code's repository.
+        trials = trial.Trials(waiting, costs, system_info.git_state(Path.cwd()))
+        _tuner(trials, settings, folder, scheduler, recorder, at_once).fit()
         if recorder.shared_failure is not None:
             raise UserError(
                 f"{recorder.shared_failure}: correct this, and the same command resumes the search (--retry-failed "
@@ -102,21 +115,20 @@ class _StopAll(tune.Stopper):
 
 
 def _tuner(
-    runs: Mapping[str, Settings],
+    trials: trial.Trials,
     settings: SearchSettings,
     folder: SearchFolder,
+    scheduler: TrialScheduler,
     recorder: TrialRecorder,
     at_once: int | None,
 ) -> tune.Tuner:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the recorder reports errors in one line
     shutil.rmtree(folder.path / "tune", ignore_errors=True)
-    # Trials have other working directories, outside of the source code's repository.
-    trials = trial.Trials(runs, system_info.git_state(Path.cwd()))
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(trial.run_trial, trials=trials), trial.resources(settings)),
-        param_space={"name": tune.grid_search(list(runs))},
+        param_space={"name": tune.grid_search(list(trials.runs))},
         tune_config=tune.TuneConfig(
-            scheduler=build_scheduler(settings, folder.records.items()),
+            scheduler=scheduler,
             max_concurrent_trials=at_once,
             reuse_actors=trial.trains_here(settings.train.cluster),
             trial_name_creator=name_of,

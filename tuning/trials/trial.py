@@ -23,6 +23,7 @@ from pipeline.config.schema import ClusterSettings, Settings
 from pipeline.launch import launcher, ray_train
 from pipeline.runs import history
 from tuning.config import SearchSettings
+from tuning.pareto_halving import COST
 
 
 def trains_here(settings: ClusterSettings) -> bool:
@@ -49,6 +50,8 @@ class Trials:
 
     runs: Mapping[str, Settings]
     """By name of the trial."""
+    costs: Mapping[str, float]
+    """By name of the trial, for schedulers that weigh it."""
     tags: Mapping[str, str]
 
 
@@ -62,31 +65,31 @@ def run_trial(config: dict[str, str], trials: Trials) -> None:
     # Clusters that this program starts have these already; processes of an existing cluster do not.
     for name, value in launcher.TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    run = trials.runs[config["name"]]
+    run, cost = trials.runs[config["name"]], {COST: trials.costs[config["name"]]}
     last = run.training.epochs
     for record in history.read(Path(run.run.storage) / config["name"])[: last - 1]:
-        tune.report(dict(record.metrics))
+        tune.report({**record.metrics, **cost})
     train = functools.partial(launcher.train, run, in_search=True, tags=trials.tags, progress=False)
     if trains_here(run.cluster):
-        outcome = train(report_here=functools.partial(_report, before=last))
+        outcome = train(report_here=functools.partial(_report, before=last, cost=cost))
     else:
-        outcome = train(callbacks=[_ReportEpochs(before=last)])
-    tune.report(dict(outcome.metrics))
+        outcome = train(callbacks=[_ReportEpochs(last, cost)])
+    tune.report({**outcome.metrics, **cost})
 
 
-def _report(metrics: dict[str, float], before: int) -> None:
+def _report(metrics: dict[str, float], before: int, cost: dict[str, float]) -> None:
     """Reports the epochs before `before` to the scheduler, which may stop the trial: then this raises SystemExit."""
     if metrics["epoch"] < before:
-        tune.report(dict(metrics))
+        tune.report({**metrics, **cost})
 
 
 class _ReportEpochs(TuneReportCallback):
     """Reports the metrics of the epochs before `before` to the scheduler. Runs in Ray Train's controller."""
 
-    def __init__(self, before: int) -> None:
+    def __init__(self, before: int, cost: dict[str, float]) -> None:
         super().__init__()
-        self._before = before
+        self._before, self._cost = before, cost
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         if metrics[0]["epoch"] < self._before:
-            super().after_report(run_context, metrics, checkpoint)
+            super().after_report(run_context, [{**metrics[0], **self._cost}, *metrics[1:]], checkpoint)
