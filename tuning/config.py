@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from data_prep.common.errors import UserError
 from pipeline.config.model_schema import ScatteringSettings
@@ -14,6 +15,30 @@ from pipeline.config.registered import Registered
 from pipeline.config.schema import Settings
 from pipeline.config.section import MAY_CHANGE, FolderName, Positive, Section
 from pipeline.config.settings_io import load_yaml, override, resolve
+from tuning.space.dimension import Dimension
+from tuning.space.points import flatten, in_order
+
+
+def _read_amount(value: Any) -> Any:
+    """A whole number, also with a suffix: 500M, 1.5G, 64k."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT])\s*", value) if isinstance(value, str) else None
+    if found is None:
+        return value
+    return round(float(found[1]) * 1000 ** (1 + "kMGT".index(found[2])))
+
+
+Amount = Annotated[Positive, BeforeValidator(_read_amount)]
+
+
+class Constraints(Section):
+    """Budgets: networks above one of them are not tried. Numbers may have a suffix, as in 500M."""
+
+    max_multiply_adds: Amount | None = None
+    """Of the forward pass of one image."""
+    max_parameters: Amount | None = None
+    """Learned numbers; a complex one counts as two."""
+    max_memory: Amount | None = None
+    """Bytes that a worker needs for a step, besides its libraries: as `memory` in the plan of `train --dry-run`."""
 
 
 class SearchSection(Section):
@@ -21,22 +46,22 @@ class SearchSection(Section):
 
     name: FolderName
     """Folder of the search under `train.run.storage`; the runs of its trials lie in it."""
-    depths: tuple[Positive, ...] = ()
-    """Numbers of blocks to try, each with each of `widths`."""
-    widths: tuple[Positive, ...] = ()
-    """Widths of the first block to try; later blocks are twice as wide at each octave (see tuning/space.py)."""
-    max_width: Positive = 512
-    """No block gets wider than this."""
+    space: dict[str, Dimension] = Field(default={})
+    """What differs between trials: `depth` and `width` of the first block, which later blocks exceed by the factor
+    `growth` (2) at each octave, up to `max_width` (512); or `widths` of all blocks; and fields of model, optimizer and
+    training, or `data.image_size`, by their dotted names. Each is a list of values, or a range such as `{log_uniform:
+    [0.03, 1]}` (tuning/space/dimension.py)."""
     candidates: tuple[dict[str, Any], ...] = ()
-    """Further trials, named one by one: each has `widths`, and may set fields of model and optimizer by their dotted
-    names, as in `{widths: [8, 16], optimizer.learning_rate: 0.3}`. They start after those of the grid."""
+    """Further points, one by one, as in `{widths: [8, 16], optimizer.learning_rate: 0.3}`. They are tried after those
+    of the space."""
+    constraints: Constraints = Constraints()
     trials: Positive | None = None
-    """How many points of the grid depths × widths are tried, drawn at random; by default all of them. `candidates`
-    come on top."""
+    """How many points of the space are tried; by default all of a grid. `candidates` come on top."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Decides which points of the grid are drawn."""
-    searcher: Annotated[str, Registered("tuning.space:SEARCHERS")] = "grid"
-    """Chooses the points that are tried: grid, all points of depths × widths or `trials` of them."""
+    """Decides which points are drawn."""
+    searcher: Annotated[str, Registered("tuning.searchers:SEARCHERS")] = "grid"
+    """Chooses the points that are tried: grid, all points of the space or `trials` of them; or random, which draws
+    `trials` points."""
     scheduler: Annotated[str, Registered("tuning.schedulers:SCHEDULERS")] = "pareto_halving"
     """Decides which trials continue after each epoch: pareto_halving, by error and cost together; asha and hyperband,
     by error alone; median, which stops those worse than the median; none: every trial trains for all epochs."""
@@ -56,14 +81,26 @@ class SearchSection(Section):
 
     @model_validator(mode="after")
     def _check_space(self) -> Self:
-        if bool(self.depths) != bool(self.widths):
-            raise ValueError("depths and widths make a grid together: give both, or neither")
-        if self.searcher == "grid" and not self.depths and not self.candidates:
-            raise ValueError("nothing to try: give depths and widths, or candidates")
-        for candidate in self.candidates:
-            if "widths" not in candidate:
-                raise ValueError(f"each of candidates needs widths, and {candidate} has none")
+        if self.searcher in ("grid", "random") and not self.space and not self.candidates:
+            raise ValueError("nothing to try: give a space, or candidates")
+        in_order(self.space)  # raises what is wrong with conditions
+        if self.searcher == "grid":
+            for name, dimension in self.space.items():
+                try:
+                    dimension.values()
+                except ValueError:
+                    raise ValueError(
+                        f"space.{name} is a range, and a grid needs `points` of it: give their number, or choose "
+                        "searcher: random"
+                    ) from None
+        if self.searcher == "random" and self.space and self.trials is None:
+            raise ValueError("trials must be set where searcher is random: a draw has no end")
         return self
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _flatten_space(cls, space: Any) -> Any:
+        return flatten(space) if isinstance(space, dict) else space
 
 
 class SearchSettings(Section):
@@ -86,8 +123,8 @@ class SearchSettings(Section):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
-        if self.model.octaves is not None and self.search.depths:
-            raise ValueError("train.model.octaves must stay unset where search.depths varies the number of blocks")
+        if self.model.octaves is not None and {"depth", "widths"} & set(self.search.space):
+            raise ValueError("train.model.octaves must stay unset where search.space varies the number of blocks")
         if self.train.run.name is not None:
             raise ValueError("train.run.name must stay unset: a search names the runs of its trials")
         if self.train.data.holdout == 0:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from data_prep.common.parallel import cores
 from data_prep.common.progress import format_duration
 from data_prep.format.manifest import load_manifest
 from pipeline.config.schema import Settings
@@ -16,12 +17,13 @@ from pipeline.tracking.mlflow_store.store import store_of
 from pipeline.training import finetune
 from pipeline.training.dataloader import count_images
 from pipeline.training.setup import memory_errors
-from tuning import frontier, search_folder, space
+from tuning import frontier, search_folder, searchers
 from tuning.config import SearchSettings
 from tuning.frontier import Row
 from tuning.schedulers import build_scheduler
 from tuning.search import costs_of, rows_of, runs_of
 from tuning.search_folder import Record
+from tuning.trials import session
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,12 @@ class SearchPlan:
     epochs: int
     images_per_epoch: int
     """Images that a trial trains on in an epoch."""
+    points: str
+    """How many points of the space are tried, and why others are not."""
     workers: int
     """Of each trial."""
+    at_once: int
+    """Trials that train at the same time."""
     largest: Settings | None
     """The run of the trial with the most multiply-adds; None if every trial has ended."""
 
@@ -45,7 +51,9 @@ class SearchPlan:
         return "\n".join(
             [
                 *frontier.markdown(self.networks).splitlines(),
-                f"trials       {len(self.networks)} to train, {self.ended} have ended; {self.workers} workers each",
+                f"space        {self.points}",
+                f"trials       {len(self.networks)} to train, {self.at_once} at a time, {self.ended} have ended; "
+                f"{self.workers} worker{'s' * (self.workers > 1)} each",
                 f"epochs       at most {self.epochs} of {self.images_per_epoch:,} images each; search.scheduler stops "
                 "some earlier",
                 f"work         at most {work:.2e} multiply-adds, forward and backward",
@@ -64,15 +72,13 @@ def dry_run(settings: SearchSettings) -> SearchPlan:
     data = load_manifest(Path(settings.train.data.path))
     with initial_weights.fetched(settings.train, search_folder.path_of(settings)) as train:
         records = search_folder.check(settings, data, finetune.digest(train))
-        runs = runs_of(settings, space.candidates(settings), train, store_of(settings.train))
+        choice = searchers.choose(settings, data)
+        candidates = search_folder.with_ended(records, choice.candidates)
+        runs = runs_of(settings, candidates, train, store_of(settings.train))
         for run in runs.values():
             launcher.check(run, data)
     build_scheduler(settings, records, costs_of(rows_of(runs, records, data), settings))
     waiting = {name: run for name, run in runs.items() if records.get(name, Record()).status == "pending"}
-    cluster = settings.train.cluster
-    if waiting and (cluster.address or os.environ.get("RAY_ADDRESS")):
-        with launcher.cluster_with_room(cluster):
-            pass
     images, _ = count_images(next(iter(runs.values())).data, data, settings.train.training.seed)
     networks = rows_of(waiting, records, data)
     return SearchPlan(
@@ -80,9 +86,24 @@ def dry_run(settings: SearchSettings) -> SearchPlan:
         ended=len(runs) - len(waiting),
         epochs=settings.train.training.epochs,
         images_per_epoch=images,
-        workers=cluster.workers,
+        points=str(choice),
+        workers=settings.train.cluster.workers,
+        at_once=_trials_at_once(settings) if waiting else 0,
         largest=waiting[max(networks, key=lambda row: row.multiply_adds).name] if networks else None,
     )
+
+
+def _trials_at_once(settings: SearchSettings) -> int:
+    """Trials that fit on the cluster that is running already, or on this machine."""
+    cluster = settings.train.cluster
+    if cluster.address or os.environ.get("RAY_ADDRESS"):
+        with launcher.cluster_with_room(cluster):
+            fitting = session.trials_that_fit(settings)
+    elif cluster.gpu:
+        fitting = int(torch.cuda.device_count() / (settings.search.gpu_share * cluster.workers))
+    else:
+        fitting = cores() // (cluster.threads * cluster.workers)
+    return min(fitting, settings.search.max_concurrent or fitting)
 
 
 def describe_time(plan: SearchPlan) -> str:
@@ -100,9 +121,10 @@ def describe_time(plan: SearchPlan) -> str:
         speed = run_plan.measure_speed(run, run_plan.plan(run, load_manifest(Path(run.data.path))))
     costs = [row.multiply_adds for row in plan.networks]
     longest, everything = (
-        format_duration(max(1.0, speed.seconds * cost / max(costs))) for cost in (max(costs), sum(costs))
+        format_duration(max(1.0, speed.seconds * cost / max(costs)))
+        for cost in (max(costs), max(max(costs), sum(costs) / max(1, plan.at_once)))
     )
     return (
-        f"time         at most {longest} for {run.run.name}, the largest, and {everything} for all trials one after "
-        f"another (a few steps were measured on this machine, {speed.images_per_step} images each)"
+        f"time         at most {longest} for {run.run.name}, the largest, and {everything} for all trials (a few steps "
+        f"were measured on this machine, {speed.images_per_step} images each)"
     )

@@ -21,11 +21,11 @@ from pipeline.tracking.mlflow_store import addresses
 from pipeline.tracking.mlflow_store.store import Store, store_of
 from pipeline.tracking.mlflow_store.store import check as check_store
 from pipeline.training import finetune
-from tuning import frontier, search_folder, space, tracking
+from tuning import frontier, search_folder, searchers, tracking
 from tuning.config import SearchSettings
 from tuning.frontier import Row
 from tuning.search_folder import Record
-from tuning.space import Candidate
+from tuning.space.candidate import Candidate, trial_settings
 from tuning.tracking import ReportLine
 from tuning.trials import session
 
@@ -61,7 +61,7 @@ def search(settings: SearchSettings, report_line: ReportLine = print, *, retry_f
         folder = cluster_left_last.enter_context(search_folder.claim(settings, data, finetune.digest(train)))
         if retry_failed:
             folder.retry_failed()
-        candidates = space.candidates(settings)
+        candidates = search_folder.with_ended(folder.records, searchers.choose(settings, data).candidates)
         runs = runs_of(settings, candidates, train, store)
         for run in runs.values():
             launcher.check(run, data)
@@ -71,7 +71,7 @@ def search(settings: SearchSettings, report_line: ReportLine = print, *, retry_f
         check_store(store)
         folder.begin()  # a search that was refused leaves no folder
         runs = runs_of(settings, candidates, initial_weights.keep(settings.train, train, folder.path), store)
-        folder.expect(runs)
+        folder.expect(candidates)
         tracking.begin(settings, folder, store)
         with tracking.delivered(folder, runs, report_line):
             if waiting:
@@ -87,7 +87,7 @@ def runs_of(
 ) -> dict[str, Settings]:
     """The run of each trial, by its name, with the initial weights of `train`."""
     local, folder = settings.model_copy(update={"train": train}), search_folder.path_of(settings)
-    return {one.name: space.trial_settings(local, one, folder, store.uri) for one in candidates}
+    return {one.name: trial_settings(local, one, folder, store.uri) for one in candidates}
 
 
 def costs_of(rows: Sequence[Row], settings: SearchSettings) -> dict[str, float]:

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -28,19 +28,39 @@ from pipeline.config.settings_io import differences, may_change
 from pipeline.runs import claimed_folder
 from pipeline.runs.paths import SEARCH, SEARCH_LOCK, TRIALS
 from tuning.config import SearchSettings
+from tuning.space.candidate import Candidate
 
 EXECUTION_ONLY = may_change(SearchSettings)
 """Settings that may change while a search is interrupted: they decide where and how fast it runs."""
+ENLARGING = tuple(
+    f"search.{name}"
+    for name in (
+        "space",
+        "candidates",
+        "constraints",
+        "trials",
+        "seed",
+        "searcher",
+        "scheduler",
+        "grace_epochs",
+        "reduction_factor",
+        "cost",
+    )
+)
+"""Settings that may change between sessions: they decide which trials there are and which continue, but not what a
+trial that has ended means."""
 
 
 class Record(Section):
     """Status and errors of one trial."""
 
     status: Literal["pending", "completed", "stopped early", "failed"] = "pending"
-    errors: dict[int, float] = Field(default_factory=dict)
+    errors: dict[int, float] = Field(default={})
     """After each epoch that the scheduler saw."""
     reason: str = ""
     """Why it failed."""
+    point: dict[str, Any] = Field(default={})
+    """The trial's widths, and its other settings by their dotted names."""
     losses: int = 0
     """How often its process or its node was lost."""
 
@@ -105,9 +125,13 @@ class SearchFolder:
             if record.status == "failed":
                 self.records[name] = Record(errors=record.errors)
 
-    def expect(self, trials: Iterable[str]) -> None:
-        """Adds records of trials that have none, so that the folder shows how many are to come."""
-        self.records = {trial: self.record(trial) for trial in trials} | self.records
+    def expect(self, candidates: Iterable[Candidate]) -> None:
+        """Adds records of trials that have none, so that the folder shows how many are to come, and removes those of
+        trials that are not to come any more."""
+        self.records = {
+            one.name: self.record(one.name).model_copy(update={"point": {"widths": list(one.widths), **one.overrides}})
+            for one in candidates
+        }
         self._write_records()
 
     def _write_records(self) -> None:
@@ -124,6 +148,17 @@ class SearchFolder:
                 raise UserError(
                     f"{self._file} cannot be read ({first_line(error)}): choose another search.name"
                 ) from None
+
+
+def with_ended(records: Mapping[str, Record], candidates: Iterable[Candidate]) -> list[Candidate]:
+    """`candidates`, after those of earlier sessions that have ended and are not among them."""
+    chosen = {one.name: one for one in candidates}
+    ended = [
+        Candidate(tuple(record.point["widths"]), {key: value for key, value in record.point.items() if key != "widths"})
+        for name, record in records.items()
+        if name not in chosen and record.status != "pending" and record.point
+    ]
+    return [*ended, *chosen.values()]
 
 
 @contextmanager
@@ -180,6 +215,7 @@ def _identify(path: Path, settings: SearchSettings, data: Manifest, start_digest
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({first_line(error)}): choose another search.name") from None
     changes = differences(identity.settings, settings, ignored=EXECUTION_ONLY)
+    changes = [change for change in changes if not change.startswith(ENLARGING)]
     if identity.data_digest != data.digest:
         changes.append(f"data set: {identity.data_digest[:12]} → {data.digest[:12]}")
     if identity.start_digest != start_digest:
@@ -189,4 +225,4 @@ def _identify(path: Path, settings: SearchSettings, data: Manifest, start_digest
             f"search {path} was started with other settings ({'; '.join(changes)}): "
             "restore them to resume it, or choose another search.name"
         )
-    return identity
+    return identity.model_copy(update={"settings": identity.settings.model_copy(update={"search": settings.search})})

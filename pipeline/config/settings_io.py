@@ -287,16 +287,28 @@ def sections(annotation: Any) -> dict[str, type[Section]]:
     return {get_args(member.model_fields["family"].annotation)[0]: member for member in members}
 
 
+def _section_by_name(annotation: Any) -> type[Section] | None:
+    """The section of which a field holds several, by names that the user gives them; None if it holds none."""
+    if get_origin(annotation) is not dict:
+        return None
+    kind = get_args(annotation)[1]
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
 def _locate(place: Sequence[str | int], tree: type[Section]) -> tuple[str, type[Section]]:
     """The dotted path of a field, and its section; `place` is pydantic's location, which also names families."""
-    path, section, families = [], tree, {"": tree}
+    path, section, families, by_name = [], tree, {"": tree}, None
     for part in place:
         if part in families and len(families) > 1:
             section = families[str(part)]
             continue
         path.append(str(part))
+        if by_name is not None:  # part is a name of the user's
+            section, by_name = by_name, None
+            continue
         field = section.model_fields.get(str(part))
         families = sections(field.annotation) if field else {}
+        by_name = _section_by_name(field.annotation) if field else None
         section = families.get("", section)
     return ".".join(path), section
 

@@ -88,8 +88,7 @@ def settings(data: Path, storage: Path, address: str) -> dict[str, Any]:
         },
         "search": {
             "name": "tiny",
-            "depths": [3],
-            "widths": [8],
+            "space": {"depth": [3], "width": [8]},
             "candidates": [
                 {"widths": [8], "optimizer.learning_rate": "1e30"},
                 {"widths": [2], "optimizer.learning_rate": "1e-06"},

@@ -84,7 +84,7 @@ def searched(textures: Path, tmp_path_factory: pytest.TempPathFactory) -> Search
     gate = Gate(storage / "gate")
     bad = [{"widths": [2], "optimizer.learning_rate": rate} for rate in ("1e-06", "1e30")]
     config = write_search(
-        storage / "search.yaml", textures, depths=[2], widths=[8, 4], candidates=bad, scheduler="asha"
+        storage / "search.yaml", textures, space={"depth": [2], "width": [8, 4]}, candidates=bad, scheduler="asha"
     )
     folder = storage / "runs" / "tiny"
     gate.close(STEPS + 4)  # in the second epoch
@@ -163,7 +163,7 @@ def test_no_process_stays_behind(searched: Searched) -> None:
 def test_a_search_stops_where_the_data_set_is_gone_and_goes_on_when_it_is_back(textures: Path, tmp_path: Path) -> None:
     gate, data = Gate(tmp_path / "gate"), tmp_path / "data"
     shutil.copytree(textures, data)
-    config = write_search(tmp_path / "search.yaml", data, depths=[1], widths=[2, 3, 4], scheduler="none")
+    config = write_search(tmp_path / "search.yaml", data, space={"depth": [1], "width": [2, 3, 4]}, scheduler="none")
     trials = tmp_path / "runs" / "tiny" / "trials.json"
     gate.close(STEPS + 4)
     search = start(config, gate)

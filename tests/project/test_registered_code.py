@@ -19,7 +19,7 @@ from torch.optim import SGD
 from data_prep.common.errors import UserError
 from data_prep.common.parallel import ThreadExecutor
 from data_prep.common.registry import explain_faults
-from data_prep.format.manifest import ImageClass
+from data_prep.format.manifest import ImageClass, load_manifest
 from data_prep.loading.transforms import Augmentation, Crops, Draws, augment_pixels, choose_crops
 from data_prep.sources import registry as sources
 from data_prep.sources.image_index import IMAGES, ImageIndex
@@ -41,7 +41,7 @@ from pipeline.training.loop import Compute, evaluate
 from pipeline.training.optimizers import OptimizerKind, build_optimizer
 from pipeline.training.schedules import build_schedule
 from tests.helpers.registries import register
-from tuning import schedulers, space
+from tuning import schedulers, searchers
 from tuning.config import SearchSettings
 
 Patch = pytest.MonkeyPatch
@@ -275,19 +275,23 @@ def test_a_name_that_stands_for_another_optimizer_than_before_is_noticed(tmp_pat
 
 
 def search_settings(**search: object) -> SearchSettings:
-    content = {"train": {"data": {"path": "x"}}, "search": {"name": "s", "depths": [2], "widths": [4], **search}}
+    content = {
+        "train": {"data": {"path": "x"}},
+        "search": {"name": "s", "space": {"depth": [2], "width": [4]}, **search},
+    }
     return resolve(SearchSettings, content, "search.yaml")
 
 
-def test_a_searcher_or_scheduler_that_fails_is_named(monkeypatch: Patch) -> None:
-    register(monkeypatch, space, "SEARCHERS", "broken", fail)
-    register(monkeypatch, space, "SEARCHERS", "widths", lambda settings: [(4, 8)])
+def test_a_searcher_or_scheduler_that_fails_is_named(monkeypatch: Patch, textures: Path) -> None:
+    data = load_manifest(textures)
+    register(monkeypatch, searchers, "SEARCHERS", "broken", fail)
+    register(monkeypatch, searchers, "SEARCHERS", "widths", lambda settings: [(4, 8)])
     register(monkeypatch, schedulers, "SCHEDULERS", "broken", fail)
     register(monkeypatch, schedulers, "SCHEDULERS", "nothing", lambda settings: None)
     with pytest.raises(UserError, match=rf"^search\.searcher: broken failed{HERE}"):
-        space.candidates(search_settings(searcher="broken"))
-    with pytest.raises(UserError, match=r"^search\.searcher: widths returns \(4, 8\): return a list of Candidates$"):
-        space.candidates(search_settings(searcher="widths"))
+        searchers.choose(search_settings(searcher="broken"), data)
+    with pytest.raises(UserError, match=r"^search\.searcher: widths yields \(4, 8\): yield Candidates$"):
+        searchers.choose(search_settings(searcher="widths"), data)
     with pytest.raises(UserError, match=rf"^search\.scheduler: the builder of broken failed{HERE}"):
         schedulers.build_scheduler(search_settings(scheduler="broken"), {}, {})
     with pytest.raises(UserError, match=r"builder of nothing returns NoneType: return a TrialScheduler$"):

@@ -16,7 +16,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from data_prep.common.errors import UserError
 from data_prep.common.registry import Registry
 from pipeline.config.settings_io import resolve
-from tuning import schedulers, space
+from tuning import schedulers, searchers
 from tuning.config import SearchSettings
 from tuning.schedulers import build_scheduler, metric
 from tuning.search_folder import Record
@@ -24,19 +24,21 @@ from tuning.search_folder import Record
 MODULE = """
 from ray.tune.schedulers import MedianStoppingRule
 from tuning.schedulers import SCHEDULERS, metric
-from tuning.space import SEARCHERS, Candidate
+from tuning.searchers import SEARCHERS
+from tuning.space.candidate import Candidate
 
 SEARCHERS.register("pair", lambda settings: [Candidate((4, 8)), Candidate((4, 8, 16))])
 SCHEDULERS.register("mine", lambda settings: MedianStoppingRule(metric=metric(settings), mode="max"))
 """
 PROGRAM = """
 from pipeline.config.settings_io import resolve
-from tuning import space
+from tuning import searchers
 from tuning.config import SearchSettings
 from tuning.schedulers import build_scheduler
 content = {"train": {"data": {"path": "x"}}, "search": {"name": "s", "searcher": "pair", "scheduler": "mine"}}
 settings = resolve(SearchSettings, content, "search.yaml")
-print([one.name for one in space.candidates(settings)], type(build_scheduler(settings, {}, {})).__name__)
+found = searchers.SEARCHERS.find("pair")(settings)
+print([one.name for one in found], type(build_scheduler(settings, {}, {})).__name__)
 """
 
 
@@ -54,7 +56,10 @@ def register_scheduler(monkeypatch: pytest.MonkeyPatch) -> Register:
 
 
 def settings(**search: object) -> SearchSettings:
-    content = {"train": {"data": {"path": "x"}}, "search": {"name": "s", "depths": [2], "widths": [4], **search}}
+    content = {
+        "train": {"data": {"path": "x"}},
+        "search": {"name": "s", "space": {"depth": [2], "width": [4]}, **search},
+    }
     return resolve(SearchSettings, content, "search.yaml")
 
 
@@ -104,7 +109,8 @@ def test_unknown_names_are_refused_with_those_there_are() -> None:
 
 
 def test_the_grid_is_the_searcher_by_default() -> None:
-    assert [one.name for one in space.candidates(settings(widths=[4, 8]))] == ["4-4", "8-8"]
+    names = [one.name for one in searchers.grid(settings(space={"depth": [2], "width": [4, 8]}))]
+    assert names == ["4-4", "8-8"]
 
 
 def test_a_module_outside_the_package_adds_a_searcher_and_a_scheduler(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def file(textures: Path, tmp_path: Path) -> Path:
             "training": {"epochs": 3, "batch_size": 20},
             "tracking": {"pictures": False},
         },
-        "search": {"name": "s", "depths": [1, 2], "widths": [4], "grace_epochs": 1},
+        "search": {"name": "s", "space": {"depth": [1, 2], "width": [4]}, "grace_epochs": 1},
     }
     path = tmp_path / "search.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -71,7 +71,10 @@ def test_trials_that_have_ended_are_not_planned_again(file: Path, textures: Path
         ("search.scheduler=pbt", "'search.scheduler' is 'pbt'"),
         ("train.data.image_size=999", "data.image_size"),
         ("train.data.path=nowhere", "nowhere"),
-        ("search.candidates=[{widths: [4], model.nonlinearity: none}] search.name=t", "search.candidates, 4"),
+        (
+            "search.candidates=[{widths: [4], model.nonlinearity: none}] search.name=t",
+            "4_nonlinearity-none: setting",
+        ),
         ("train.start.checkpoint=models:/none", "start.checkpoint: nothing is tracked in .*mlflow.db"),
         ("train.training.batch_size=30", "was started with other settings .*batch_size"),
     ],

@@ -18,6 +18,7 @@ from tuning import search_folder
 from tuning.config import SearchSettings
 from tuning.schedulers import build_scheduler
 from tuning.search_folder import Record
+from tuning.space.candidate import Candidate
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def data(textures: Path) -> Manifest:
 def settings(storage: Path, train: dict[str, Any] | None = None, **search: Any) -> SearchSettings:
     content = {
         "train": {"data": {"path": "textures"}, "run": {"storage": str(storage)}, **(train or {})},
-        "search": {"name": "test", "depths": [2], "widths": [8], "grace_epochs": 1, **search},
+        "search": {"name": "test", "space": {"depth": [2], "width": [8]}, "grace_epochs": 1, **search},
     }
     return resolve(SearchSettings, content, "test.yaml")
 
@@ -86,10 +87,28 @@ def test_changed_settings_are_refused_and_named(tmp_path: Path, data: Manifest) 
     with search_folder.claim(settings(tmp_path), data) as folder:
         folder.begin()
     with (
-        pytest.raises(UserError, match=r"search.reduction_factor: 2.0 → 3.0; data set: .* → [0-9a-f]{12}"),
-        search_folder.claim(settings(tmp_path, reduction_factor=3), data.model_copy(update={"splits": {}})),
+        pytest.raises(UserError, match=r"search.error: top1 → top5; data set: .* → [0-9a-f]{12}"),
+        search_folder.claim(settings(tmp_path, error="top5"), data.model_copy(update={"splits": {}})),
     ):
         pass
+
+
+def test_a_search_may_be_enlarged_and_keeps_the_trials_that_have_ended(tmp_path: Path, data: Manifest) -> None:
+    first, second = Candidate((8, 8)), Candidate((4, 4), {"optimizer.learning_rate": 0.3})
+    with search_folder.claim(settings(tmp_path), data) as folder:
+        folder.begin()
+        folder.expect([first, second])
+        folder.update("8-8", folder.record("8-8").model_copy(update={"status": "completed", "errors": {1: 0.5}}))
+    larger = settings(tmp_path, space={"depth": [3], "width": {"integer": [2, 9]}}, searcher="random", trials=5, seed=3)
+    with search_folder.claim(larger, data) as folder:
+        folder.begin()
+        known = search_folder.with_ended(folder.records, [Candidate((2, 2, 2)), second])
+        assert known == [first, Candidate((2, 2, 2)), second]
+        folder.expect(known[:2])
+        assert list(folder.records) == ["8-8", "2-2-2"], "what is not to come any more is forgotten"
+        assert folder.record("8-8").errors == {1: 0.5}
+    with search_folder.claim(larger, data) as folder:
+        assert folder.identity.settings == larger
 
 
 def test_where_and_how_fast_a_search_runs_may_change(tmp_path: Path, data: Manifest) -> None:
@@ -112,7 +131,7 @@ def test_a_search_that_did_not_begin_leaves_nothing_and_fixes_no_setting(tmp_pat
     with pytest.raises(UserError, match="refused"), search_folder.claim(settings(tmp_path), data):
         raise UserError("refused")
     assert list(tmp_path.iterdir()) == []
-    with search_folder.claim(settings(tmp_path, reduction_factor=3), data) as folder:
+    with search_folder.claim(settings(tmp_path, error="top5"), data) as folder:
         folder.begin()
 
 

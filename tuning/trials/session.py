@@ -79,7 +79,7 @@ def run(
         UserError: every further trial would fail.
         KeyboardInterrupt: the user stopped the search.
     """
-    fitting = min(len(runs), _trials_that_fit(settings), settings.search.max_concurrent or len(runs))
+    fitting = min(len(runs), trials_that_fit(settings), settings.search.max_concurrent or len(runs))
     report_line(f"{len(runs)} trials, {fitting} at a time, in {folder.path}")
     # Trials that train in their own processes wait for these without harm, so that more start as a cluster grows.
     at_once = settings.search.max_concurrent if trial.trains_here(settings.train.cluster) else fitting
@@ -144,7 +144,7 @@ def _tuner(
     )
 
 
-def _trials_that_fit(settings: SearchSettings) -> int:
+def trials_that_fit(settings: SearchSettings) -> int:
     """Number of trials that fit on the cluster at once. Of trials with several workers never more may start: two could
     wait for each other's CPUs."""
     cluster = settings.train.cluster

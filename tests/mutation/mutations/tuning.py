@@ -12,7 +12,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a search selects on the validation images",
-        "tuning/space.py",
+        "tuning/space/candidate.py",
         'content["data"]["evaluate_on"] = "holdout"',
         'content["data"]["evaluate_on"] = "validation"',
         ("tests/tuning/test_space.py",),
@@ -23,5 +23,36 @@ MUTATIONS = (
         'for row in rows if row.status == "completed" and row.error is not None\n    ]\n    flags',
         "for row in rows if row.error is not None\n    ]\n    flags",
         ("tests/tuning/test_frontier.py::test_only_completed_trials_are_on_the_frontier",),
+    ),
+    Mutation(
+        "networks are ranked by error alone",
+        "tuning/pareto_halving.py",
+        "float(result[COST])",
+        "0.0",
+        ("tests/tuning/test_pareto_halving.py::test_the_cheapest_network_survives_where_halving_by_error_stops_it",),
+    ),
+    Mutation(
+        "networks above a budget are tried",
+        "tuning/space/constraints.py",
+        "if limit is not None and value > limit:",
+        "if False:",
+        ("tests/tuning/test_space.py::test_networks_above_a_budget_are_left_out_and_counted",),
+    ),
+    Mutation(
+        "a trial whose process was lost is not tried again",
+        "tuning/trials/recorder.py",
+        "if failure.passes and",
+        "if False and",
+        (
+            "tests/integration/test_trials_in_process.py"
+            "::test_a_killed_trial_is_tried_again_after_the_others_and_ends_with_the_same_bits",
+        ),
+    ),
+    Mutation(
+        "a search that is enlarged forgets the trials that have ended",
+        "tuning/search_folder.py",
+        'if name not in chosen and record.status != "pending" and record.point',
+        "if False",
+        ("tests/tuning/test_search_folder.py::test_a_search_may_be_enlarged_and_keeps_the_trials_that_have_ended",),
     ),
 )

@@ -51,7 +51,7 @@ def test_what_a_field_of_text_is_given_stays_as_it_was_written(tmp_path: Path, t
     assert settings_io.load(path, ["data.digest=0123456789"]).data.digest == "0123456789"
     assert settings_io.load(path, ["run.name=null", "run.name='12'"]).run.name == "12"
     assert settings_io.load(path, ["run.name=null"]).run.name is None
-    search = write(tmp_path, "train: {data: {path: x}}\nsearch: {depths: [2], widths: [4]}\n")
+    search = write(tmp_path, "train: {data: {path: x}}\nsearch: {space: {depth: [2], width: [4]}}\n")
     assert search_config.load(search, [f"search.name={text}"]).search.name == text
 
 
@@ -120,7 +120,7 @@ def test_no_setting_is_refused_in_the_words_of_a_library(tree: type[Section]) ->
     """Every setting of both trees, with values of every kind."""
     complete: dict[str, Any] = {"data": {"path": "x"}}
     if tree is not Settings:
-        complete = {"train": complete, "search": {"name": "s", "depths": [1], "widths": [2]}}
+        complete = {"train": complete, "search": {"name": "s", "space": {"depth": [1], "width": [2]}}}
     refused = 0
     for path, value in itertools.product(settings_io.paths(tree), WRONG):
         content = settings_io.override(complete, [f"{path}={json.dumps(value)}"])
@@ -241,7 +241,7 @@ def test_a_network_is_of_the_family_it_names() -> None:
 
 
 def test_a_search_is_of_scattering_networks(tmp_path: Path) -> None:
-    text = "train: {data: {path: x}, model: {family: resnet}}\nsearch: {name: s, depths: [1], widths: [2]}\n"
+    text = "train: {data: {path: x}, model: {family: resnet}}\nsearch: {name: s, space: {depth: [1], width: [2]}}\n"
     with pytest.raises(UserError, match=r"train\.model\.family must be scattering, not resnet"):
         search_config.load(write(tmp_path, text))
 
@@ -271,7 +271,7 @@ def test_momentum_is_checked_for_the_optimizer_that_has_it(tmp_path: Path) -> No
 
 def test_the_names_of_lists_and_of_single_choices_are_explained() -> None:
     shown = " ".join(settings_io.explain(search_config.SearchSettings).split())
-    assert "Any of: grayscale, random_erasing." in shown and "One of: grid." in shown
+    assert "Any of: grayscale, random_erasing." in shown and "One of: grid, random." in shown
 
 
 def test_a_name_is_refused_where_none_is_registered() -> None:

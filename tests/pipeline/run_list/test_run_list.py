@@ -25,6 +25,7 @@ from pipeline.tracking.mlflow_store.store import default_store
 from tests.helpers.tracked import open_run
 from tuning.config import SearchSettings
 from tuning.search_folder import Identity, Record, SearchFolder
+from tuning.space.candidate import Candidate
 
 
 def settings(storage: Path, seed: int = 0) -> Settings:
@@ -56,12 +57,12 @@ def storage(tmp_path: Path) -> Path:
     make_run(folder, "stopped", 0.8, seed=1)
     (make_run(folder, "broken", seed=2) / paths.ERROR_LOG).write_text("the loss became nan [red]\n\nTraceback")
     search = SearchSettings.model_validate(
-        {"train": settings(folder), "search": {"name": "widths", "depths": [2], "widths": [8]}}
+        {"train": settings(folder), "search": {"name": "widths", "space": {"depth": [2], "width": [8]}}}
     )
     (folder / "widths").mkdir()
     widths = SearchFolder(folder / "widths", Identity(id="widths", data_digest="d", settings=search))
     widths.begin()
-    widths.expect(["8-8", "8-16", "16-16"])
+    widths.expect([Candidate(one) for one in ((8, 8), (8, 16), (16, 16))])
     make_run(folder / "widths", "8-8", 0.4, 0.6)
     widths.update("8-8", Record(status="completed", errors={1: 0.6, 2: 0.4}))
     make_run(folder / "widths", "8-16", 0.3)

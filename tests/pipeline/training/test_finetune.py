@@ -28,8 +28,9 @@ from pipeline.training.optimizers import build_optimizer
 from tests.helpers.checkpoints import image_classes, save_checkpoint
 from tests.helpers.fine_tuning import MODEL, settings_of, started, train_in_rank
 from tests.helpers.ranks import in_ranks
-from tuning import search_folder, space
+from tuning import search_folder
 from tuning.config import SearchSettings
+from tuning.space.candidate import of_point, trial_settings
 
 LINEAR = ("classifier.linear.weight", "classifier.linear.bias")
 
@@ -201,7 +202,8 @@ def test_trials_of_a_search_start_with_the_same_weights_or_are_refused(
         "search": {"name": "s", "candidates": [{"widths": [3, 4], "optimizer.learning_rate": 0.2}, {"widths": [5]}]},
     }
     settings = settings_io.resolve(SearchSettings, content, "test")
-    fitting, other = [space.trial_settings(settings, one, tmp_path / "s", "uri") for one in space.candidates(settings)]
+    points = [of_point(point, settings, "search.candidates") for point in settings.search.candidates]
+    fitting, other = [trial_settings(settings, one, tmp_path / "s", "uri") for one in points]
     assert fitting.start.checkpoint == str(saved), "trials run in folders of their own"
     assert finetune.check(fitting, image_classes()) is not None
     with pytest.raises(UserError, match=r"widths: \[3, 4\] → \[5\]"):

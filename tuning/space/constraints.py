@@ -1,0 +1,29 @@
+"""Budgets of a search: which networks are too large to be tried. Looked up on torch's meta device, without weights."""
+
+from __future__ import annotations
+
+import torch
+
+from data_prep.format.manifest import Manifest
+from pipeline import models
+from pipeline.config.schema import Settings
+from pipeline.launch import run_plan
+from tuning.config import Constraints
+
+
+def violated(constraints: Constraints, run: Settings, data: Manifest) -> str | None:
+    """The budget that the network of a run exceeds; None if it exceeds none.
+
+    Raises:
+        UserError: the network cannot be built.
+    """
+    with torch.device("meta"):
+        network = models.build(run.model, len(data.classes), run.data.image_size)
+    measured = {"parameters": models.parameters(network), "multiply_adds": network.multiply_adds()}
+    if constraints.max_memory is not None:
+        measured["memory"] = run_plan.plan(run, data).memory_bytes
+    for name, value in measured.items():
+        limit = getattr(constraints, f"max_{name}")
+        if limit is not None and value > limit:
+            return f"above search.constraints.max_{name}"
+    return None
