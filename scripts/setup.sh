@@ -32,6 +32,10 @@ command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || missing_for_
 pkg-config --exists opencv4 2>/dev/null || missing_for_ffcv="$missing_for_ffcv libopencv-dev"
 pkg-config --exists libturbojpeg 2>/dev/null || missing_for_ffcv="$missing_for_ffcv libturbojpeg0-dev"
 
+# The browser in which tests look at MLflow's pages. Without it they are skipped, so that its installation may fail.
+browser=""
+command -v chromium >/dev/null || browser="chromium"
+
 extras="dev,export,docs,server,ffcv"
 if [ -n "$missing$missing_for_ffcv" ] && command -v apt-get >/dev/null; then
     root=""
@@ -55,6 +59,17 @@ MESSAGE
 elif [ -n "$missing_for_ffcv" ]; then
     extras="dev,export,docs,server"
     say "Stock FFCV is left out: it needs what Debian calls$missing_for_ffcv. Only --reader ffcv and data.reader=ffcv need it."
+fi
+
+if [ -n "$browser" ] && command -v apt-get >/dev/null && { [ "$(id -u)" -eq 0 ] || command -v sudo >/dev/null; }; then
+    root=""
+    [ "$(id -u)" -eq 0 ] || root="sudo"
+    say "Installing $browser, for the tests of MLflow's pages (about half a minute)"
+    { [ -n "$missing$missing_for_ffcv" ] || $root apt-get update -qq; } &&
+        $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$browser" >/dev/null ||
+        say "There is no $browser: the tests of MLflow's pages are skipped"
+elif [ -n "$browser" ]; then
+    say "There is no $browser: the tests of MLflow's pages are skipped"
 fi
 
 if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then # none yet, or an interrupted or moved one

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from pipeline.runs import paths
+
 
 @dataclass(frozen=True)
 class Row:
@@ -30,7 +32,7 @@ class Row:
     """Why it failed."""
 
 
-FILES = ("table.md", "table.csv", "frontier.png")
+FILES = (paths.SEARCH_TABLE, paths.SEARCH_NUMBERS, paths.SEARCH_PICTURE)
 """Files of the result."""
 HEADER = ("trial", "depth", "widths", "parameters", "multiply-adds", "error", "epochs", "status")
 

@@ -154,7 +154,8 @@ def ui(storage: Path | None, uri: str | None, **options: Any) -> None:
       phasecollapse ui --storage /mnt/runs --port 8080
       phasecollapse ui --host 0.0.0.0 --auth --allowed-hosts gpu1.example.org
     """
-    from pipeline.tracking.mlflow_store import server, store
+    from pipeline.tracking.mlflow_store import store
+    from pipeline.tracking.mlflow_store.pages import server
 
     found = store.named_store(storage, uri)
     server.serve(found, server.Access(folder=(storage or Path("runs")), **options), announce=click.echo)

@@ -53,7 +53,7 @@ def begin(folder: RunFolder, settings: Settings, data: Manifest, tags: Mapping[s
             name=folder.path.name,
             started_at=before.started_at if before else min([now, *(record.finished_at for record in records)]),
             parameters={key: str(value) for key, value in {**flatten(original), **digests}.items()},
-            tags=ended.tags if ended else {**provenance(), **extended, **tags},
+            tags=ended.tags if ended else {**provenance(folder.path.parent if in_search else None), **extended, **tags},
             settings=to_yaml(original),
             models=ended.models if ended else False,
             dataset=Dataset(
@@ -74,14 +74,20 @@ def begin(folder: RunFolder, settings: Settings, data: Manifest, tags: Mapping[s
     return ended is not None
 
 
-def provenance() -> dict[str, str]:
-    """Tags of the command that trains: who gave it, in which state of the source code."""
+def provenance(search: Path | None = None) -> dict[str, str]:
+    """Tags of the command that trains: who gave it, in which state of the source code.
+
+    Args:
+        search: folder of the search that a trial belongs to: its command is that of the search, which has noted it.
+    """
     program, *arguments = sys.argv or [""]
     command = shlex.join([Path(program).name, *(storage.redact(argument) for argument in arguments)])
     tags = {"command": command, "mlflow.source.name": "phasecollapse", "mlflow.source.type": "LOCAL"}
     with suppress(KeyError, OSError):  # a user without a name
         tags["mlflow.user"] = getpass.getuser()
-    return {**tags, **system_info.git_state(Path.cwd())}
+    tags |= system_info.git_state(Path.cwd())
+    noted = ledger.read_target(search) if search else None
+    return {**tags, **{name: value for name, value in noted.tags.items() if name in tags}} if noted else tags
 
 
 @contextmanager

@@ -12,8 +12,6 @@ from pipeline.report_page.run_view import Table, embedded
 from pipeline.runs import paths
 from pipeline.tracking.run_card import RunFacts
 
-TABLE, FRONTIER = "table.csv", "frontier.png"
-"""Results of a search that has ended, in its folder."""
 COLUMNS = ("trial", "status", "widths", "parameters", "multiply-adds", "error", "epochs")
 
 
@@ -39,20 +37,20 @@ def view(folder: Path, trials: Sequence[RunFacts]) -> SearchView:
     problems: list[str] = []
     table, note = None, ""
     try:
-        with (folder / TABLE).open(encoding="utf-8", newline="") as file:
+        with (folder / paths.SEARCH_NUMBERS).open(encoding="utf-8", newline="") as file:
             rows = sorted(csv.DictReader(file), key=lambda row: float(row["multiply-adds"]))
         table = Table(COLUMNS, [[_cell(row, column) for column in COLUMNS] for row in rows])
         note = "Cheapest network first; a star marks errors on the frontier of error and multiply-adds."
     except FileNotFoundError:
         note = f"The search has not ended: {len(trials)} trials so far."
     except (OSError, ValueError, KeyError) as error:
-        problems.append(f"{folder / TABLE} cannot be read ({first_line(error)})")
+        problems.append(f"{folder / paths.SEARCH_NUMBERS} cannot be read ({first_line(error)})")
     try:
         settings = (folder / paths.SEARCH).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         settings = ""
         problems.append(f"{folder / paths.SEARCH} cannot be read ({first_line(error)})")
-    return SearchView(folder.name, problems, table, note, embedded(folder / FRONTIER), settings)
+    return SearchView(folder.name, problems, table, note, embedded(folder / paths.SEARCH_PICTURE), settings)
 
 
 def _cell(row: dict[str, str], column: str) -> str:

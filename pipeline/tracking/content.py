@@ -17,6 +17,16 @@ from pipeline.tracking import run_card
 from pipeline.tracking.ledger import Target
 
 FOLDER_TAG = "phasecollapse.folder"
+FACTS = (
+    paths.IDENTITY,
+    paths.HISTORY,
+    paths.NETWORK,
+    paths.ENVIRONMENT,
+    paths.TRACKING,
+    paths.REPORT,
+    paths.PICTURES,
+)
+"""Files and folders of a run that its card is about."""
 
 
 class Point(NamedTuple):
@@ -99,17 +109,19 @@ def tags(folder: Path, target: Target) -> dict[str, str]:
 
 
 def description(folder: Path) -> str:
-    """The description of a run in Markdown, its card; empty for a search."""
+    """The description of a run, or of a search that has ended, in Markdown: its card."""
     stamps = []
-    for name in (paths.IDENTITY, paths.HISTORY, paths.NETWORK, paths.ENVIRONMENT, paths.TRACKING, paths.REPORT):
+    for name in FACTS:
         with suppress(OSError):
             stamps.append((name, (folder / name).stat().st_mtime_ns))
-    return _card(folder, tuple(stamps)) if stamps and stamps[0][0] == paths.IDENTITY else ""
+    if stamps and stamps[0][0] == paths.IDENTITY:
+        return _card(folder, tuple(stamps))
+    return run_card.search_markdown(folder)
 
 
 @functools.lru_cache(1000)
 def _card(folder: Path, stamps: tuple[tuple[str, int], ...]) -> str:
     try:
-        return run_card.markdown(run_card.read(folder))
+        return run_card.markdown(run_card.read(folder), linked=True)
     except UserError:  # damaged
         return ""

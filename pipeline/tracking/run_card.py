@@ -33,6 +33,10 @@ ARTIFACTS = {
     f"{paths.REPORT}/{EVERYTHING}": "all numbers of the last evaluation",
 }
 """Files of a run that its card names."""
+ARTIFACT = "artifact:"
+"""Begins the address of an artifact's page in a card, before the run in the store is known."""
+MOST_TRIALS = 60
+"""Rows of the table of a search in its card."""
 
 
 @dataclass(frozen=True)
@@ -204,25 +208,56 @@ def results(facts: RunFacts) -> list[tuple[str, EpochRecord]]:
     return [(f"last, epoch {last.epoch}", last), (f"best, epoch {best.epoch}", best)]
 
 
-def markdown(facts: RunFacts) -> str:
-    """The card as Markdown, for a page that shows the run and its artifacts."""
+def markdown(facts: RunFacts, linked: bool = False) -> str:
+    """The card as Markdown, for a page that shows the run and its artifacts.
+
+    Args:
+        facts: of the run.
+        linked: whether artifacts are links to ``artifact:NAME``, which `Tracker.log_tags` makes addresses, or names.
+    """
     what = plain(facts.what())
     lines = [f"{what[:1].upper()}{what[1:]}; {facts.progress()}.", ""]
-    lines += [f"- **Data**: {plain(facts.data())}"]
-    lines += [f"- **{name}**: {plain(text)}" for name, text in rows(facts)]
+    files = [(file, what) for file, what in ARTIFACTS.items() if (facts.folder / file).exists()]
+    if linked and files:
+        lines += [" · ".join(f"[{what}]({ARTIFACT}{file})" for file, what in files), ""]
     measured = results(facts)
     if measured:
-        lines += ["", f"| {facts.evaluated_on} | {' | '.join(name for name, _ in measured)} |"]
-        lines += ["| --- |" + " ---: |" * len(measured)]
+        head = f"| {facts.evaluated_on} | {' | '.join(name for name, _ in measured)} |"
+        lines += [_spaced(head) if linked else head, "| --- |" + " ---: |" * len(measured)]
         for name, unit, factor in (("top1", "%", 100), ("top5", "%", 100), ("loss", "", 1)):
             values = (one.metrics.get(f"{facts.evaluated_on}/{name}") for _, one in measured)
             shown = " | ".join("" if value is None else f"{factor * value:.4g} {unit}".strip() for value in values)
             lines.append(f"| {name.replace('top', 'top-')} | {shown} |")
+        lines.append("")
+    lines += [f"- **Data**: {plain(facts.data())}"]
+    lines += [f"- **{name}**: {plain(text)}" for name, text in rows(facts)]
     lines += ["", "To repeat it, with the artifact `settings.yaml`:", "```", *facts.repeat(), "```"]
-    there = [f"`{file}` ({what})" for file, what in ARTIFACTS.items() if (facts.folder / file).exists()]
-    if there:
-        lines += ["", f"Artifacts: {', '.join(there)}."]
+    if files and not linked:
+        lines += ["", f"Artifacts: {', '.join(f'`{file}` ({what})' for file, what in files)}."]
     return "\n".join(lines) + "\n"
+
+
+def search_markdown(folder: Path) -> str:
+    """The card of a search as Markdown, with links and its table; empty before its end."""
+    try:
+        head, rule, *trials = (folder / paths.SEARCH_TABLE).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return ""
+    lines = [
+        f"[error against cost]({ARTIFACT}{paths.SEARCH_PICTURE}) · [table]({ARTIFACT}{paths.SEARCH_NUMBERS})",
+        "",
+        *(_spaced(head), rule, *map(_spaced, trials[:MOST_TRIALS])),
+        "",
+        "\\* on the frontier: no other trial is better in both cost and error.",
+    ]
+    if len(trials) > MOST_TRIALS:
+        lines.append(f"The {len(trials) - MOST_TRIALS} further trials are in the table.")
+    return "\n".join(lines) + "\n"
+
+
+def _spaced(row: str) -> str:
+    """A row of a table with space between its cells, which MLflow's pages leave out."""
+    return row.replace(" |", "&nbsp;&nbsp; |")
 
 
 def rows(facts: RunFacts) -> list[tuple[str, str]]:

@@ -205,6 +205,7 @@ def test_trials_are_child_runs_and_never_measured_on_the_validation_images(searc
     for name in (GOOD, FAILING, BAD):
         assert runs[name].data.tags["mlflow.parentRunId"] == runs["tiny"].info.run_id
         assert runs[name].data.params["data.evaluate_on"] == "holdout"
+        assert runs[name].data.tags["command"] == runs["tiny"].data.tags["command"]
         assert not any(metric.startswith("validation/") for metric in runs[name].data.metrics)
     assert "holdout/top1" in runs[GOOD].data.metrics
     error = json.loads((searched.folder / "trials.json").read_text())[GOOD]["errors"][str(EPOCHS)]

@@ -7,6 +7,7 @@ not answer, raises a StoreFault.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from pipeline.tracking.content import Point
 from pipeline.tracking.ledger import Status, Target
 from pipeline.tracking.mlflow_store import errors, models
 from pipeline.tracking.mlflow_store.errors import StoreFault
+from pipeline.tracking.mlflow_store.saved_views import PAGES_FOR_TRAINING
 from pipeline.tracking.mlflow_store.store import (
     Problem,
     Store,
@@ -33,6 +35,7 @@ from pipeline.tracking.mlflow_store.store import (
     in_sentences,
     locked,
 )
+from pipeline.tracking.run_card import ARTIFACT
 
 IDENTITY_TAG, PARENT_TAG, DESCRIPTION_TAG = "phasecollapse.id", "mlflow.parentRunId", "mlflow.note.content"
 METRICS_IN_A_BATCH, TAGS_IN_A_BATCH, LONGEST_DIGEST, LONGEST_TAG = 1000, 100, 36, 8000
@@ -81,6 +84,7 @@ class Tracker:
     def __init__(self, client: MlflowClient, store: Store, run: Run) -> None:
         self.client, self.store = client, store
         self.run_id: str = run.info.run_id
+        self._experiment_id: str = run.info.experiment_id
         self.status: str = run.info.status
         self._parameters = set(run.data.params)
 
@@ -104,11 +108,19 @@ class Tracker:
                 self._parameters.update(parameter.key for parameter in batch)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
-        """Sets tags; long values are cut off."""
-        every = [RunTag(key, value[:LONGEST_TAG]) for key, value in tags.items()]
+        """Sets tags, with the addresses of artifacts in the description; long values are cut off."""
+        every = [
+            RunTag(key, (self._addressed(value) if key == DESCRIPTION_TAG else value)[:LONGEST_TAG])
+            for key, value in tags.items()
+        ]
         with faults(self.store):
             for batch in _batches(every, TAGS_IN_A_BATCH):
                 self.client.log_batch(self.run_id, tags=batch)
+
+    def _addressed(self, description: str) -> str:
+        """A card whose links lead to MLflow's pages, relative to them, as ports and prefixes differ."""
+        page = f"#/experiments/{self._experiment_id}/runs/{self.run_id}/artifacts/"
+        return re.sub(rf"\]\({ARTIFACT}([^)]*)\)", rf"]({page}\1?{PAGES_FOR_TRAINING})", description)
 
     def log_dataset(self, dataset: ledger.Dataset) -> None:
         """Names the data set that the run is trained on."""

@@ -11,8 +11,7 @@ import hashlib
 import json
 import time
 import zlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
@@ -22,38 +21,46 @@ PREFIX, WRITTEN = "mlflow.sharedViewState.", "phasecollapse.view."
 RUNS, SEARCHES, CHARTS = "phasecollapse-runs", "phasecollapse-searches", "phasecollapse-charts"
 """Ids of the views."""
 
+PAGES_FOR_TRAINING = "workflowType=machine_learning"
+"""Part of an address by which MLflow shows its pages for training, not those for language models."""
+
 BEST, BEST_TRIAL = "best/validation/top1", "best/holdout/top1"
 """Top-1 accuracy of the best epoch: of runs, and of trials and searches, which validate on held-out training images."""
 TRIALS = "tags.`mlflow.parentRunId` LIKE '%'"
-
-
-class Chart(NamedTuple):
-    """Metrics drawn in one chart over training steps."""
-
-    title: str
-    metrics: Sequence[str]
+TRAINED = "params.`training.epochs` LIKE '%'"
+"""Filters of runs: trials of searches; and runs and trials, but not the searches themselves."""
+NEWEST, FLAT = "attributes.start_time", "tags.`mlflow.source.name`"
+"""Orders of runs: the newest first, in which alone MLflow shows trials below their search; and by what all have in
+common, so that trials and runs are beside each other, the newest first."""
+DURATION = "duration"
+"""Column of the time from start to end, which has no prefix, and which MLflow always shows."""
 
 
 SECTIONS = {
     "Accuracy": [
-        Chart("Top-1 accuracy on images not trained on", ["validation/top1", "holdout/top1"]),
-        Chart("Top-5 accuracy on images not trained on", ["validation/top5", "holdout/top5"]),
-        Chart("Top-1 accuracy on training images", ["train/top1"]),
+        "validation/top1",
+        "holdout/top1",
+        "train/top1",
+        "validation/top5",
+        "holdout/top5",
     ],
     "Loss": [
-        Chart("Training loss within epochs", ["step/loss"]),
-        Chart("Loss of epochs on training images", ["train/loss"]),
-        Chart("Loss on images not trained on", ["validation/loss", "holdout/loss"]),
+        "step/loss",
+        "train/loss",
+        "validation/loss",
+        "holdout/loss",
     ],
     "Optimization": [
-        Chart("Learning rate", ["step/learning_rate"]),
-        Chart("Norm of the gradient", ["step/gradient_norm"]),
+        "step/learning_rate",
+        "step/gradient_norm",
     ],
     "Speed": [
-        Chart("Images per second, all workers", ["step/images_per_second"]),
-        Chart("Fraction of the time without a batch to train on", ["step/waiting_for_data"]),
+        "step/images_per_second",
+        "step/waiting_for_data",
     ],
 }
+"""Sections of charts → the metric of each of their charts, over training steps. MLflow writes a metric's name above its
+chart, and leaves out charts of metrics that no shown run has."""
 
 
 def metric(name: str) -> str:
@@ -71,7 +78,7 @@ COLUMNS = {
     metric(BEST_TRIAL): 150,
     metric("network/parameters"): 160,
     metric("network/multiply_adds"): 180,
-    "attributes.`Duration`": 100,
+    DURATION: 100,
     metric("epoch"): 80,
     metric("step/images_per_second"): 180,
     parameter("optimizer.learning_rate"): 170,
@@ -113,17 +120,20 @@ def views() -> dict[str, tuple[str, dict[str, Any]]]:
         RUNS: ("Runs: accuracy, size and time", _state()),
         SEARCHES: (
             "Trials of searches: most accurate first",
-            {**_state(), "searchFilter": TRIALS, "orderByKey": metric(BEST_TRIAL), "orderByAsc": False},
+            {**_state(), "searchFilter": TRIALS, "orderByKey": metric(BEST_TRIAL)},
         ),
-        CHARTS: ("Charts: accuracy, loss, speed", {**_state(), **_charts()}),
+        CHARTS: (
+            "Charts: accuracy, loss, speed",
+            {**_state(), "searchFilter": TRAINED, "orderByKey": FLAT},
+        ),
     }
 
 
 def _state() -> dict[str, Any]:
-    """A page with a table of all runs, newest first: MLflow shows trials below their search in this order only."""
+    """A page with a table of all runs, newest first, and with charts."""
     return {
         "searchFilter": "",
-        "orderByKey": "attributes.start_time",
+        "orderByKey": NEWEST,
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
@@ -139,13 +149,14 @@ def _state() -> dict[str, Any]:
         "runsHiddenMode": "FIRST_10_RUNS",
         "viewMaximized": False,
         "runListHidden": False,
-        "isAccordionReordered": False,
+        "isAccordionReordered": True,
         "useGroupedValuesInCharts": True,
         "hideEmptyCharts": True,
         "groupBy": None,
         "groupsExpanded": {},
         "autoRefreshEnabled": True,
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+        **_charts(),
     }
 
 
@@ -164,18 +175,17 @@ def _charts() -> dict[str, Any]:
                 "isGenerated": False,
             }
         )
-        charts.extend(_line_chart(section, position, chart) for position, chart in enumerate(drawn))
-    return {"compareRunSections": sections, "compareRunCharts": charts, "isAccordionReordered": True}
+        charts.extend(_line_chart(section, position, key) for position, key in enumerate(drawn))
+    return {"compareRunSections": sections, "compareRunCharts": charts}
 
 
-def _line_chart(section: str, position: int, chart: Chart) -> dict[str, Any]:
+def _line_chart(section: str, position: int, key: str) -> dict[str, Any]:
     return {
         "uuid": f"{section}-{position}",
         "type": "LINE",
-        "displayName": chart.title,
         "metricSectionId": section,
-        "metricKey": chart.metrics[0],
-        "selectedMetricKeys": list(chart.metrics),
+        "metricKey": key,
+        "selectedMetricKeys": [key],
         "runsCountToCompare": 10,
         "deleted": False,
         "isGenerated": False,

@@ -142,12 +142,26 @@ MUTATIONS = (
     ),
     Mutation(
         "the main thread reads what MLflow's server says",
-        "pipeline/tracking/mlflow_store/server.py",
+        "pipeline/tracking/mlflow_store/pages/server.py",
         "        while self.process.poll() is None:\n            time.sleep(POLL_SECONDS)\n",
         "        self._read()\n",
-        ("tests/pipeline/tracking/mlflow_store/test_server.py::test_ctrl_c_is_heard_while_a_server_talks",),
+        ("tests/pipeline/tracking/mlflow_store/pages/test_server.py::test_ctrl_c_is_heard_while_a_server_talks",),
+    ),
+    Mutation(
+        "an assistant's panel opens by itself in MLflow's pages",
+        "pipeline/tracking/mlflow_store/pages/app.py",
+        "body = body.replace(START, START + script(), 1)",
+        "body = body.replace(START, START, 1)",
+        ("tests/pipeline/tracking/mlflow_store/pages/test_app.py::test_the_page_makes_the_first_choices",),
     ),
     # pipeline/launch
+    Mutation(
+        "the command of a trial is that of Ray's worker",
+        "pipeline/launch/tracked_run.py",
+        "noted = ledger.read_target(search) if search else None",
+        "noted = None",
+        ("tests/pipeline/launch/test_tracked_run.py::test_a_trial_has_the_command_of_its_search",),
+    ),
     Mutation(
         "a finished run is not recognized",
         "pipeline/launch/launcher.py",

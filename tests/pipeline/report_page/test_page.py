@@ -206,3 +206,4 @@ def test_the_card_repeats_the_run(run: Path, settings: Settings, tmp_path: Path)
     assert f"| top-1 | {100 * facts.epochs[-1].metrics['validation/top1']:.4g} % |" in card
     for name in run_card.ARTIFACTS:
         assert (f"`{name}`" in card) == (run / name).exists()
+        assert (f"]({run_card.ARTIFACT}{name})" in run_card.markdown(facts, linked=True)) == (run / name).exists()

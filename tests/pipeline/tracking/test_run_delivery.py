@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 
 from pipeline.runs import history, paths
-from pipeline.tracking import ledger
+from pipeline.tracking import ledger, run_card
 from pipeline.tracking.delivery import undelivered
 from pipeline.tracking.mlflow_store.store import Store, default_store
 from pipeline.tracking.run_delivery import Busy, Missing, RunDelivery
@@ -147,6 +147,19 @@ def test_a_trial_is_a_child_of_its_search(store: Store, run: Path) -> None:
     found = find(store, "trial of search")
     assert found.data.tags["mlflow.parentRunId"] == find(store, run.name).info.run_id
     assert found.info.status == "FINISHED"
+
+
+def test_the_card_of_a_search_has_its_table_and_links_to_its_artifacts(store: Store, run: Path) -> None:
+    (run / paths.IDENTITY).unlink()  # which a search does not have
+    rows = [f"| trial-{number} | 0.5 * |\n" for number in range(run_card.MOST_TRIALS + 2)]
+    (run / paths.SEARCH_TABLE).write_text("| trial | error |\n| --- | --- |\n" + "".join(rows))
+    RunDelivery(run).deliver()
+    found = find(store, run.name)
+    card = found.data.tags["mlflow.note.content"]
+    page = f"#/experiments/{found.info.experiment_id}/runs/{found.info.run_id}/artifacts/"
+    assert f"[error against cost]({page}frontier.png?workflowType=machine_learning)" in card
+    assert card.count("| trial-") == run_card.MOST_TRIALS and "The 2 further trials" in card
+    assert run_card.ARTIFACT not in card
 
 
 def test_the_best_epoch_and_the_data_set_are_there(store: Store, run: Path) -> None:

@@ -40,11 +40,11 @@ def test_views_are_written_updated_in_place_and_left_to_the_user(store: Store, m
         experiment.experiment_id, PREFIX + SEARCHES, mine := before[SEARCHES].replace("T", "t", 1)
     )
     client.delete_experiment_tag(experiment.experiment_id, PREFIX + CHARTS)
-    monkeypatch.setattr(saved_views, "COLUMNS", {"attributes.`Duration`": 90})
+    monkeypatch.setattr(saved_views, "COLUMNS", {saved_views.DURATION: 90})
     open_run(store, "shown")
     after = shown_experiment(store)
     assert after
-    assert state(views(after)[RUNS])["selectedColumns"] == ["attributes.`Duration`"]
+    assert state(views(after)[RUNS])["selectedColumns"] == [saved_views.DURATION]
     assert json.loads(views(after)[RUNS])["createdAt"] == json.loads(before[RUNS])["createdAt"]
     assert views(after)[SEARCHES] == mine
     assert CHARTS not in views(after)

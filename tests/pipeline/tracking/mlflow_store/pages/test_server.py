@@ -20,8 +20,8 @@ import psutil
 import pytest
 
 from data_prep.common.errors import UserError
-from pipeline.tracking.mlflow_store import server
-from pipeline.tracking.mlflow_store.server import Access, Server
+from pipeline.tracking.mlflow_store.pages import server
+from pipeline.tracking.mlflow_store.pages.server import Access, Server
 from pipeline.tracking.mlflow_store.store import Store
 from tests.helpers.tracked import make_tables
 
@@ -129,7 +129,7 @@ def test_pages_ask_for_a_password_that_only_its_owner_reads(store: Store) -> Non
         assert folder.stat().st_mode & 0o777 == 0o700
         assert (folder / "admin-password").stat().st_mode & 0o777 == 0o600
         shown = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, text=True, check=True).stdout
-        assert "mlflow.server.auth" in shown
+        assert "create_app_with_passwords" in shown
         assert password not in shown
 
 

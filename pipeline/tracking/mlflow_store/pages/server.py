@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.common.errors import UserError
-from pipeline.tracking.mlflow_store import auth, saved_views
+from pipeline.tracking.mlflow_store import saved_views
+from pipeline.tracking.mlflow_store.pages import app, auth
 from pipeline.tracking.mlflow_store.store import Store, shown_experiment
 
 STARTUP_SECONDS, END_SECONDS, POLL_SECONDS = 120, 10, 0.2
@@ -108,8 +109,8 @@ def _start(store: Store, access: Access, port: int, users: auth.Access | None) -
         command += ["--cors-allowed-origins", ",".join(origins)]
     if access.prefix:
         command += ["--static-prefix", access.prefix]
-    if users:
-        command += ["--app-name", auth.APP]
+    if chosen := app.name(passwords=users is not None) or (users and auth.APP):
+        command += ["--app-name", chosen]
     if store.artifacts:
         command += ["--default-artifact-root", store.artifacts, "--no-serve-artifacts"]
     return subprocess.Popen(
@@ -191,7 +192,7 @@ def _page(store: Store) -> str:
         return ""
     view = saved_views.RUNS
     shown = f"viewStateShareKey={view}&" if saved_views.PREFIX + view in experiment.tags else ""
-    return f"/#/experiments/{experiment.experiment_id}/runs?{shown}workflowType=machine_learning"
+    return f"/#/experiments/{experiment.experiment_id}/runs?{shown}{saved_views.PAGES_FOR_TRAINING}"
 
 
 def _wait_until_it_answers(server: Server, address: str) -> None:
