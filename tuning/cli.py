@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,6 +11,23 @@ from data_prep.cli.local_path import LocalPath
 from data_prep.common.errors import UserError
 from pipeline.cli.train import explains_settings
 from pipeline.runtime.imports import quick_imports
+
+
+class _Amount(click.ParamType):
+    """A whole number above 0, also with a suffix, such as 500M."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from tuning.config import read_amount
+
+        amount = read_amount(value)
+        if isinstance(amount, int) and amount > 0:
+            return amount
+        return self.fail(f"{value!r} is no number such as 500M, 1.5G or 64000", param, ctx)
+
+
+AMOUNT = _Amount()
 
 
 @click.command(short_help="Search over depth and width of the network; run again to resume.")
@@ -40,7 +58,9 @@ def tune(config: Path, overrides: tuple[str, ...], dry_run: bool, retry_failed: 
         from pipeline.launch import run_plan
         from pipeline.runtime import system_info
         from pipeline.tracking.mlflow_store import addresses
-        from tuning import frontier, plan, search
+        from tuning import plan
+        from tuning import search as searching
+        from tuning.results import frontier
 
     if warning := system_info.warning(settings.train.training.precision, settings.train.cluster.gpu):
         click.echo(f"warning: {warning}", err=True)
@@ -51,7 +71,7 @@ def tune(config: Path, overrides: tuple[str, ...], dry_run: bool, retry_failed: 
             click.echo(f"warning: train.{sentence}", err=True)
         click.echo(plan.describe_time(planned))
         return
-    report = search.search(settings, report_line=click.echo, retry_failed=retry_failed)
+    report = searching.search(settings, report_line=click.echo, retry_failed=retry_failed)
     state = "had already finished" if report.already_finished else "finished"
     progress.show(frontier.table(report.rows, f"search {settings.search.name} {state}"), width=120)
     error = frontier.shown_error(settings.search.error)
@@ -66,3 +86,67 @@ def tune(config: Path, overrides: tuple[str, ...], dry_run: bool, retry_failed: 
                 "another search.name"
             )
         click.echo(f"warning: {count}, the first because: {reasons[0]}", err=True)
+
+
+@click.group(short_help="Look at the results of a search, and pick a network from it.")
+def search() -> None:
+    """Commands about a search that `phasecollapse tune` has started: SEARCH is its folder, STORAGE/NAME."""
+
+
+@search.command(short_help="Show the trials and the frontier, at any time.")
+@click.argument("folder", type=LocalPath(), metavar="SEARCH")
+@click.option("--frontier", "only_frontier", is_flag=True, help="Only the trials on the frontier.")
+def show(folder: Path, only_frontier: bool) -> None:
+    """Shows the trials of SEARCH so far, the cheapest network first: error with its interval of 95 %, cost, epochs and
+    status.
+
+    A star marks the frontier of completed trials: no other is better in both error and multiply-adds. Below the table
+    stands which of them the held-out images tell apart.
+
+    \b
+    Examples:
+      phasecollapse search show runs/imagenette-search
+      phasecollapse search show runs/imagenette-search --frontier
+    """
+    with quick_imports():
+        from data_prep.common import progress
+        from tuning.results import frontier, stored
+
+    found = stored.read(folder)
+    best = frontier.on_frontier(found.rows)
+    rows = [row for row in found.rows if row.name in best] if only_frontier else found.rows
+    progress.show(frontier.table(rows, f"search {found.settings.search.name}"), width=140)
+    click.echo(frontier.told_apart(found.rows))
+
+
+@search.command(short_help="Write the settings of the best network within a budget, for train.")
+@click.argument("folder", type=LocalPath(), metavar="SEARCH")
+@click.option("--max-multiply-adds", type=AMOUNT, help="Of the forward pass of one image, such as 500M.")
+@click.option("--max-parameters", type=AMOUNT, help="Learned numbers, such as 3M; a complex one counts as two.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Epochs of the run [those of the search].")
+@click.option("-o", "--output", type=LocalPath(), required=True, help="YAML file to write.")
+def pick(
+    folder: Path, max_multiply_adds: int | None, max_parameters: int | None, epochs: int | None, output: Path
+) -> None:
+    """Picks the completed trial of SEARCH with the smallest error within the limits, and writes a file that `train`
+    takes as it is: its settings, on all training images, evaluated on the validation images, which the search has
+    never seen.
+
+    \b
+    Examples:
+      phasecollapse search pick runs/imagenette-search --max-multiply-adds 500M -o run.yaml
+      phasecollapse search pick runs/imagenette-search --max-parameters 1M --epochs 16 -o run.yaml
+      phasecollapse train run.yaml
+    """
+    with quick_imports():
+        from tuning.results import decision, stored
+
+    found = stored.read(folder)
+    chosen = decision.best_within(found.rows, {"multiply_adds": max_multiply_adds, "parameters": max_parameters})
+    said = decision.describe(chosen, found.rows, found.settings)
+    name = f"{found.settings.search.name}-{chosen.name}"
+    settings = decision.run_settings(found.runs[chosen.name], found.settings, name, epochs)
+    decision.write_run(output, settings, said)
+    for line in said:
+        click.echo(line)
+    click.echo(f"settings: {output}; train it with: phasecollapse train {output}")

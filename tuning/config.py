@@ -19,15 +19,15 @@ from tuning.space.dimension import Dimension
 from tuning.space.points import flatten, in_order
 
 
-def _read_amount(value: Any) -> Any:
-    """A whole number, also with a suffix: 500M, 1.5G, 64k."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT])\s*", value) if isinstance(value, str) else None
+def read_amount(value: Any) -> Any:
+    """The whole number that a text stands for, also with a suffix: 500M, 1.5G, 64k; anything else as it is."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]?)\s*", value) if isinstance(value, str) else None
     if found is None:
         return value
-    return round(float(found[1]) * 1000 ** (1 + "kMGT".index(found[2])))
+    return round(float(found[1]) * 1000 ** (1 + "kMGT".index(found[2]) if found[2] else 0))
 
 
-Amount = Annotated[Positive, BeforeValidator(_read_amount)]
+Amount = Annotated[Positive, BeforeValidator(read_amount)]
 
 
 class Constraints(Section):

@@ -17,9 +17,10 @@ from pipeline.tracking.mlflow_store.store import store_of
 from pipeline.training import finetune
 from pipeline.training.dataloader import count_images
 from pipeline.training.setup import memory_errors
-from tuning import frontier, search_folder, searchers
+from tuning import search_folder, searchers
 from tuning.config import SearchSettings
-from tuning.frontier import Row
+from tuning.results import frontier
+from tuning.results.frontier import Row
 from tuning.schedulers import build_scheduler
 from tuning.search import costs_of, rows_of, runs_of
 from tuning.search_folder import Record

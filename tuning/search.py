@@ -21,9 +21,11 @@ from pipeline.tracking.mlflow_store import addresses
 from pipeline.tracking.mlflow_store.store import Store, store_of
 from pipeline.tracking.mlflow_store.store import check as check_store
 from pipeline.training import finetune
-from tuning import frontier, search_folder, searchers, tracking
+from pipeline.training.dataloader import count_images
+from tuning import search_folder, searchers, tracking
 from tuning.config import SearchSettings
-from tuning.frontier import Row
+from tuning.results import frontier
+from tuning.results.frontier import Row
 from tuning.search_folder import Record
 from tuning.space.candidate import Candidate, trial_settings
 from tuning.tracking import ReportLine
@@ -112,6 +114,7 @@ def rows_of(runs: Mapping[str, Settings], records: Mapping[str, Record], data: M
                 record.epochs,
                 record.status,
                 record.reason,
+                count_images(run.data, data, run.training.seed)[1],
             )
         )
     return rows

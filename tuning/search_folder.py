@@ -150,15 +150,20 @@ class SearchFolder:
                 ) from None
 
 
+def candidates_of(records: Mapping[str, Record]) -> list[Candidate]:
+    """The candidates of all trials that have a record."""
+    return [
+        Candidate(tuple(record.point["widths"]), {key: value for key, value in record.point.items() if key != "widths"})
+        for record in records.values()
+        if record.point
+    ]
+
+
 def with_ended(records: Mapping[str, Record], candidates: Iterable[Candidate]) -> list[Candidate]:
     """`candidates`, after those of earlier sessions that have ended and are not among them."""
     chosen = {one.name: one for one in candidates}
-    ended = [
-        Candidate(tuple(record.point["widths"]), {key: value for key, value in record.point.items() if key != "widths"})
-        for name, record in records.items()
-        if name not in chosen and record.status != "pending" and record.point
-    ]
-    return [*ended, *chosen.values()]
+    ended = {name: record for name, record in records.items() if name not in chosen and record.status != "pending"}
+    return [*candidates_of(ended), *chosen.values()]
 
 
 @contextmanager

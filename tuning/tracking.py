@@ -20,8 +20,8 @@ from pipeline.tracking import content, ledger
 from pipeline.tracking.delivery import Delivery, undelivered
 from pipeline.tracking.ledger import Status, Target
 from pipeline.tracking.mlflow_store.store import Store
-from tuning import frontier
 from tuning.config import SearchSettings
+from tuning.results import frontier
 from tuning.search_folder import SearchFolder
 
 OUTCOME_TAG, BEST_TAG = "phasecollapse.outcome", "phasecollapse.best_trial"

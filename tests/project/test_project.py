@@ -135,7 +135,7 @@ print(models.multiply_adds(ScatteringSettings(widths=(3, 4)), 3, 16), {"torch._d
 def test_every_package_contributes_its_commands() -> None:
     assert [
         *("describe", "evaluate", "export", "inspect", "merge", "predict", "prepare", "register", "report", "runs"),
-        *("stage", "sync", "train", "tune", "ui", "verify"),
+        *("search", "stage", "sync", "train", "tune", "ui", "verify"),
     ] == COMMANDS
     listing = python("from pipeline.cli.main import main; main()", "--help").stdout
     assert [command for command in COMMANDS if not re.search(rf"^ *{command} ", listing, re.MULTILINE)] == []

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from tuning import frontier
-from tuning.frontier import Row
+from tuning.results import frontier
+from tuning.results.frontier import Row
 
 
 def row(name: str, cost: int, error: float | None, status: str = "completed", reason: str = "") -> Row:
@@ -44,8 +44,8 @@ def test_only_completed_trials_are_on_the_frontier() -> None:
 def test_the_table_shows_every_trial_with_its_status_and_reason() -> None:
     rows = [row("b", 2000, 0.25), row("a", 10, None, "failed", "a | b")]
     lines = frontier.markdown(rows).splitlines()
-    assert lines[2] == "| a | 2 | 8-16 | 1,000 | 10 |  | 4 | failed: a / b |"
-    assert lines[3] == "| b | 2 | 8-16 | 1,000 | 2,000 | 0.2500 * | 4 | completed |"
+    assert lines[2] == "| a | 2 | 8-16 | 1,000 | 10 |  |  | 4 | failed: a / b |"
+    assert lines[3] == "| b | 2 | 8-16 | 1,000 | 2,000 | 0.2500 * |  | 4 | completed |"
     assert frontier.table(rows, "title").row_count == 2
 
 

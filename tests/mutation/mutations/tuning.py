@@ -19,7 +19,7 @@ MUTATIONS = (
     ),
     Mutation(
         "trials that were stopped early count as results",
-        "tuning/frontier.py",
+        "tuning/results/frontier.py",
         'for row in rows if row.status == "completed" and row.error is not None\n    ]\n    flags',
         "for row in rows if row.error is not None\n    ]\n    flags",
         ("tests/tuning/test_frontier.py::test_only_completed_trials_are_on_the_frontier",),
@@ -51,8 +51,8 @@ MUTATIONS = (
     Mutation(
         "a search that is enlarged forgets the trials that have ended",
         "tuning/search_folder.py",
-        'if name not in chosen and record.status != "pending" and record.point',
-        "if False",
+        'if name not in chosen and record.status != "pending"}',
+        "if False}",
         ("tests/tuning/test_search_folder.py::test_a_search_may_be_enlarged_and_keeps_the_trials_that_have_ended",),
     ),
 )

@@ -86,7 +86,7 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         (
             ["dance"],
             "error: there is no command 'dance': choose one of: describe, evaluate, export, inspect, merge, predict, "
-            "prepare, register, report, runs, stage, sync, train, tune, ui, verify",
+            "prepare, register, report, runs, search, stage, sync, train, tune, ui, verify",
         ),
         (["train"], "error: Missing argument 'CONFIG'."),
         (["ui", "--port", "many"], "error: Invalid value for '--port': 'many' is not a valid integer range."),

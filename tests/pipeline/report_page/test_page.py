@@ -28,7 +28,7 @@ from pipeline.metrics.report import EVERYTHING
 from pipeline.report_page import page
 from pipeline.runs import paths
 from pipeline.tracking import run_card
-from tuning import frontier
+from tuning.results import frontier
 
 EVIL = "<img src=x onerror=alert(1)>|`*"
 

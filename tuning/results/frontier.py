@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 from rich.table import Table
 
 from pipeline.runs import paths
+from tuning.results import intervals
+from tuning.results.intervals import Interval
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,20 @@ class Row:
     """completed, stopped early, failed or pending."""
     reason: str = ""
     """Why it failed."""
+    images: int = 0
+    """That the error was measured on; 0 if unknown."""
+
+    @property
+    def interval(self) -> Interval | None:
+        """Of the error, by the number of images."""
+        return intervals.of_error(self.error, self.images) if self.error is not None and self.images else None
 
 
+NAMED = 12
+"""With more trials than this, the picture names only those on the frontier."""
 FILES = (paths.SEARCH_TABLE, paths.SEARCH_NUMBERS, paths.SEARCH_PICTURE)
 """Files of the result."""
-HEADER = ("trial", "depth", "widths", "parameters", "multiply-adds", "error", "epochs", "status")
+HEADER = ("trial", "depth", "widths", "parameters", "multiply-adds", "error", "95 %", "epochs", "status")
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -70,6 +82,7 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
             f"{row.parameters:,}",
             f"{row.multiply_adds:,}",
             "" if row.error is None else f"{row.error:.4f}{' *' if row.name in best else ''}",
+            "" if row.interval is None else f"{row.interval.low:.3f}–{row.interval.high:.3f}",
             str(row.epochs),
             f"{row.status}: {row.reason}" if row.reason else row.status,
         )
@@ -99,13 +112,32 @@ def comma_separated(rows: Sequence[Row]) -> str:
     best = on_frontier(rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*HEADER, "frontier", "reason"])
+    columns = ["trial", "depth", "widths", "parameters", "multiply-adds", "error", "error_low", "error_high", "epochs"]
+    writer.writerow([*columns, "status", "frontier", "reason"])
     for row in rows:
         widths = "-".join(map(str, row.widths))
         error = "" if row.error is None else row.error
-        numbers = [row.name, len(row.widths), widths, row.parameters, row.multiply_adds, error, row.epochs]
+        ends = row.interval or ("", "")
+        numbers = [row.name, len(row.widths), widths, row.parameters, row.multiply_adds, error, *ends, row.epochs]
         writer.writerow([*numbers, row.status, int(row.name in best), row.reason])
     return text.getvalue()
+
+
+def told_apart(rows: Sequence[Row]) -> str:
+    """Which neighbors on the frontier the images tell apart, and which not, in a sentence."""
+    names = on_frontier(rows)
+    best = sorted((row for row in rows if row.name in names), key=lambda row: row.multiply_adds)
+    pairs = [(one, other) for one, other in itertools.pairwise(best) if one.images and one.error != other.error]
+    if not pairs:
+        return "fewer than two points are on the frontier: there is nothing to tell apart"
+    same = [
+        f"{one.name} and {other.name}"
+        for one, other in pairs
+        if not intervals.are_apart(one.error or 0.0, other.error or 0.0, one.images)
+    ]
+    if not same:
+        return f"{pairs[0][0].images:,} images tell all neighbors on the frontier apart, with 95 % confidence"
+    return f"{pairs[0][0].images:,} images do not tell apart, with 95 % confidence: {'; '.join(same)}"
 
 
 def shown_error(name: str) -> str:
@@ -120,16 +152,20 @@ def picture(rows: Sequence[Row], path: Path, error_name: str) -> None:
 
     best = on_frontier(rows)
     completed = sorted(
-        (row.multiply_adds, row.error, row.name) for row in rows if row.status == "completed" and row.error is not None
+        (row.multiply_adds, row.error, row.name, row.interval or (row.error, row.error))
+        for row in rows
+        if row.status == "completed" and row.error is not None
     )
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    line = [(cost, error) for cost, error, name in completed if name in best]
+    line = [(cost, error) for cost, error, name, _ in completed if name in best]
     axes.plot([cost for cost, _ in line], [error for _, error in line], color="tab:blue", label="frontier")
-    for cost, error, name in completed:
-        axes.plot(cost, error, "o", color="tab:blue" if name in best else "tab:gray")
-        axes.annotate(name, (cost, error), xytext=(5, 5), textcoords="offset points", fontsize=8)
+    for cost, error, name, (low, high) in completed:
+        color = "tab:blue" if name in best else "tab:gray"
+        axes.errorbar(cost, error, [[error - low], [high - error]], fmt="o", color=color, elinewidth=0.8, capsize=2)
+        if name in best or len(completed) <= NAMED:
+            axes.annotate(name, (cost, error), xytext=(5, 5), textcoords="offset points", fontsize=8)
     if not completed:
         axes.text(0.5, 0.5, "no trial was completed", ha="center", transform=axes.transAxes)
     axes.set_xscale("log")
