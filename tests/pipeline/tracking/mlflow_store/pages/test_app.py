@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import tomllib
 from typing import Any
 
 import pytest
 
 from pipeline.tracking.mlflow_store.pages import app
 from pipeline.tracking.mlflow_store.pages.app import CHOICES, FirstChoices, Message
+from tests.helpers.checkout import ROOT
 
 PAGE = [b"<!doctype html><html><he", b"ad><title>MLflow</title></head></html>"]
 
@@ -46,4 +48,6 @@ def test_other_answers_are_passed_on() -> None:
 
 
 def test_mlflow_finds_the_app() -> None:
-    assert app.name(passwords=False) == "phasecollapse" and app.name(passwords=True) == "phasecollapse-auth"
+    apps = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"][app.GROUP]
+    for name, factory in ((app.NAME, app.create_app), (app.WITH_PASSWORDS, app.create_app_with_passwords)):
+        assert apps[name] == f"{factory.__module__}:{factory.__name__}"
