@@ -84,7 +84,10 @@ def train() -> None:
         "data": {**TRAIN["data"], "holdout": 0.25},
         "model": {"first_factorized_block": 3, "classifier": "pooled"},
     }
-    search = {"train": held_out, "search": {"name": SEARCH, "depths": [2], "widths": [4, 8], "grace_epochs": 8}}
+    search = {
+        "train": held_out,
+        "search": {"name": SEARCH, "space": {"depth": [2], "width": [4, 8]}, "grace_epochs": 8},
+    }
     (FOLDER / "search.yaml").write_text(yaml.safe_dump(search), encoding="utf-8")
     run("train", str(FOLDER / "run.yaml"), f"run.name={RUN}")
     run("train", str(FOLDER / "run.yaml"), f"run.name={OTHER}", "model.nonlinearity=identity")

@@ -55,7 +55,7 @@ def search(textures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "cluster": {"workers": 1},
             "tracking": {"every_steps": 4},
         },
-        "search": {"name": SEARCH, "depths": [2], "widths": [4, 8]},
+        "search": {"name": SEARCH, "space": {"depth": [2], "width": [4, 8]}},
     }
     config = storage.with_name("search.yaml")
     config.write_text(yaml.safe_dump(settings))
