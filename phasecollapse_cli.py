@@ -7,13 +7,26 @@ this name still starts, and reports it in a sentence.
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 
 def main() -> None:
-    """Runs the command; exits with status 2 and a sentence if other packages hide those of this distribution."""
+    """Runs the command; exits with status 2 and a sentence if other packages hide those of this distribution, and with
+    130 after Ctrl-C, also while packages are imported and while Python exits."""
+    try:
+        _run()
+    except KeyboardInterrupt:
+        print("interrupted: rerun the same command to resume", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        _exit_at_signals()
+
+
+def _run() -> None:
     try:
         from data_prep.common.distribution import check_packages
         from data_prep.common.errors import UserError
@@ -26,6 +39,14 @@ def main() -> None:
     from pipeline.cli import main as command
 
     command.main()
+
+
+def _exit_at_signals() -> None:
+    """From here on a signal ends the process at once: all work is done, and Python would print where it was."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: os._exit(130))
 
 
 def _hidden() -> str:

@@ -53,6 +53,39 @@ def test_the_command_names_what_hides_a_package(tmp_path: Path, name: str, kind:
     assert (unhidden.returncode, unhidden.stderr) == (0, ""), "the installed command does not look into the folder"
 
 
+INTERRUPTED = """
+import atexit, os, signal, sys
+import phasecollapse_cli
+
+def interrupt():
+    os.kill(os.getpid(), signal.{signal})
+
+class WhileImporting:
+    def find_spec(self, name, *rest):
+        if name == "data_prep.common.distribution":
+            interrupt()
+
+{when}
+sys.argv = ["phasecollapse", "--version"]
+phasecollapse_cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "signal", "said"),
+    [
+        ("sys.meta_path.insert(0, WhileImporting())", "SIGINT", "interrupted: rerun the same command to resume\n"),
+        ("atexit.register(interrupt)", "SIGINT", ""),
+        ("atexit.register(interrupt)", "SIGTERM", ""),
+    ],
+)
+def test_an_interruption_before_or_after_the_command_shows_no_traceback(
+    tmp_path: Path, when: str, signal: str, said: str
+) -> None:
+    done = run(tmp_path, ["-c", INTERRUPTED.format(when=when, signal=signal)])
+    assert (done.returncode, done.stderr) == (130, said)
+
+
 def test_a_folder_that_is_no_package_hides_nothing(tmp_path: Path) -> None:
     (tmp_path / "pipeline").mkdir()
     assert run(tmp_path, [*COMMAND, "--version"]).returncode == 0

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.common import signals
 from data_prep.common.errors import UserError
 from pipeline.tracking.mlflow_store import saved_views
 from pipeline.tracking.mlflow_store.pages import app, auth
@@ -167,12 +168,17 @@ class Server:
         return self._last[0].decode(errors="replace").strip() if self._last else "no output"
 
     def end(self) -> None:
-        """Ends the process group by SIGTERM, and by SIGKILL if its output is still open after `END_SECONDS`."""
-        for how in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, how)
-            self._reader.join(END_SECONDS)
-        self.process.wait()
+        """Ends the process group by SIGTERM, and by SIGKILL if its output is still open after `END_SECONDS`, or at once
+        if the user interrupts again."""
+        hurry = threading.Event()
+        with signals.handled(lambda number, frame: hurry.set()):
+            for how in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, how)
+                deadline = time.monotonic() + END_SECONDS
+                while self._reader.is_alive() and not hurry.is_set() and time.monotonic() < deadline:
+                    self._reader.join(POLL_SECONDS)
+            self.process.wait()
 
 
 @contextlib.contextmanager

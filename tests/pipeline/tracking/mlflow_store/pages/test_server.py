@@ -157,6 +157,20 @@ def test_ctrl_c_is_heard_while_a_server_talks(moment: float) -> None:
     assert talking.process.returncode == -signal.SIGTERM
 
 
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+
+
+def test_a_second_ctrl_c_leaves_no_server_behind() -> None:
+    process = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout and process.stdout.readline(), "it ignores SIGTERM from here on"
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        Server(process).end()
+        assert process.poll() == -signal.SIGKILL
+    finally:
+        process.kill()
+
+
 @pytest.mark.slow
 def test_the_last_line_of_a_server_that_ended_is_kept() -> None:
     talking = talkative()
