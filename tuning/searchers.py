@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, count_of
 from data_prep.common.registry import Registry, explain_faults
 from data_prep.format.manifest import Manifest
 from tuning import search_folder
@@ -60,7 +60,7 @@ class Choice:
         out = "; ".join(
             f"{count} {'was' if count == 1 else 'were'} left out: {why}" for why, count in self.left_out.items()
         )
-        return f"{len(self.candidates)} points" + (f" ({out})" if out else "")
+        return count_of(len(self.candidates), "point") + (f" ({out})" if out else "")
 
 
 def choose(settings: SearchSettings, data: Manifest) -> Choice:

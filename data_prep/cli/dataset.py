@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from data_prep.cli.local_path import LocalPath
-from data_prep.common.errors import UserError, printable
+from data_prep.cli.local_path import LocalPath, not_empty
+from data_prep.common.errors import UserError, count_of, printable
 from data_prep.common.files import replacing
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def verify(dataset: Path, hashes_only: bool, threads: int | None, reader: str, a
 
 
 @click.command()
-@click.argument("dataset")
+@click.argument("dataset", callback=not_empty)
 @click.argument("folder", type=Dataset)
 @click.option("--check", is_flag=True, help="Hash a copy that is already there, and repair it.")
 def stage(dataset: str, folder: Path, check: bool) -> None:
@@ -215,8 +215,7 @@ def _describe(manifest: Manifest) -> str:
     counts = " and ".join(f"{split.samples} {name}" for name, split in manifest.splits.items())
     files = [file for split in manifest.splits.values() for file in split.files]
     size = format_bytes(sum(file.bytes for file in files))
-    number = "1 file" if len(files) == 1 else f"{len(files)} files"
-    return f"{counts} images in {number}, {size}, digest {manifest.digest[:12]}"
+    return f"{counts} images in {count_of(len(files), 'file')}, {size}, digest {manifest.digest[:12]}"
 
 
 def _report(dataset: Path, report: VerificationReport, hashes_only: bool) -> dict[str, object]:

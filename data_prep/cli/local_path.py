@@ -10,8 +10,20 @@ import click
 from data_prep.common.errors import UserError
 
 
+def not_empty(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """A callback for arguments that are paths or addresses.
+
+    Raises:
+        UserError: the value is an empty text, see :class:`LocalPath`.
+    """
+    if value == "":
+        raise UserError(f"{param.human_readable_name} is empty: name a path or an address")
+    return value
+
+
 class LocalPath(click.Path):
-    """A path on this machine. An address such as s3://bucket/x, which would become a folder ``s3:``, is refused."""
+    """A path on this machine. An address such as s3://bucket/x, which would become a folder ``s3:``, is refused, and so
+    is an empty text, such as that of a variable that is not set, which would be the current folder."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(path_type=Path, **options)
@@ -20,12 +32,14 @@ class LocalPath(click.Path):
         """The path.
 
         Raises:
-            UserError: it is an address.
+            UserError: it is empty, or an address.
         """
+        name = param.opts[0] if param and param.opts[0].startswith("-") else (param and param.human_readable_name)
+        if value == "":
+            raise UserError(f"{name or 'SOURCE'} is empty: name a path")
         if isinstance(value, str) and "://" in value:
             from data_prep.common.storage import redact
 
-            name = param.opts[0] if param and param.opts[0].startswith("-") else (param and param.human_readable_name)
             raise UserError(
                 f"{name or 'SOURCE'}: {redact(value)} is an address: name a path on this machine, and copy from there "
                 "or to there"

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from data_prep.common.errors import UserError, printable
+from data_prep.common.errors import UserError, count_of, printable
 from data_prep.sources.registry import SOURCES, ImageSource, open_source
 
 if TYPE_CHECKING:
     from data_prep.common.parallel import Advance, Executor
+    from data_prep.format.manifest import Manifest
     from data_prep.prepare.dataset_writer import Estimate, PrepareResult
     from data_prep.prepare.spec import PrepareSpec
     from data_prep.sources.image_index import ImageIndex
@@ -166,6 +167,8 @@ def prepare(
         paths = (*paths, "checked")
         if cluster:
             raise UserError("--check: name an OUTPUT, too: what SOURCE unpacks must be where all nodes see it")
+    if "" in paths:
+        raise UserError(f"{'OUTPUT' if paths[-1] == '' else 'SOURCE'} is empty: name a path")
     *given, output = paths
     if len(given) > 1:
         raise UserError(f"prepare takes a SOURCE and an OUTPUT, but got {len(paths)} arguments: {' '.join(paths)}")
@@ -188,6 +191,8 @@ def prepare(
             _check(source, Path(output), spec, executor, threads, progress)
             return
         prepared = _write(source, Path(output), spec, executor, threads, restart, progress)
+    for sentence in _without_images(prepared.manifest):
+        click.echo(f"warning: {sentence}", err=True)
     click.echo(_summarize(prepared, Path(output)))
 
 
@@ -338,6 +343,21 @@ def _format_estimate(estimate: Estimate) -> str:
     )
 
 
+def _without_images(manifest: Manifest) -> list[str]:
+    """A sentence for each split in which classes have no images, which no network can learn or be measured on."""
+    sentences = []
+    for name, split in manifest.splits.items():
+        empty = [each.id for each, count in zip(manifest.classes, split.samples_per_class, strict=True) if count == 0]
+        if empty:
+            named = printable(", ".join(empty[:3])) + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
+            why = ": all of them are damaged and left out, or the source has none" if split.left_out else ""
+            sentences.append(
+                f"{count_of(len(empty), 'class')} without images in the {name} split{why}: {named}; add images, or "
+                "name the others by --classes"
+            )
+    return sentences
+
+
 def _summarize(prepared: PrepareResult, output: Path) -> str:
     manifest = prepared.manifest
     counts = " and ".join(f"{split.samples} {name}" for name, split in manifest.splits.items())
@@ -347,8 +367,9 @@ def _summarize(prepared: PrepareResult, output: Path) -> str:
     untouched = sum(split.untouched for split in manifest.splits.values())
     samples = sum(split.samples for split in manifest.splits.values())
     left_out = sum(len(split.left_out) for split in manifest.splits.values())
+    damaged = f", {count_of(left_out, 'damaged image')} left out" if left_out else ""
     return (
-        f"{output} {state}: {counts} images of {len(manifest.classes)} classes, sides of {sides} "
+        f"{output} {state}: {counts} images of {count_of(len(manifest.classes), 'class')}, sides of {sides} "
         f"pixels, {megabytes:.1f} MB, {100 * untouched / samples:.0f} % of the images unchanged"
-        f"{f', {left_out} damaged ones left out' if left_out else ''}, digest {manifest.digest[:12]}"
+        f"{damaged}, digest {manifest.digest[:12]}"
     )

@@ -15,6 +15,12 @@ class TrainingError(UserError):
     one may train on the same machine and data."""
 
 
+def count_of(count: int, what: str) -> str:
+    """A number with its noun, such as 1 class, or 2,000 classes."""
+    ending = "" if count == 1 else "es" if what.endswith("s") else "s"
+    return f"{count:,} {what}{ending}"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type if it has none."""
     lines = str(getattr(error, "strerror", None) or error).strip().splitlines()

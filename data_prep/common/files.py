@@ -85,7 +85,9 @@ def locked(path: Path, busy: str, wait: Callable[[], None] | None = None) -> Ite
 
     Raises:
         UserError: another process holds the lock, and `wait` is not given.
+        OSError: no file can be made there.
     """
+    path.touch()  # where this fails, FileLock would wait, as for a lock that is held
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

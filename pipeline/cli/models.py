@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from data_prep.cli.local_path import LocalPath
+from data_prep.common.errors import count_of
 from pipeline.config.references import REFERENCES
 from pipeline.runtime.imports import quick_imports
 
@@ -140,16 +141,18 @@ def predict(
         from data_prep.common import progress
         from pipeline.inference import prediction
 
-    files = prediction.find(images)
-    with _checkpoint(source, storage, uri) as checkpoint, progress.image_progress(len(files)) as on_images:
+    found = prediction.find(images)
+    for sentence in found.passed_over:
+        click.echo(f"warning: {sentence}", err=True)
+    with _checkpoint(source, storage, uri) as checkpoint, progress.image_progress(len(found.files)) as on_images:
         show = prediction.to_json if as_json else prediction.to_row
         unreadable = 0
-        for one in prediction.predict(checkpoint, files, top=top, batch_size=batch_size):
+        for one in prediction.predict(checkpoint, found.files, top=top, batch_size=batch_size):
             click.echo(show(one))
             unreadable += one.problem is not None
             on_images(1)
     if unreadable:
-        click.echo(f"{unreadable} of {len(files)} files cannot be read", err=True)
+        click.echo(f"{unreadable} of {count_of(len(found.files), 'file')} cannot be read", err=True)
         sys.exit(1)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from data_prep.cli.local_path import LocalPath
+from data_prep.common.errors import count_of
 from pipeline.runtime.imports import quick_imports
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def summary(outcome: Outcome, measured_on: str) -> str:
     top1, top5 = (100 * outcome.metrics[f"{measured_on}/{name}"] for name in ("top1", "top5"))
     state = "had already finished" if outcome.already_finished else "finished"
     return (
-        f"run {outcome.folder.name} {state}: {outcome.epochs} epochs, "
+        f"run {outcome.folder.name} {state}: {count_of(outcome.epochs, 'epoch')}, "
         f"{measured_on} top-1 {top1:.2f} %, top-5 {top5:.2f} %\n"
         f"folder: {outcome.folder}"
     )

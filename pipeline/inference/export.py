@@ -80,7 +80,7 @@ def export(
         _needed(package)
     path = output or Path(_name(source) + SUFFIXES[kind])
     if path.suffix != SUFFIXES[kind]:
-        raise UserError(f"--output: the name of a file in format {kind} must end in {SUFFIXES[kind]}, not {path.name}")
+        raise UserError(f"--output: the name of a file in format {kind} must end in {SUFFIXES[kind]}, not '{path}'")
     _check_output(path, replace)
     network = trained_model.load(source)
     write, load = {"onnx": (_write_onnx, _load_onnx), "torch-export": (_write_program, _load_program)}[kind]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from data_prep.codec import convert
 from data_prep.codec.decode import DecodeError
 from data_prep.common.errors import UserError, printable
-from data_prep.sources.image_index import is_clutter
+from data_prep.sources.image_index import HIDDEN_OR_CLUTTER, NO_FILES, PassedOver, is_clutter
 from pipeline.inference.classifier import Answer, classify, to_pixels
 from pipeline.runs import trained_model
 from pipeline.runs.trained_model import TrainedModel
@@ -31,33 +32,54 @@ class Prediction:
     """Why the file cannot be read; None if it can."""
 
 
-def find(places: Sequence[Path]) -> list[Path]:
+@dataclass(frozen=True)
+class Found:
+    """Image files, and what was found beside them."""
+
+    files: list[Path]
+    passed_over: list[str]
+    """Sentences about the other files of folders."""
+
+
+def find(places: Sequence[Path]) -> Found:
     """The image files among `places`, and those in the folders among them, at any depth, sorted by name. Hidden files
-    and clutter are left out, as in `prepare`.
+    and clutter are left out, as in `prepare`, and so are files whose names do not end like those of images.
 
     Raises:
         UserError: a place does not exist or cannot be read, or there is no image.
     """
     found: list[Path] = []
+    passed_over = PassedOver()
     for place in places:
         if place.is_dir():
-            found += [
-                path
-                for path in _files_below(place)
-                if path.suffix.lower() in convert.SUFFIXES
-                and not is_clutter(path.relative_to(place).as_posix())
-                and path.is_file()
-            ]
+            for path in _files_below(place):
+                if reason := _why_not(path, place):
+                    passed_over.add(reason, str(path))
+                else:
+                    found.append(path)
         elif place.is_file():
             found.append(place)
         else:
             what = "is not a regular file" if place.exists() else "does not exist"
             raise UserError(f"{place} {what}: name image files, or folders of them")
     if not found:
+        others = "".join(f"; {sentence}" for sentence in passed_over.sentences())
         raise UserError(
             f"no images in {', '.join(map(str, places))}: their names end in {', '.join(sorted(convert.SUFFIXES))}"
+            f"{others}"
         )
-    return found
+    return Found(found, passed_over.sentences())
+
+
+def _why_not(path: Path, folder: Path) -> str | None:
+    """Why a file of a folder is passed over; None if it is taken for an image."""
+    if is_clutter(path.relative_to(folder).as_posix()):
+        return HIDDEN_OR_CLUTTER
+    if not path.is_file():
+        return NO_FILES
+    if path.suffix.lower() not in convert.SUFFIXES:
+        return f"names that end in {path.suffix.lower()}" if path.suffix else "names without an ending"
+    return None
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -108,12 +130,14 @@ def _read(files: Sequence[Path], network: TrainedModel) -> tuple[np.ndarray, lis
     size = network.settings.data.image_size
     pixels = np.zeros((len(files), size, size, 3), np.uint8)
     problems: list[str | None] = []
-    for row, file in enumerate(files):
-        try:
-            pixels[row] = to_pixels(file.read_bytes(), network)
-            problems.append(None)
-        except DecodeError as error:
-            problems.append(str(error))
-        except OSError as error:
-            problems.append(error.strerror or str(error))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what counts is whether the image decodes
+        for row, file in enumerate(files):
+            try:
+                pixels[row] = to_pixels(file.read_bytes(), network)
+                problems.append(None)
+            except DecodeError as error:
+                problems.append(str(error))
+            except OSError as error:
+                problems.append(error.strerror or str(error))
     return pixels, problems

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from data_prep.common import ray_cluster
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, count_of
 from data_prep.common.ray_cluster import Connection
 from data_prep.format.manifest import Manifest, load_manifest
 from data_prep.loading import ffcv_reader
@@ -143,8 +143,8 @@ def check(settings: Settings, data: Manifest) -> finetune.Start | None:
     classes = settings.data.classes
     if classes is not None and classes != len(data.classes):
         raise UserError(
-            f"data.classes is {classes}, but the data set in {settings.data.path} has {len(data.classes)} classes: "
-            "correct it, or unset it"
+            f"data.classes is {classes}, but the data set in {settings.data.path} has "
+            f"{count_of(len(data.classes), 'class')}: correct it, or unset it"
         )
     if settings.data.digest and not data.digest.startswith(settings.data.digest):
         raise UserError(

@@ -12,6 +12,7 @@ from threading import Barrier, Event
 import torch
 from torch import nn
 
+from data_prep.common.errors import count_of
 from data_prep.common.files import format_bytes
 from data_prep.common.parallel import cores
 from data_prep.common.progress import format_duration
@@ -66,8 +67,9 @@ class Plan:
         return "\n".join(
             [
                 f"workers      {self.workers}, {self.images_per_worker} images of {sizes} each per step{parts}",
-                f"steps        {self.epochs} epochs of {self.steps_per_epoch}, {self.batch_size} images each, "
-                f"of {self.training_images:,} training images; {self.evaluation_images:,} evaluated after each epoch",
+                f"steps        {count_of(self.epochs, 'epoch')} of {self.steps_per_epoch}, {self.batch_size} images "
+                f"each, of {self.training_images:,} training images; {self.evaluation_images:,} evaluated after each "
+                "epoch",
                 f"network      {self.parameters:,} parameters",
                 f"memory       about {format_bytes(self.memory_bytes)} per worker, besides its libraries",
                 f"checkpoints  {format_bytes(self.checkpoint_bytes)} each, up to {self.checkpoints_kept} are kept: "

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.common.errors import UserError, first_line, printable
+from data_prep.common.errors import UserError, count_of, first_line, printable
 from data_prep.common.progress import format_duration
 from pipeline.config.model_schema import ResNetSettings
 from pipeline.config.schema import Settings
@@ -103,7 +103,7 @@ class RunFacts:
         name = known.get("name") or (Path(self.settings.data.path).name if self.settings else "")
         words = [name or "a data set"]
         words += [f"{number:,} {what} images" for what, number in counts.items() if what != "classes"]
-        words += [f"{counts['classes']:,} classes"] if "classes" in counts else []
+        words += [count_of(counts["classes"], "class")] if "classes" in counts else []
         if self.identity:
             words.append(f"digest {self.identity.data_digest[:12]}")
             words.append(f"{self.identity.settings.data.image_size} pixels a side")
@@ -131,7 +131,7 @@ class RunFacts:
         """Epochs that are done, in a few words."""
         wanted = self.settings.training.epochs if self.settings else 0
         done = len(self.epochs)
-        return f"{done} epochs" if done and done >= wanted else f"{done} of {wanted or '?'} epochs"
+        return count_of(done, "epoch") if done and done >= wanted else f"{done} of {wanted or '?'} epochs"
 
     def repeat(self) -> list[str]:
         """The commands that train the same again."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data_prep.common.counter_rng import Purpose, uniform
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, count_of
 from data_prep.format.manifest import ImageClass, Manifest, load_manifest
 from data_prep.loading.ffcv_reader import FfcvLoader
 from data_prep.loading.loader import Batch as ArrayBatch
@@ -171,7 +171,7 @@ def _subset_indices(subset: Subset, samples: int, data: DataSettings, seed: int)
 
 def _check_fit(folder: Path, manifest: Manifest, data: DataSettings, subset: Subset) -> None:
     if data.classes is not None and data.classes != len(manifest.classes):
-        raise UserError(f"data.classes is {data.classes}, but {folder} has {len(manifest.classes)} classes")
+        raise UserError(f"data.classes is {data.classes}, but {folder} has {count_of(len(manifest.classes), 'class')}")
     if data.image_size > manifest.max_side:
         raise UserError(
             f"data.image_size is {data.image_size}, but no side of an image of {folder} is longer than "

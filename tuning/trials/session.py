@@ -20,7 +20,7 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # and its log 
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, count_of
 from data_prep.common.ray_cluster import Connection
 from pipeline.config.schema import ClusterSettings, Settings
 from pipeline.launch import launcher, ray_cleanup, ray_train
@@ -80,7 +80,7 @@ def run(
         KeyboardInterrupt: the user stopped the search.
     """
     fitting = min(len(runs), trials_that_fit(settings), settings.search.max_concurrent or len(runs))
-    report_line(f"{len(runs)} trials, {fitting} at a time, in {folder.path}")
+    report_line(f"{count_of(len(runs), 'trial')}, {fitting} at a time, in {folder.path}")
     # Trials that train in their own processes wait for these without harm, so that more start as a cluster grows.
     at_once = settings.search.max_concurrent if trial.trains_here(settings.train.cluster) else fitting
     losses = {name: folder.record(name).losses for name in runs}

@@ -357,3 +357,9 @@ def test_a_folder_of_the_users_by_the_name_of_the_result_is_kept(folder: Path, t
     with pytest.raises(UserError, match="is not a staged data set: rename it, or remove it"):
         stage(str(folder), target.parent)
     assert [path.name for path in target.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.timeout(30)
+def test_a_folder_where_no_file_can_be_made_is_named_at_once(textures: Path) -> None:
+    with pytest.raises(UserError, match=r"^/proc/.* cannot be read or written"):
+        stage(str(textures), Path("/proc"))

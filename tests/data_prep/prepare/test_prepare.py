@@ -264,7 +264,7 @@ def test_an_undecodable_image_stops_with_its_name(photos: Path, tmp_path: Path, 
     assert not (tmp_path / "out").exists()
     printed = run(photos, tmp_path / "out", "--allow-damaged", 1)
     manifest = load_manifest(tmp_path / "out")
-    assert "1 damaged ones left out" in printed and manifest.splits["train"].samples == 6
+    assert "1 damaged image left out" in printed and manifest.splits["train"].samples == 6
     assert [each.image for each in manifest.splits["train"].left_out] == ["train/n02/bad.jpg"]
 
 
@@ -283,7 +283,19 @@ def test_a_share_of_the_images_may_be_damaged(photos: Path, tmp_path: Path) -> N
     images = sum(path.is_file() for path in photos.rglob("*.*"))
     with pytest.raises(UserError, match="cannot be decoded"):
         run(photos, tmp_path / "out", "--allow-damaged", f"{100 / (images + 1)}%")
-    assert "1 damaged ones left out" in run(photos, tmp_path / "out", "--allow-damaged", f"{100 / (images - 1)}%")
+    assert "1 damaged image left out" in run(photos, tmp_path / "out", "--allow-damaged", f"{100 / (images - 1)}%")
+
+
+def test_a_class_that_has_lost_all_its_images_is_named(photos: Path, tmp_path: Path) -> None:
+    classes = sorted(path.name for path in (photos / "train").iterdir())
+    for path in (photos / "train" / classes[0]).iterdir():
+        path.write_bytes(b"no image")
+    done = CliRunner().invoke(command.prepare, [str(photos), str(tmp_path / "out"), "--allow-damaged", "90%"])
+    assert done.exit_code == 0, done.output
+    assert "warning: 1 class without images in the train split: all of them are damaged" in done.stderr
+    assert f": {classes[0]}; add images, or name the others by --classes" in done.stderr
+    others = CliRunner().invoke(command.prepare, [str(photos), str(tmp_path / "two"), "--classes", classes[1]])
+    assert others.exit_code == 0 and "without images" not in others.stderr, others.output
 
 
 @pytest.mark.parametrize("value", ["-1", "101%", "1.5", "many", "%", "nan%"])

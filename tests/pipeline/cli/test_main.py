@@ -155,6 +155,29 @@ def test_the_summary_states_result_and_folder() -> None:
     assert text == "run a had already finished: 3 epochs, holdout top-1 50.00 %, top-5 87.50 %\nfolder: runs/a"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("prepare", "", "out"), "SOURCE"),
+        (("prepare", "source", ""), "OUTPUT"),
+        (("stage", "", "out"), "DATASET"),
+        (("verify", ""), "DATASET"),
+        (("train", ""), "CONFIG"),
+        (("tune", ""), "CONFIG"),
+        (("evaluate", "run", ""), "DATA"),
+        (("predict", "run", ""), "IMAGES"),
+        (("evaluate", "run", "data", "--output", ""), "--output"),
+        (("report", ""), "RUN..."),
+        (("search", "show", ""), "SEARCH"),
+    ],
+)
+def test_an_empty_argument_is_not_the_current_folder(
+    arguments: tuple[str, ...], name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, error = run(monkeypatch, capsys, *arguments)
+    assert status == 2 and error.startswith(f"error: {name} is empty: name a path"), error
+
+
 @pytest.mark.parametrize("arguments", [("predict", "x.jpg"), ("export",)])
 def test_the_password_in_the_address_of_a_network_is_not_shown(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -203,7 +204,7 @@ def test_a_tracked_run_and_a_registered_model_can_be_evaluated(
 
 
 def test_predictions_are_those_of_the_evaluation(trained: Outcome, root: Path, result: EvaluationReport) -> None:
-    files = prediction.find([root / "shapes" / "val"])
+    files = prediction.find([root / "shapes" / "val"]).files
     assert len(files) == 63
     found = list(prediction.predict(trained.folder, files, top=2, batch_size=10))
     right = [one.answers[0].id == Path(one.file).parent.name for one in found]
@@ -222,7 +223,8 @@ def test_any_kind_of_image_is_read_and_what_is_none_is_named(trained: Outcome, r
     lines = done.stdout.splitlines()
     assert len(lines) == 3
     assert " % " in lines[0] and " % " in lines[1] and "c.jpg  cannot be read: " in lines[2]
-    assert done.stderr == "1 of 3 files cannot be read\n"
+    passed_over = f"warning: 1 passed over (names that end in .txt), such as {tmp_path / 'notes.txt'}\n"
+    assert done.stderr == f"{passed_over}1 of 3 files cannot be read\n"
     done = CliRunner().invoke(predict_command, [str(trained.folder), str(tmp_path / "a.png"), "--json"])
     assert sorted(one["name"] for one in json.loads(done.stdout)["answers"]) == list(CLASSES)
     for places, message in (
@@ -231,6 +233,28 @@ def test_any_kind_of_image_is_read_and_what_is_none_is_named(trained: Outcome, r
     ):
         with pytest.raises(UserError, match=message):
             prediction.find(places)
+
+
+def test_files_of_a_folder_that_are_not_looked_at_are_counted_and_odd_metadata_is_no_warning(
+    trained: Outcome, tmp_path: Path
+) -> None:
+    for name in ("IMG_1.HEIC", "IMG_2.heic", "unnamed", ".hidden.jpg"):
+        (tmp_path / name).write_bytes(picture("disc", 3))
+    with Image.open(io.BytesIO(picture("disc", 3))) as image:
+        palette = image.quantize(4)
+        palette.info["transparency"] = b"\x00\x10"
+        palette.save(tmp_path / "odd.png")  # Pillow warns that it should be converted by way of RGBA
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        done = CliRunner().invoke(predict_command, [str(trained.folder), str(tmp_path), "--top", "1"])
+    assert done.exit_code == 0, done.output
+    assert len(done.stdout.splitlines()) == 1
+    said = [line.partition(", such as")[0] for line in done.stderr.splitlines()]
+    assert said == [
+        "warning: 1 passed over (hidden files and known clutter)",
+        "warning: 2 passed over (names that end in .heic)",
+        "warning: 1 passed over (names without an ending)",
+    ]
 
 
 @pytest.mark.parametrize("name", [report.TABLE, paths.CONFUSION, report.EVERYTHING])
