@@ -16,7 +16,6 @@ from data_prep.common.files import rename_durably
 from pipeline.config.references import REFERENCES
 from pipeline.config.schema import Settings
 from pipeline.runs import paths
-from pipeline.tracking.mlflow_store import registry
 from pipeline.tracking.mlflow_store.store import store_of
 from pipeline.training.finetune import Start
 
@@ -41,6 +40,8 @@ def fetched(settings: Settings, folder: Path | None) -> Iterator[Settings]:
     elif folder and _source_of(folder) == source:
         yield _with_checkpoint(settings, folder / paths.START)
     else:
+        from pipeline.tracking.mlflow_store import registry  # imports MLflow, which other runs wait two seconds for
+
         with ExitStack() as fetched_until_the_end:
             try:
                 checkpoint = fetched_until_the_end.enter_context(registry.downloaded(source, store_of(settings)))

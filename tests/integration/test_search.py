@@ -1,7 +1,7 @@
 """A whole search in a cluster that was up before: interrupted by Ctrl-C, then continued to its end.
 
 One search serves all tests: it starts, is interrupted in its first trial, and the same command continues it. Its
-candidates are a good network, one whose loss is not finite from the first step on, and one that learns nothing.
+candidates are a good network and one that learns nothing. Trials that fail: test_trials_in_process.py.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tests.helpers.ray_cluster import ExternalCluster, external_cluster
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 COMMAND = str(Path(sys.executable).with_name("phasecollapse"))
-GOOD, FAILING, BAD = "8-16-32", "8_learning_rate-1e30", "2_learning_rate-1e-06"
-EPOCHS, STEP_OF_THIRD_EPOCH = 6, 30
+GOOD, BAD = "8-16-32", "2_learning_rate-1e-06"
+EPOCHS, STEP_OF_THIRD_EPOCH = 4, 30
 
 
 @dataclass
@@ -90,7 +90,6 @@ def settings(data: Path, storage: Path, address: str) -> dict[str, Any]:
             "name": "tiny",
             "space": {"depth": [3], "width": [8]},
             "candidates": [
-                {"widths": [8], "optimizer.learning_rate": "1e30"},
                 {"widths": [2], "optimizer.learning_rate": "1e-06"},
             ],
             "grace_epochs": 1,
@@ -185,7 +184,6 @@ def test_a_good_trial_completes_and_a_bad_one_is_stopped_early(searched: Searche
     rows = table(searched)
     assert {name: row["status"] for name, row in rows.items()} == {
         GOOD: "completed",
-        FAILING: "failed",
         BAD: "stopped early",
     }
     assert (rows[GOOD]["frontier"], rows[BAD]["frontier"]) == ("1", "0")
@@ -194,15 +192,9 @@ def test_a_good_trial_completes_and_a_bad_one_is_stopped_early(searched: Searche
     assert searched.completed["tracked"][BAD].data.tags["phasecollapse.outcome"] == "stopped early at epoch 1"
 
 
-def test_a_failed_trial_does_not_end_the_search_and_says_why(searched: Searched) -> None:
-    assert "loss became" in table(searched)[FAILING]["reason"]
-    assert statuses(searched.completed)[FAILING] == "FAILED"
-    assert "Traceback" not in searched.completed["output"]
-
-
 def test_trials_are_child_runs_and_never_measured_on_the_validation_images(searched: Searched) -> None:
     runs = searched.completed["tracked"]
-    for name in (GOOD, FAILING, BAD):
+    for name in (GOOD, BAD):
         assert runs[name].data.tags["mlflow.parentRunId"] == runs["tiny"].info.run_id
         assert runs[name].data.params["data.evaluate_on"] == "holdout"
         assert runs[name].data.tags["command"] == runs["tiny"].data.tags["command"]
