@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -44,6 +45,26 @@ def imagenet() -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in lines if not line.startswith("#"))
 
 
+def find(classes: Sequence[ImageClass], wanted: str) -> ImageClass:
+    """The class of this id, name or index, the id before the others, and in whatever case.
+
+    Raises:
+        UserError: there is none, or several have this name.
+    """
+    for key in ("id", "name", "index"):
+        for each in classes:
+            if str(getattr(each, key)).casefold() == wanted.casefold():
+                return each
+    if several := [one.id for one in classes if one.name.casefold() == f"{wanted} ({one.id})".casefold()]:
+        raise UserError(f"{wanted} is the name of several classes: name one by its id, {' or '.join(several)}")
+    known = [text for each in classes for text in (each.id, each.name)]
+    close = difflib.get_close_matches(wanted, known, 3)
+    hint = f": did you mean {', '.join(close)}?" if close else f": give an id, a name or an index, such as {known[0]}"
+    if with_comma := next((text for text in known if wanted in map(str.strip, text.split(",")) and "," in text), None):
+        hint = f""": a name with a comma stands in quotes, as in --classes '"{with_comma}"'"""
+    raise UserError(f"there is no class {wanted}{hint}")
+
+
 def from_labels(count: int, class_names: Path | str | None, given: Sequence[str] | None = None) -> list[ImageClass]:
     """Classes of a source whose labels are numbers 0, 1, 2, …
 
@@ -59,7 +80,8 @@ def from_labels(count: int, class_names: Path | str | None, given: Sequence[str]
     if class_names:
         known = read_names(class_names)
         if len(known) < count:
-            raise UserError(f"{class_names} has {len(known)} classes, but labels go up to {count - 1}: add the others")
+            remedy = "name a file of your own" if str(class_names) == IMAGENET else "add the others"
+            raise UserError(f"{class_names} has {len(known)} classes, but labels go up to {count - 1}: {remedy}")
         return number(known, known)
     if given:
         return number(imagenet() if _are_imagenets(given) else given)

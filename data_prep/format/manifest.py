@@ -162,6 +162,11 @@ def parse_manifest(content: bytes, place: str) -> Manifest:
     except ValidationError as error:
         problem = error.errors()[0]
         field = ".".join(str(part) for part in problem["loc"]) or "file"
+        if field == "format_version" and isinstance(version := problem["input"], int) and version > FORMAT_VERSION:
+            raise UserError(
+                f"{place} was written by a newer phasecollapse (format {version}; this one reads {FORMAT_VERSION}): "
+                "upgrade phasecollapse"
+            ) from None
         raise UserError(f"{place} is damaged ({field}: {problem['msg']}): prepare the data set again") from None
 
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from data_prep.codec.decode import DecodeError, decode
 from data_prep.codec.jpeg_header import read_header
 from data_prep.common.errors import UserError, printable
+from data_prep.format import class_names
 from data_prep.format.beton import RAW, Sample, Shard
 from data_prep.format.manifest import SPLITS, ImageClass, Manifest, Split, SplitName, load_manifest
 from data_prep.maintain.drawing import ALARM, FAINT, FRAME, INK, PAPER, Font, fit, font, shorten, wrap
@@ -58,7 +59,7 @@ def draw(
     if columns * rows > MOST:
         raise UserError(f"a sheet of {columns} × {rows} images is too large: choose --columns and --rows for {MOST}")
     manifest = load_manifest(folder)
-    chosen_class = _find_class(manifest, class_name) if class_name is not None else None
+    chosen_class = class_names.find(manifest.classes, class_name) if class_name is not None else None
     present = [name for name in splits if name in manifest.splits]
     if not present:
         raise UserError(f"{folder} has no {' or '.join(splits)} images: choose one of {', '.join(manifest.splits)}")
@@ -79,15 +80,6 @@ def draw(
             page.picture(place, chosen, manifest.classes)
         top += heights[name]
     return page.image
-
-
-def _find_class(manifest: Manifest, wanted: str) -> ImageClass:
-    for key in ("id", "name", "index"):
-        for each in manifest.classes:
-            if str(getattr(each, key)).casefold() == wanted.casefold():
-                return each
-    first = manifest.classes[0]
-    raise UserError(f"there is no class '{wanted}': give an id, a name or an index, such as {first.id} or {first.name}")
 
 
 def _choose(folder: Path, split: Split, count: int, seed: tuple[int, ...], only: ImageClass | None) -> list[Chosen]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,8 @@ import pyarrow as pa
 from data_prep.common.counter_rng import Purpose, uniform
 from data_prep.common.errors import UserError
 from data_prep.common.parallel import Executor
-from data_prep.format.manifest import ImageClass, SplitName
+from data_prep.format import class_names
+from data_prep.format.manifest import SplitName
 from data_prep.sources.image_index import BATCH_ROWS, IMAGES, ImageIndex, map_table, pick, write_table
 from data_prep.sources.registry import ImageSource, list_images
 
@@ -50,7 +50,7 @@ class Selection:
             UserError: there is no such class, or a split has no images of the classes.
         """
         whole = list_images(self._source, scratch, executor)
-        chosen = [_find(whole.classes, name) for name in self._classes] or whole.classes
+        chosen = [class_names.find(whole.classes, name) for name in self._classes] or whole.classes
         kept = sorted({each.index for each in chosen})
         chosen_classes = [whole.classes[old].model_copy(update={"index": new}) for new, old in enumerate(kept)]
         renumbered = np.full(len(whole.classes), -1, np.int32)
@@ -77,15 +77,3 @@ class Selection:
             part = rows[first : first + BATCH_ROWS]
             chosen = pick(table, part).set_column(0, IMAGES.field("label"), pa.array(labels[part], pa.int32()))
             yield from chosen.to_batches()
-
-
-def _find(classes: list[ImageClass], name: str) -> ImageClass:
-    for each in classes:
-        if name in (each.id, each.name):
-            return each
-    if several := [each.id for each in classes if each.name == f"{name} ({each.id})"]:
-        raise UserError(f"{name} is the name of several classes: name one by its id, {' or '.join(several)}")
-    known = [text for each in classes for text in (each.id, each.name)]
-    close = difflib.get_close_matches(name, known, 3)
-    hint = f": did you mean {', '.join(close)}?" if close else ""
-    raise UserError(f"there is no class {name}{hint}")

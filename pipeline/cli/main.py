@@ -53,6 +53,8 @@ class Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Suggests the nearest name for an unknown command."""
         name = arguments[0]
+        if not self._points:
+            raise UserError("phasecollapse is installed in part, without its commands: install it again")
         if not name.startswith("-") and name not in self._points:
             near = difflib.get_close_matches(name, self._points, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"choose one of: {', '.join(self.list_commands(context))}"

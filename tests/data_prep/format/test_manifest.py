@@ -105,3 +105,10 @@ def test_the_size_of_a_manifest_is_bounded(folder: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(manifests, "LARGEST_MANIFEST", 100)
     with pytest.raises(UserError, match=r"manifest\.json has more than 100 bytes, and is no manifest"):
         read_manifest(folder)
+
+
+def test_a_manifest_of_a_newer_program_asks_for_an_upgrade(textures: Path, tmp_path: Path) -> None:
+    content = json.loads((textures / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**content, "format_version": 3}))
+    with pytest.raises(UserError, match=r"newer phasecollapse \(format 3; this one reads 2\): upgrade phasecollapse"):
+        read_manifest(tmp_path)
