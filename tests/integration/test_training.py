@@ -134,7 +134,7 @@ def test_a_finished_run_says_so_and_changes_nothing(
     assert again.already_finished
     assert again.metrics == first.metrics
     assert capsys.readouterr().out == ""
-    assert "had already finished: 1 epochs" in train.summary(again, "validation")
+    assert "had already finished: 1 epoch," in train.summary(again, "validation")
     assert tracked(storage, first.run_id).info.end_time == ended
 
 

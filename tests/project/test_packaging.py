@@ -101,7 +101,7 @@ def test_the_installed_command_prepares_and_trains_without_ffcv(installed: Path,
     assert "ffcv" not in load_manifest(tmp_path / "data").tools
     settings = ("cluster.workers=0", "run.name=one", "training.epochs=1", "training.batch_size=20", "data.path=data")
     (tmp_path / "run.yaml").write_text("data: {image_size: 16, flip: false}\nmodel: {widths: [4]}\n", encoding="utf-8")
-    assert "finished: 1 epochs" in run(*program, "train", "run.yaml", *settings, folder=tmp_path)
+    assert "finished: 1 epoch," in run(*program, "train", "run.yaml", *settings, folder=tmp_path)
     assert "top-1" in run(*program, "evaluate", "runs/one", "data", folder=tmp_path)
 
 

@@ -34,6 +34,7 @@ def file(textures: Path, tmp_path: Path) -> Path:
         "training": {"epochs": 2, "batch_size": 50, "initial_image_size": 32, "micro_batch_size": 20},
         "cluster": {"workers": 0},
         "checkpoint": {"keep": 1, "keep_best": 1},
+        "tracking": {"pictures": False},
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
