@@ -3,8 +3,9 @@
     python -m benchmarks.tracking_writers --writers 4
     python -m benchmarks.tracking_writers --uri postgresql://127.0.0.1/mlflow --writers 8
 
-Each writer is a run of its own, which logs batches as a training run does, and files as artifacts. Afterwards the rows
-are counted in the store. Passwords are in the environment (PGUSER, PGPASSWORD; MLFLOW_TRACKING_USERNAME,
+Each writer is a run of its own: it writes the records and files of a run into a folder, and delivers them as `train`
+does, batch after batch. All begin in the same moment, so that they also create the experiment at once. Afterwards the
+rows and files are counted in the store. Passwords are in the environment (PGUSER, PGPASSWORD; MLFLOW_TRACKING_USERNAME,
 MLFLOW_TRACKING_PASSWORD). Prints one line of JSON; the exit status is 1 if a row is lost or a writer failed.
 """
 
@@ -18,52 +19,81 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
+from threading import Barrier
 from typing import NamedTuple
+
+from pipeline.runs import paths
+from pipeline.runs.history import StepLog, StepRecord
+from pipeline.tracking import ledger
+from pipeline.tracking.ledger import Target
+from pipeline.tracking.run_delivery import RunDelivery
 
 METRICS = ("step/loss", "step/gradient_norm", "step/learning_rate", "step/images_per_second", "step/waiting_for_data")
 STEPS_IN_A_BATCH, BATCHES_TO_A_FILE = 10, 20
+START_SECONDS = 120
+"""How long a writer waits until all others have started, too."""
 
 
 class Written(NamedTuple):
     """What one writer did."""
 
-    run_id: str
+    run_id: str | None
     rows: int
     files: int
     slowest_s: float
-    """The slowest call."""
+    """The slowest delivery of a batch."""
     error: str | None
 
 
-def write(uri: str, name: str, seconds: float) -> Written:
-    """Writes rows for a while."""
-    from mlflow.entities import Metric
-
-    from pipeline.tracking.mlflow_store.store import Store, connect, find_or_create_experiment, locked
-
-    store = Store(uri)
-    rows = files = batch = 0
-    slowest, run_id = 0.0, ""
+def write(target: Target, folder: Path, seconds: float) -> Written:
+    """Writes a run and delivers it for a while."""
+    delivery = RunDelivery(folder)
+    rows = files = 0
+    slowest = 0.0
     try:
-        with locked(store):
-            client = connect(store)
-            place = find_or_create_experiment(client, store, name)
-        run_id = client.create_run(place.experiment_id).info.run_id
+        folder.mkdir(parents=True)
+        (folder / paths.IDENTITY).touch()
+        ledger.write_target(folder, target)
+        log = StepLog(folder, 1)
+        _start.wait(START_SECONDS)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            steps = range(batch * STEPS_IN_A_BATCH, (batch + 1) * STEPS_IN_A_BATCH)
-            began = time.monotonic()
-            metrics = [Metric(key, 0.5, int(time.time() * 1000), step) for step in steps for key in METRICS]
-            client.log_batch(run_id, metrics=metrics)
-            rows, batch = rows + len(metrics), batch + 1
-            if batch % BATCHES_TO_A_FILE == 1:
-                client.log_text(run_id, "x" * 10_000, f"notes/{batch}.txt")
+            first = rows // len(METRICS) + 1
+            for step in range(first, first + STEPS_IN_A_BATCH):
+                log.add(StepRecord(step, time.time(), dict.fromkeys(METRICS, 1 / step)))
+            log.flush()
+            rows += STEPS_IN_A_BATCH * len(METRICS)
+            if first // STEPS_IN_A_BATCH % BATCHES_TO_A_FILE == 0:
                 files += 1
+                target = _with_file(folder, target, f"notes/{files}.txt")
+            began = time.monotonic()
+            delivery.deliver()
             slowest = max(slowest, time.monotonic() - began)
-        client.set_terminated(run_id)
+        ledger.end(folder, "FINISHED", time.time(), {}, models=False)
+        delivery.deliver()
+        missing = delivery.missing()
+        error = f"the store lacks {missing}" if missing.anything else None
     except Exception:
-        return Written(run_id, rows, files, slowest, traceback.format_exc(limit=1).strip().splitlines()[-1][:300])
-    return Written(run_id, rows, files, slowest, None)
+        error = traceback.format_exc(limit=1).strip().splitlines()[-1][:300]
+    return Written(delivery.run_id(), rows, files, slowest, error)
+
+
+def _with_file(folder: Path, target: Target, name: str) -> Target:
+    """Writes a file that is to be an artifact, too."""
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("x" * 10_000)
+    target = target.model_copy(update={"artifacts": {**target.artifacts, name: name}})
+    ledger.write_target(folder, target)
+    return target
+
+
+_start: Barrier
+
+
+def _begin_with(start: Barrier) -> None:
+    """Gives a writer's process the barrier at which all wait for each other."""
+    global _start
+    _start = start
 
 
 def count(uri: str, run_id: str) -> tuple[int, int]:
@@ -85,13 +115,20 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         uri = options.uri or f"sqlite:///{Path(scratch) / 'mlflow.db'}"
         name = f"writers-{int(time.time())}"
-        work = [(uri, name, options.seconds)] * options.writers
-        with multiprocessing.get_context("spawn").Pool(options.writers) as pool:
+        names = [f"writer-{number}" for number in range(1, options.writers + 1)]
+        targets = [
+            Target(uri=uri, experiment=name, identity=f"{name}-{one}", name=one, started_at=time.time())
+            for one in names
+        ]
+        work = [(target, Path(scratch) / target.name, options.seconds) for target in targets]
+        context = multiprocessing.get_context("spawn")
+        start = context.Barrier(options.writers)
+        with context.Pool(options.writers, _begin_with, [start]) as pool:
             written = pool.starmap(write, work, chunksize=1)
         there = [count(uri, one.run_id) if one.run_id else (0, 0) for one in written]
     rows, files = sum(one.rows for one in written), sum(one.files for one in written)
-    lost = rows - sum(found for found, _ in there)
-    lost_files = files - sum(found for _, found in there)
+    lost = sum(abs(one.rows - found) for one, (found, _) in zip(written, there, strict=True))
+    lost_files = sum(abs(one.files - found) for one, (_, found) in zip(written, there, strict=True))
     errors = [one.error for one in written if one.error]
     result = {
         "store": uri.partition(":")[0],
@@ -102,7 +139,7 @@ def main() -> int:
         "lost_rows": lost,
         "files": files,
         "lost_files": lost_files,
-        "slowest_call_s": round(max(one.slowest_s for one in written), 2),
+        "slowest_delivery_s": round(max(one.slowest_s for one in written), 2),
         "errors": errors,
     }
     print(json.dumps(result))
