@@ -87,7 +87,8 @@ def locked(path: Path, busy: str, wait: Callable[[], None] | None = None) -> Ite
         UserError: another process holds the lock, and `wait` is not given.
         OSError: no file can be made there.
     """
-    path.touch()  # where this fails, FileLock would wait, as for a lock that is held
+    if not os.path.lexists(path):  # where this fails, FileLock would wait, as for a lock that is held
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

@@ -14,6 +14,7 @@ from data_prep.common.errors import UserError
 from data_prep.common.files import (
     MADE_HERE,
     discard,
+    locked,
     partials_in,
     rename_durably,
     replaceable,
@@ -164,3 +165,10 @@ def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="a device, a pipe or a socket"), replacing(tmp_path / "pipe"):
         pass
     assert [entry.name for entry in tmp_path.iterdir()] == ["pipe"] and (tmp_path / "pipe").is_fifo()
+
+
+def test_a_lock_makes_no_file_where_a_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises((UserError, OSError)), locked(tmp_path / "lock", "busy"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
