@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import sqlalchemy
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
@@ -22,6 +23,8 @@ from pipeline.tracking.mlflow_store import addresses, errors, moved, saved_views
 
 Problem = (MlflowException, SQLAlchemyError, OSError)
 """Exceptions of a store that fails; requests' are OSErrors."""
+LOCK_SECONDS, LOCK_KEY = 120, 0x706861736563
+"""How long to wait for the lock of a PostgreSQL database, and its number, which is the same in all versions."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +163,29 @@ def _with_views(client: MlflowClient, experiment: Experiment) -> Experiment:
 
 @contextmanager
 def locked(store: Store) -> Iterator[None]:
-    """Locks an SQLite store while its tables and an experiment are created: MLflow does not synchronize that."""
-    if store.database is None:
+    """Locks a database while its tables and an experiment are created: MLflow does not synchronize that.
+
+    Raises:
+        SQLAlchemyError: a PostgreSQL database is unreachable, or was locked for too long.
+    """
+    if store.database:
+        store.database.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(store.database.with_suffix(".lock")):
+            yield
+    elif store.uri.startswith("postgresql"):
+        with _locked_postgresql(store.uri):
+            yield
+    else:
         yield
-        return
-    store.database.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(store.database.with_suffix(".lock")):
+
+
+@contextmanager
+def _locked_postgresql(uri: str) -> Iterator[None]:
+    """Locks a PostgreSQL database for all machines; it releases the lock when the transaction ends, however that is."""
+    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"set local lock_timeout = '{LOCK_SECONDS}s'"))
+        connection.execute(sqlalchemy.text(f"select pg_advisory_xact_lock({LOCK_KEY})"))
         yield
 
 
