@@ -12,7 +12,7 @@ for version in 3.11 3.12 3.13; do
     file="requirements/constraints-$version.txt"
     .venv/bin/uv pip compile pyproject.toml --all-extras --python-version "$version" --python-platform linux --quiet \
         --no-header --no-annotate --no-emit-index-url --output-file "$file" "$@" >/dev/null
-    grep -viE '^(nvidia-|cuda-|triton)' "$file" >"$file.partial"
+    grep -viP '^(nvidia-(?!ml-py)|cuda-|triton)' "$file" >"$file.partial"
     mv "$file.partial" "$file"
     echo "$file: $(wc -l <"$file") packages"
 done
