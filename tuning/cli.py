@@ -47,7 +47,7 @@ def tune(config: Path, overrides: tuple[str, ...], dry_run: bool, retry_failed: 
     Examples:
       phasecollapse tune configs/imagenette_search.yaml --dry-run
       phasecollapse tune configs/imagenette_search.yaml
-      phasecollapse tune configs/imagenette_search.yaml search.name=deeper 'search.depths=[4, 6, 8]'
+      phasecollapse tune configs/imagenette_search.yaml search.name=deeper 'search.space.depth=[4, 6, 8]'
       phasecollapse tune configs/imagenette_search.yaml train.cluster.address=10.0.0.1:6379
     """
     from tuning import config as settings_tree

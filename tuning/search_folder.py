@@ -123,7 +123,7 @@ class SearchFolder:
         """Makes trials that have failed pending again; written with the next record."""
         for name, record in self.records.items():
             if record.status == "failed":
-                self.records[name] = Record(errors=record.errors)
+                self.records[name] = Record(errors=record.errors, point=record.point)
 
     def expect(self, candidates: Iterable[Candidate]) -> None:
         """Adds records of trials that have none, so that the folder shows how many are to come, and removes those of

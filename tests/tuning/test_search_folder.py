@@ -74,6 +74,15 @@ def test_what_a_killed_process_left_of_the_identity_is_removed(tmp_path: Path, d
         assert not leftover.exists() and folder.path.exists() == begins
 
 
+def test_a_failed_trial_that_is_tried_again_keeps_its_point(tmp_path: Path, data: Manifest) -> None:
+    failed = Record(status="failed", errors={1: 0.9}, reason="lost", losses=2, point={"widths": [8, 8]})
+    with search_folder.claim(settings(tmp_path), data) as folder:
+        folder.begin()
+        folder.update("8-8", failed)
+        folder.retry_failed()
+        assert folder.record("8-8") == Record(errors={1: 0.9}, point={"widths": [8, 8]})
+
+
 def test_a_second_process_is_refused(tmp_path: Path, data: Manifest) -> None:
     with (
         search_folder.claim(settings(tmp_path), data),

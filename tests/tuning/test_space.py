@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,10 +141,26 @@ def test_overrides_reach_every_level(tmp_path: Path) -> None:
     assert (loaded.train.training.epochs, loaded.search.trials, loaded.train.data.holdout) == (7, 1, 0.2)
 
 
+def test_the_examples_of_the_command_have_settings_that_exist() -> None:
+    from tuning.cli import tune
+
+    lines = [shlex.split(line) for line in (tune.help or "").splitlines() if "phasecollapse tune configs/" in line]
+    overrides = [[word for word in line[3:] if not word.startswith("--")] for line in lines]
+    assert any(overrides)
+    for line, changed in zip(lines, overrides, strict=True):
+        config.load(Path(line[2]), changed)
+
+
 def test_long_names_are_shortened_and_stay_apart() -> None:
     names = [candidate.Candidate((8, 16) * 90 + (last,)).name for last in (1, 2)]
     assert len(set(names)) == 2 and max(map(len, names)) <= 200
     assert names[0].startswith("8-16-8-16")
+
+
+@pytest.mark.parametrize(("one", "other"), [("a/b", "a b"), ([1], -1), ("x.", "x"), (1e30, 1e-30)])
+def test_values_that_a_folder_name_cannot_hold_stay_apart(one: Any, other: Any) -> None:
+    names = {Candidate((8,), {"model.anything": value}).name for value in (one, other)}
+    assert len(names) == 2 and all(re.fullmatch(r"8_anything[A-Za-z0-9._-]+", name) for name in names)
 
 
 def test_widths_grow_by_the_law_that_the_space_names(choose: Choose) -> None:

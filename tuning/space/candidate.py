@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -35,7 +36,11 @@ class Candidate:
         """Unique in a search and short enough for a folder, as in ``16-32-64`` or ``16-32-64_learning_rate-1e-05``."""
         parts = ["-".join(map(str, self.widths))]
         parts += [f"{key.rpartition('.')[2]}-{value}" for key, value in sorted(self.overrides.items())]
-        return paths.shorten(re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts)).strip("-._"))
+        text = "_".join(parts)
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
+        if plain != text:  # other characters became hyphens: another value may have become the same
+            plain += f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        return paths.shorten(plain)
 
 
 def of_point(point: Mapping[str, Any], settings: SearchSettings, where: str) -> Candidate:
