@@ -103,7 +103,7 @@ def build_scheduler(
             f"search.scheduler: the builder of {chosen} returns {type(scheduler).__name__}: return a TrialScheduler"
         )
     for name, record in records.items():
-        if record.status != "pending":
+        if record.status != "pending" and name in costs:  # else it is no trial of this search any more
             try:
                 _replay(scheduler, name, record, metric(settings), costs[name])
             except Exception as error:  # whatever the scheduler misses

@@ -61,9 +61,9 @@ def search(settings: SearchSettings, report_line: ReportLine = print, *, retry_f
         ExitStack() as cluster_left_last,
     ):
         folder = cluster_left_last.enter_context(search_folder.claim(settings, data, finetune.digest(train)))
+        candidates = search_folder.with_ended(folder.records, searchers.choose(settings, data).candidates)
         if retry_failed:
             folder.retry_failed()
-        candidates = search_folder.with_ended(folder.records, searchers.choose(settings, data).candidates)
         runs = runs_of(settings, candidates, train, store)
         for run in runs.values():
             launcher.check(run, data)

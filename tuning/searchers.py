@@ -5,10 +5,9 @@ To add one, write a function that yields candidates from a search's settings, an
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from data_prep.common.errors import UserError, count_of
@@ -21,17 +20,16 @@ from tuning.space.candidate import Candidate, of_point, trial_settings
 from tuning.space.points import all_points, suggested
 
 DRAWS = 1000
-"""Points that are looked at for each trial before a search gives up to find another that meets its constraints."""
+"""Points of a searcher without end that are looked at before a search gives up to find one more that it can try."""
 
 
-def grid(settings: SearchSettings) -> Iterator[Candidate]:
+def grid(settings: SearchSettings) -> list[Candidate]:
     """Every point of the space, in order; drawn without repetition by `search.seed` where `search.trials` takes only
     some of them."""
     points = list(all_points(settings.search.space)) if settings.search.space else []
     if settings.search.trials is not None:
         random.Random(settings.search.seed).shuffle(points)
-    for point in points:
-        yield of_point(point, settings, "search.space")
+    return [of_point(point, settings, "search.space") for point in points]
 
 
 def random_points(settings: SearchSettings) -> Iterator[Candidate]:
@@ -76,8 +74,9 @@ def choose(settings: SearchSettings, data: Manifest) -> Choice:
     seen: set[str] = set()
     wanted = settings.search.trials
     misses = 0
-    for candidate in _from_searcher(settings):
-        if len(chosen) == wanted or misses > DRAWS:
+    proposals = _proposals(settings)
+    for candidate in proposals:
+        if len(chosen) == wanted or (misses > DRAWS and not isinstance(proposals, Collection)):
             break
         misses += 1
         if candidate.name in seen:
@@ -98,12 +97,18 @@ def choose(settings: SearchSettings, data: Manifest) -> Choice:
     return Choice(list(chosen.values()), left_out)
 
 
-def _from_searcher(settings: SearchSettings) -> Iterator[Candidate]:
-    """What the searcher yields, its errors explained."""
+def _proposals(settings: SearchSettings) -> Iterable[Candidate]:
+    """What the searcher proposes, its errors explained: all at once, or one after another, possibly without end."""
     name = settings.search.searcher
     with explain_faults(f"search.searcher: {name}"):
-        proposals = iter(SEARCHERS.find(name)(settings))
-    for _ in itertools.count():
+        proposals = SEARCHERS.find(name)(settings)
+        one_by_one = iter(proposals)
+    checked = _checked(one_by_one, name)
+    return list(checked) if isinstance(proposals, Collection) else checked
+
+
+def _checked(proposals: Iterator[Candidate], name: str) -> Iterator[Candidate]:
+    while True:
         with explain_faults(f"search.searcher: {name}"):
             try:
                 candidate = next(proposals)

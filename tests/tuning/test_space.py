@@ -221,3 +221,12 @@ def test_budgets_may_have_a_suffix(text: Any, amount: int) -> None:
         settings(space={"depth": [1], "width": [2]}, constraints={"max_memory": text}).search.constraints.max_memory
         == amount
     )
+
+
+def test_a_grid_is_looked_through_to_its_end(choose: Choose) -> None:
+    rates = {"log_uniform": [1e-4, 1.0], "points": 1100}
+    train = {"data": {"path": "nowhere", "image_size": 8}, "model": {"classifier": "pooled", "widths": [1]}}
+    space = {"widths": [[200], [1]], "optimizer.learning_rate": rates}
+    found = choose(settings(train, space=space, constraints={"max_parameters": "1k"}))
+    assert {one.widths for one in found.candidates} == {(1,)}
+    assert sum(found.left_out.values()) > 1000

@@ -51,6 +51,7 @@ def cluster(settings: ClusterSettings, report_line: ReportLine) -> Iterator[Conn
         try:
             yield connection
         finally:
+            os.environ.pop("TUNE_DISABLE_SIGINT_HANDLER", None)
             if not connection.own_cluster:
                 _leave(here, report_line)
 
