@@ -47,6 +47,8 @@ class Delivery:
         self._deadline = 0.0
         self._warned = False
         self._reason = ""
+        self._noted = True
+        """Whether what was acknowledged last could be noted in the folder: otherwise it is sent again and again."""
         self._ending, self._ended, self._given_up = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
 
@@ -93,7 +95,7 @@ class Delivery:
         except Busy:
             return True  # another process delivers
         except OSError:  # shared storage may fail for a moment
-            self._reason = ""
+            self._reason, self._noted = "", False
             return False
         except (StoreFault, UserError) as error:
             self._reason = str(error)
@@ -101,7 +103,7 @@ class Delivery:
             logger.debug("delivery failed", exc_info=True)
             self._reason = f"delivery to {one.folder.name}'s store failed ({type(error).__name__}: {error})"
         else:
-            self._warned, self._reason = False, ""
+            self._warned, self._reason, self._noted = False, "", True
             return True
         if not self._warned:
             logger.warning(
@@ -123,7 +125,8 @@ class Delivery:
                 logger.debug("%s is not delivered", folder, exc_info=True)
 
     def _expect(self, extra: float) -> None:
-        self._deadline = time.monotonic() + END_SECONDS + extra
+        if self._noted:
+            self._deadline = time.monotonic() + END_SECONDS + extra
 
     def _finish(self) -> None:
         """Waits until everything is delivered or the store answers no more; says what is missing."""

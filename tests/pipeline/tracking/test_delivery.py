@@ -15,6 +15,7 @@ from pipeline.runs import paths
 from pipeline.tracking import delivery
 from pipeline.tracking.delivery import Delivery, undelivered
 from pipeline.tracking.run_delivery import RunDelivery
+from tests.helpers.disks import fill, small_disk
 from tests.helpers.runs import wait_for
 from tests.helpers.tracked import MlflowServer, end, rows_of, stored, train, write_run
 
@@ -145,3 +146,23 @@ def test_a_folder_that_cannot_be_read_for_a_moment_ends_nothing(server: MlflowSe
         train(run, 2)
         end(run)
     assert not RunDelivery(run).missing().anything
+
+
+@pytest.mark.timeout(120)
+def test_a_disk_too_full_to_note_what_was_acknowledged_delays_the_end_once(
+    server: MlflowServer, tmp_path: Path
+) -> None:
+    server.start()
+    with small_disk(tmp_path / "disk", 8) as disk:
+        run = write_run(disk / "runs" / "full", server.uri)
+        train(run, 3)
+        end(run)
+        filler = fill(disk)
+        began = time.monotonic()
+        with delivering(run).running():
+            pass
+        assert time.monotonic() - began < 15, "it is not sent for ever"
+        filler.unlink()
+        wait_for(lambda: _free(run), "the thread that had given up")
+        assert CliRunner().invoke(sync, [str(run)]).exit_code == 0
+        assert_complete(server, run)
