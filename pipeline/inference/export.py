@@ -80,7 +80,8 @@ def export(
         _needed(package)
     path = output or Path(_name(source) + SUFFIXES[kind])
     if path.suffix != SUFFIXES[kind]:
-        raise UserError(f"--output: the name of a file in format {kind} must end in {SUFFIXES[kind]}, not '{path}'")
+        name = path.name or path
+        raise UserError(f"--output: the name of a file in format {kind} must end in {SUFFIXES[kind]}, not {name}")
     _check_output(path, replace)
     network = trained_model.load(source)
     write, load = {"onnx": (_write_onnx, _load_onnx), "torch-export": (_write_program, _load_program)}[kind]
