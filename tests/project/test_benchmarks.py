@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 import threading
@@ -13,7 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from ray.tune.schedulers import FIFOScheduler
 
+from benchmarks import search
 from benchmarks.fft_network import FourierNetwork
 from benchmarks.geometries import GEOMETRIES, Geometry
 from benchmarks.model_scaling import slope
@@ -163,3 +166,21 @@ def test_a_whole_run_is_counted_where_it_was_not_stopped(side: Side) -> None:
 def test_overhead_is_a_mean_with_its_confidence_interval() -> None:
     assert percent([1.01, 1.03, 1.02]) == (2.0, [-0.46, 4.51])
     assert percent([0.5, 2.0])[0] == 0.0, "noise alone gives zero"
+
+
+def test_recorded_curves_give_each_scheduler_the_same_epochs() -> None:
+    # The error after an epoch falls to 0.9 / (1 + quality); a network of ten times the cost is better by chance only.
+    draw = random.Random(5)
+    curves = []
+    for number in range(40):
+        end = draw.uniform(0.1, 0.8)
+        errors = tuple(end + (0.9 - end) / (1 + 2 * epoch) for epoch in range(8))
+        curves.append(search.Curve(f"n{number}", int(10 ** draw.uniform(5, 8)), errors))
+    everything = search.replay(curves, FIFOScheduler(), range(40), 8 * 40)
+    assert sorted(one.name for one in everything) == sorted(one.name for one in curves)
+    assert search.hypervolume(everything, curves) == pytest.approx(1.0)
+    assert len(search.replay(curves, FIFOScheduler(), range(40), 8 * 10)) <= 10
+    assert search.hypervolume([], curves) == 0
+    result = search.compare(curves, seeds=3)
+    assert result["of"] == 3 and result["networks"] == 40
+    assert result["hypervolume"]["pareto_halving"] > result["hypervolume"]["random"]

@@ -15,7 +15,7 @@ from tuning import search_folder
 from tuning.config import SearchSettings
 from tuning.results.frontier import Row
 from tuning.search import rows_of, runs_of
-from tuning.search_folder import Identity, SearchFolder
+from tuning.search_folder import Identity, Record, SearchFolder
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class StoredSearch:
     settings: SearchSettings
     runs: dict[str, Settings]
     """By name of the trial."""
+    records: dict[str, Record]
     rows: list[Row]
 
 
@@ -48,4 +49,4 @@ def read(path: Path) -> StoredSearch:
     data = load_manifest(Path(settings.train.data.path))
     candidates = search_folder.candidates_of(folder.records)
     runs = runs_of(settings, candidates, settings.train, store_of(settings.train))
-    return StoredSearch(folder.path, settings, runs, rows_of(runs, folder.records, data))
+    return StoredSearch(folder.path, settings, runs, folder.records, rows_of(runs, folder.records, data))
