@@ -1,6 +1,6 @@
 """Trials of one worker, which train in processes that Ray Tune reuses: one search through all that can happen to them.
 
-The first trial is killed in its second epoch. The search goes on with the others in one new process: a small network,
+The first trial is killed in its second epoch. The search continues with the others in one new process: a small network,
 one that is stopped early, one whose loss is not finite. Then it tries the killed one again.
 """
 
