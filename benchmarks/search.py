@@ -33,7 +33,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from tuning.pareto_halving import COST, ParetoHalving
 from tuning.results import stored
-from tuning.results.frontier import frontier
+from tuning.results.dominance import frontier
 
 METRIC = "top1"
 SEEDS, AT_A_TIME = 10, 4

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from data_prep.common.errors import count_of
 from data_prep.common.parallel import cores
 from data_prep.common.progress import format_duration
 from data_prep.format.manifest import load_manifest
@@ -54,7 +55,7 @@ class SearchPlan:
                 *frontier.markdown(self.networks).splitlines(),
                 f"space        {self.points}",
                 f"trials       {len(self.networks)} to train, {self.at_once} at a time, {self.ended} have ended; "
-                f"{self.workers} worker{'s' * (self.workers > 1)} each",
+                f"{count_of(self.workers, 'worker')} each",
                 f"epochs       at most {self.epochs} of {self.images_per_epoch:,} images each; search.scheduler stops "
                 "some earlier",
                 f"work         at most {work:.2e} multiply-adds, forward and backward",
@@ -78,10 +79,11 @@ def dry_run(settings: SearchSettings) -> SearchPlan:
         runs = runs_of(settings, candidates, train, store_of(settings.train))
         for run in runs.values():
             launcher.check(run, data)
-    build_scheduler(settings, records, costs_of(rows_of(runs, records, data), settings))
+    rows = rows_of(runs, records, data)
+    build_scheduler(settings, records, costs_of(rows, settings))
     waiting = {name: run for name, run in runs.items() if records.get(name, Record()).status == "pending"}
     images, _ = count_images(next(iter(runs.values())).data, data, settings.train.training.seed)
-    networks = rows_of(waiting, records, data)
+    networks = [row for row in rows if row.name in waiting]
     return SearchPlan(
         networks,
         ended=len(runs) - len(waiting),

@@ -29,19 +29,17 @@ def metric(settings: SearchSettings) -> str:
 def asha(settings: SearchSettings) -> TrialScheduler:
     """Asynchronous successive halving: at `grace_epochs`, and at each multiple of it by `reduction_factor`, a trial
     continues only if it is among the best 1/`reduction_factor` of those that have reached that epoch."""
-    return ASHAScheduler(
-        time_attr="epoch",
-        metric=metric(settings),
-        mode="max",
-        max_t=settings.train.training.epochs,
-        grace_period=settings.search.grace_epochs,
-        reduction_factor=settings.search.reduction_factor,
-    )
+    return _halving(settings, brackets=1)
 
 
 def hyperband(settings: SearchSettings) -> TrialScheduler:
     """asha with several brackets: some trials have their first rung at `grace_epochs`, others only at a later one, so
     that networks that learn slowly have their chance."""
+    search = settings.search
+    return _halving(settings, len(rungs(search.grace_epochs, search.reduction_factor, settings.train.training.epochs)))
+
+
+def _halving(settings: SearchSettings, brackets: int) -> TrialScheduler:
     return ASHAScheduler(
         time_attr="epoch",
         metric=metric(settings),
@@ -49,9 +47,7 @@ def hyperband(settings: SearchSettings) -> TrialScheduler:
         max_t=settings.train.training.epochs,
         grace_period=settings.search.grace_epochs,
         reduction_factor=settings.search.reduction_factor,
-        brackets=len(
-            rungs(settings.search.grace_epochs, settings.search.reduction_factor, settings.train.training.epochs)
-        ),
+        brackets=brackets,
     )
 
 

@@ -11,10 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from data_prep.format.manifest import Manifest, load_manifest
-from pipeline import models
 from pipeline.config.schema import Settings
 from pipeline.launch import initial_weights, launcher
 from pipeline.tracking.mlflow_store import addresses
@@ -28,6 +25,7 @@ from tuning.results import frontier
 from tuning.results.frontier import Row
 from tuning.search_folder import Record
 from tuning.space.candidate import Candidate, trial_settings
+from tuning.space.constraints import costs
 from tuning.tracking import ReportLine
 from tuning.trials import session
 
@@ -77,11 +75,12 @@ def search(settings: SearchSettings, report_line: ReportLine = print, *, retry_f
         tracking.begin(settings, folder, store)
         with tracking.delivered(folder, runs, report_line):
             if waiting:
-                costs = costs_of(rows_of(runs, folder.records, data), settings)
-                session.run({name: runs[name] for name in waiting}, settings, folder, costs, report_line)
+                weighed = costs_of(rows_of(runs, folder.records, data), settings)
+                session.run({name: runs[name] for name in waiting}, settings, folder, weighed, report_line)
+            rows = rows_of(runs, folder.records, data)
             if waiting or not all((folder.path / name).exists() for name in frontier.FILES):
-                frontier.write(rows_of(runs, folder.records, data), folder.path, settings.search.error)
-        return Report(folder.path, rows_of(runs, folder.records, data), already_finished=not waiting)
+                frontier.write(rows, folder.path, settings.search.error)
+        return Report(folder.path, rows, already_finished=not waiting)
 
 
 def runs_of(
@@ -100,21 +99,22 @@ def costs_of(rows: Sequence[Row], settings: SearchSettings) -> dict[str, float]:
 def rows_of(runs: Mapping[str, Settings], records: Mapping[str, Record], data: Manifest) -> list[Row]:
     """One row for each trial, started or not."""
     rows = []
+    images: dict[int, int] = {}  # by seed: trials hold out the same images otherwise
     for name, run in runs.items():
-        with torch.device("meta"):
-            network = models.build(run.model, len(data.classes), run.data.image_size)
+        seed = run.training.seed
+        if seed not in images:
+            images[seed] = count_images(run.data, data, seed)[1]
         record = records.get(name, Record())
         rows.append(
             Row(
                 name,
                 run.model.channels,  # type: ignore[union-attr]
-                models.parameters(network),
-                network.multiply_adds(),
-                record.error,
-                record.epochs,
-                record.status,
-                record.reason,
-                count_images(run.data, data, run.training.seed)[1],
+                **costs(run, data),
+                error=record.error,
+                epochs=record.epochs,
+                status=record.status,
+                reason=record.reason,
+                images=images[seed],
             )
         )
     return rows

@@ -204,6 +204,19 @@ def check(settings: SearchSettings, data: Manifest, start_digest: str | None = N
     return folder.records
 
 
+def read_identity(path: Path) -> Identity:
+    """What the search in the folder `path` was started with.
+
+    Raises:
+        UserError: its file cannot be read.
+    """
+    file = path / SEARCH
+    try:
+        return claimed_folder.parse_identity(file.read_text(encoding="utf-8"), Identity)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({first_line(error)})") from None
+
+
 def path_of(settings: SearchSettings) -> Path:
     """The folder of a search, which may not exist."""
     return (Path(settings.train.run.storage) / settings.search.name).absolute()
@@ -216,9 +229,9 @@ def _identify(path: Path, settings: SearchSettings, data: Manifest, start_digest
             raise UserError(f"{path} exists and is not a search (it holds {foreign}): choose another search.name")
         return Identity(id=uuid.uuid4().hex, data_digest=data.digest, settings=settings, start_digest=start_digest)
     try:
-        identity = claimed_folder.parse_identity(file.read_text(encoding="utf-8"), Identity)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({first_line(error)}): choose another search.name") from None
+        identity = read_identity(path)
+    except UserError as error:
+        raise UserError(f"{error}: choose another search.name") from None
     changes = differences(identity.settings, settings, ignored=EXECUTION_ONLY)
     changes = [change for change in changes if not change.startswith(ENLARGING)]
     if identity.data_digest != data.digest:

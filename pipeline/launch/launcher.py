@@ -103,8 +103,7 @@ def train(
         connection = Connection()
         if settings.cluster.workers and not finished_before and report_here is None:
             if progress:
-                count = settings.cluster.workers
-                print(f"starting {count} worker{'s' * (count > 1)} on Ray", flush=True)
+                print(f"starting {count_of(settings.cluster.workers, 'worker')} on Ray", flush=True)
             connection = cluster_left_last.enter_context(cluster_with_room(settings.cluster))
         check_store(store_of(settings))
         folder.begin()  # after all checks: a refused run leaves no folder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tuning.results import frontier
+from tuning.results import dominance, frontier
 from tuning.results.frontier import Row
 
 
@@ -17,20 +17,20 @@ def row(name: str, cost: int, error: float | None, status: str = "completed", re
 
 def test_a_point_is_on_the_frontier_unless_another_is_as_good_in_both_and_better_in_one() -> None:
     points = [(1, 0.9), (2, 0.5), (2, 0.6), (3, 0.5), (4, 0.1), (9, 0.1), (5, 0.7)]
-    assert frontier.frontier(points) == [True, True, False, False, True, False, False]
+    assert dominance.frontier(points) == [True, True, False, False, True, False, False]
 
 
 def test_equal_points_are_on_the_frontier_together() -> None:
-    assert frontier.frontier([(1, 0.5), (1, 0.5)]) == [True, True]
+    assert dominance.frontier([(1, 0.5), (1, 0.5)]) == [True, True]
 
 
 def test_the_frontier_of_nothing_is_nothing() -> None:
-    assert frontier.frontier([]) == []
+    assert dominance.frontier([]) == []
 
 
 def test_error_never_rises_along_the_frontier() -> None:
     points = [(float(7 * index % 31), float(11 * index % 29)) for index in range(60)]
-    best = sorted(point for point, flag in zip(points, frontier.frontier(points), strict=True) if flag)
+    best = sorted(point for point, flag in zip(points, dominance.frontier(points), strict=True) if flag)
     errors = [error for _, error in best]
     assert errors == sorted(errors, reverse=True)
     assert all(any(other <= point for other in best) for point in points)

@@ -10,7 +10,8 @@ import pytest
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from tuning.pareto_halving import COST, ParetoHalving, Point, crowding_distances, fronts, ranking, rungs
+from tuning.pareto_halving import COST, ParetoHalving, rungs
+from tuning.results.dominance import Point, crowding_distances, fronts, ranking
 
 CONTROLLER: Any = None  # these schedulers do not ask it
 METRIC = "holdout/top1"

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from pipeline.runs import paths
 from tuning.results import intervals
+from tuning.results.dominance import frontier
 from tuning.results.intervals import Interval
 
 
@@ -47,16 +48,6 @@ NAMED = 12
 FILES = (paths.SEARCH_TABLE, paths.SEARCH_NUMBERS, paths.SEARCH_PICTURE)
 """Files of the result."""
 HEADER = ("trial", "depth", "widths", "parameters", "multiply-adds", "error", "95 %", "epochs", "status")
-
-
-def frontier(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """For each point (cost, error), whether it is on the frontier: no other point is at least as good in both and
-    better in one. Equal points are on it together."""
-
-    def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
-        return one != other and one[0] <= other[0] and one[1] <= other[1]
-
-    return [not any(beats(other, point) for other in points) for point in points]
 
 
 def on_frontier(rows: Sequence[Row]) -> set[str]:

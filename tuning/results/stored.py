@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.common.errors import UserError, first_line
+from data_prep.common.errors import UserError
 from data_prep.format.manifest import load_manifest
 from pipeline.config.schema import Settings
-from pipeline.runs import claimed_folder
 from pipeline.runs.paths import SEARCH
 from pipeline.tracking.mlflow_store.store import store_of
 from tuning import search_folder
 from tuning.config import SearchSettings
 from tuning.results.frontier import Row
 from tuning.search import rows_of, runs_of
-from tuning.search_folder import Identity, Record, SearchFolder
+from tuning.search_folder import Record, SearchFolder
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,9 @@ def read(path: Path) -> StoredSearch:
     file = path / SEARCH
     if not file.is_file():
         raise UserError(f"{path} is no folder of a search: it holds no {SEARCH}")
-    try:
-        identity = claimed_folder.parse_identity(file.read_text(encoding="utf-8"), Identity)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({first_line(error)})") from None
-    folder = SearchFolder(path.absolute(), identity)
+    folder = SearchFolder(path.absolute(), search_folder.read_identity(path))
     folder.read_records()
-    settings = identity.settings
+    settings = folder.identity.settings
     data = load_manifest(Path(settings.train.data.path))
     candidates = search_folder.candidates_of(folder.records)
     runs = runs_of(settings, candidates, settings.train, store_of(settings.train))

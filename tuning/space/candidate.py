@@ -15,13 +15,12 @@ from pipeline.config.schema import Settings
 from pipeline.config.settings_io import override, resolve
 from pipeline.runs import paths
 from tuning.config import SearchSettings
+from tuning.space.points import VARIED
 
 LAW = ("depth", "width", "growth", "max_width")
 """Names of the numbers that make the widths of all blocks, see :func:`block_widths`."""
-VARIED = ("model.", "optimizer.", "training.", "data.image_size")
-"""What else may differ between trials: fields of these sections, and the size of images."""
 SHARED = ("model.family", "model.widths", "model.octaves", "training.epochs", "training.callbacks")
-"""Fields of those that may not: the widths have names of their own, and schedulers compare trials epoch by epoch."""
+"""Fields of VARIED that may not: the widths have names of their own, and schedulers compare trials epoch by epoch."""
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,24 @@ from pipeline.launch import run_plan
 from tuning.config import Constraints
 
 
-def violated(constraints: Constraints, run: Settings, data: Manifest) -> str | None:
-    """The budget that the network of a run exceeds; None if it exceeds none.
+def costs(run: Settings, data: Manifest) -> dict[str, int]:
+    """The network's number of `parameters`, and its `multiply_adds` for one image.
 
     Raises:
         UserError: the network cannot be built.
     """
     with torch.device("meta"):
         network = models.build(run.model, len(data.classes), run.data.image_size)
-    measured = {"parameters": models.parameters(network), "multiply_adds": network.multiply_adds()}
+    return {"parameters": models.parameters(network), "multiply_adds": network.multiply_adds()}
+
+
+def violated(constraints: Constraints, run: Settings, data: Manifest) -> str | None:
+    """The budget that the network of a run exceeds; None if it exceeds none.
+
+    Raises:
+        UserError: the network cannot be built.
+    """
+    measured = costs(run, data)
     if constraints.max_memory is not None:
         measured["memory"] = run_plan.plan(run, data).memory_bytes
     for name, value in measured.items():

@@ -12,8 +12,9 @@ from typing import Any
 from tuning.space.dimension import Dimension
 
 Point = dict[str, Any]
-SECTIONS = ("model", "optimizer", "training", "data")
-"""Sections of a run's settings whose fields may be dimensions."""
+VARIED = ("model.", "optimizer.", "training.", "data.image_size")
+"""What may differ between trials besides the widths: fields of these sections, and the size of images."""
+SECTIONS = tuple(name.partition(".")[0] for name in VARIED)
 Suggest = Callable[[str, Dimension], Any]
 """Returns a value of the dimension of this name."""
 
