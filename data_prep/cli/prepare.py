@@ -350,7 +350,8 @@ def _without_images(manifest: Manifest) -> list[str]:
         empty = [each.id for each, count in zip(manifest.classes, split.samples_per_class, strict=True) if count == 0]
         if empty:
             named = printable(", ".join(empty[:3])) + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
-            why = ": all of them are damaged and left out, or the source has none" if split.left_out else ""
+            folders = {folder for each in split.left_out for folder in each.image.split("/")[:-1]}
+            why = ", as all of them are damaged and left out" if folders.issuperset(empty) else ""
             sentences.append(
                 f"{count_of(len(empty), 'class')} without images in the {name} split{why}: {named}; add images, or "
                 "name the others by --classes"

@@ -19,6 +19,7 @@ from pyarrow import fs
 
 from data_prep.common import errors
 from data_prep.common.errors import UserError
+from data_prep.common.files import open_regular
 
 RETRY_DELAYS = (0.5, 2.0)
 """Seconds to wait after the first and after the second failure of a request; pyarrow repeats each request, too."""
@@ -187,10 +188,16 @@ def open_file(location: str) -> pa.NativeFile:
     """Opens a file for random access.
 
     Raises:
-        UserError: it cannot be opened.
+        UserError: it cannot be opened, or is a pipe or a device.
     """
     filesystem, path = resolve(location)
-    return with_retries(location, lambda: filesystem.open_input_file(path))
+
+    def request() -> pa.NativeFile:
+        if not is_remote(location):
+            open_regular(Path(path)).close()
+        return filesystem.open_input_file(path)
+
+    return with_retries(location, request)
 
 
 def retry(request: Callable[[], Result], delays: Sequence[float]) -> Result:
@@ -235,7 +242,7 @@ def first_line(error: Exception) -> str:
 
 def _read_local(location: str, offset: int, size: int) -> bytes:
     try:
-        descriptor = os.open(location, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        descriptor = os.open(location, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe never blocks it
     except OSError as error:
         raise UserError(f"{location} cannot be read: {error.strerror}") from None
     try:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
-from data_prep.common.errors import UserError, printable
+from data_prep.common.errors import UserError, count_of, printable
 from data_prep.format.manifest import ImageClass
 
 IMAGENET = "imagenet"
@@ -81,7 +81,8 @@ def from_labels(count: int, class_names: Path | str | None, given: Sequence[str]
         known = read_names(class_names)
         if len(known) < count:
             remedy = "name a file of your own" if str(class_names) == IMAGENET else "add the others"
-            raise UserError(f"{class_names} has {len(known)} classes, but labels go up to {count - 1}: {remedy}")
+            there = count_of(len(known), "class")
+            raise UserError(f"{class_names} has {there}, but labels go up to {count - 1}: {remedy}")
         return number(known, known)
     if given:
         return number(imagenet() if _are_imagenets(given) else given)

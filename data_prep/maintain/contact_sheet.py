@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from data_prep.codec.decode import DecodeError, decode
 from data_prep.codec.jpeg_header import read_header
-from data_prep.common.errors import UserError, printable
+from data_prep.common.errors import UserError, count_of, printable
 from data_prep.format import class_names
 from data_prep.format.beton import RAW, Sample, Shard
 from data_prep.format.manifest import SPLITS, ImageClass, Manifest, Split, SplitName, load_manifest
@@ -113,7 +113,7 @@ class _Page:
 
     def title(self, manifest: Manifest, remark: str) -> None:
         counts = " and ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
-        classes = f"{len(manifest.classes):,} classes"
+        classes = count_of(len(manifest.classes), "class")
         self._text((MARGIN, MARGIN), manifest.name, self._large, INK)
         facts = f"{counts} images  ·  {classes}  ·  digest {manifest.digest[:12]}  ·  {remark}"
         self._text((MARGIN, MARGIN + 44), facts, self._plain, FAINT)

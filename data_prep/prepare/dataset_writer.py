@@ -6,6 +6,7 @@ Disk space and time are estimated first, from a few images; then threads or Ray 
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import warnings
@@ -130,7 +131,8 @@ def _check_existing(source: ImageSource, output: Path, spec: PrepareSpec, execut
         raise UserError(f"{output} already exists, but is incomplete: delete it first ({error})") from None
     same = existing.source.options == spec.options() and existing.source.kind == spec.kind
     if same and existing.seed == spec.seed:
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+        beside = output.parent if os.access(output.parent, os.W_OK) else None  # a finished data set may be read-only
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=beside) as scratch:
             same = list_images(source, Path(scratch), executor).digest() == existing.source.digest
         if same:
             return existing

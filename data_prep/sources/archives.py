@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from data_prep.common import storage
 from data_prep.common.errors import UserError, printable
-from data_prep.common.files import replacing, require_space
+from data_prep.common.files import open_regular, replacing, require_space
 from data_prep.common.parallel import Executor
 from data_prep.format import class_names
 from data_prep.sources.folders import FOLDERS, NAME_FILES, arrange
@@ -253,7 +253,7 @@ def _buffered(archive: str) -> BinaryIO:
     if storage.is_remote(archive):
         return cast(BinaryIO, io.BufferedReader(storage.open_file(archive), BLOCK))
     try:
-        return Path(archive).open("rb")
+        return io.BufferedReader(open_regular(Path(archive)))
     except OSError as error:
         raise UserError(f"{archive} cannot be read: {error.strerror}") from None
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.common.errors import UserError
+from data_prep.common.files import open_regular
 from data_prep.common.parallel import Executor
 from data_prep.format.manifest import SplitName
 from data_prep.sources.image_index import ImageIndex, IndexedImage
@@ -82,7 +83,7 @@ class Cifar10:
     def _load(self, name: str) -> dict[str, Any]:
         path = self._folder / name
         try:
-            with path.open("rb") as file:
+            with io.BufferedReader(open_regular(path)) as file:
                 content = _ArraysOnly(file, encoding="bytes").load()
             return {_text(key): value for key, value in content.items()}
         except OSError as error:

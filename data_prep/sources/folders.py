@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from data_prep.common import storage
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, printable
 from data_prep.common.parallel import Executor
 from data_prep.format import class_names
 from data_prep.format.manifest import SPLITS, SplitName
@@ -110,6 +110,7 @@ def arrange(
     """
     builders: dict[str, ImageIndexBuilder] = {}
     passed_over = passed_over or PassedOver()
+    flat: dict[str, str] = {}  # an image right in the folder of a split
     for image in found:
         split, *rest = image.name.split("/")
         if is_clutter(image.name):
@@ -118,6 +119,8 @@ def arrange(
         if len(rest) < 2 or split not in SPLIT_FOLDERS:
             if image.name.rpartition("/")[2] not in NAME_FILES:
                 passed_over.add("in no folder of a class", image.name)
+                if rest:
+                    flat.setdefault(split, image.name)
             continue
         if len(rest) > 2:
             raise UserError(
@@ -137,6 +140,9 @@ def arrange(
             )
             if not builders:
                 remedy += ", or say with --kind what the source is, such as parquet or webdataset"
+            if flat := next((flat[name] for name in FOLDERS[split_name] if name in flat), None):
+                remedy += f"; {printable(flat)} is in none"
+                remedy += " (Kaggle's classes are in LOC_val_solution.csv)" * ("ILSVRC2012_val" in flat)
             raise UserError(f"{location} has no folder {wanted} with images: {remedy}")
         chosen[split_name] = builders[folder]
     ids = _class_ids(location, chosen)
@@ -144,6 +150,9 @@ def arrange(
     missing = [identity for identity in ids if names and identity not in given]
     if missing:
         raise UserError(f"{names} has no line for {_some(missing)}: add a line 'id name' for every class")
+    for each in chosen.values():
+        for name in each.keep_last():  # unpacking an archive keeps the last one, too
+            passed_over.add("replaced by later ones of the same name", name)
     tables = {split: each.table(ids) for split, each in chosen.items()}
     return ImageIndex(class_names.number(ids, given or known()), tables, passed_over.sentences())
 

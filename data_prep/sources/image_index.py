@@ -129,6 +129,12 @@ class ImageIndexBuilder:
         if len(self._rows) == BATCH_ROWS:
             self._flush()
 
+    def keep_last(self) -> list[str]:
+        """Of images of the same class and name keeps the one that was added last; returns the names of the others."""
+        self._flush()
+        earlier = "EXISTS (SELECT 1 FROM images b WHERE (b.class, b.name) = (a.class, a.name) AND b.number > a.number)"
+        return [name for (name,) in self._database.execute(f"DELETE FROM images AS a WHERE {earlier} RETURNING name")]
+
     def table(self, ids: Sequence[str]) -> pa.Table:
         """The table of all images by class and name, mapped into memory; no image can be added afterwards.
 

@@ -14,7 +14,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, count_of
 from data_prep.common.files import format_bytes
 from data_prep.format.manifest import MANIFEST_FILE, load_manifest
 from pipeline.analysis.layer_costs import Layer, inspect
@@ -154,7 +154,7 @@ def render(summary: ModelSummary) -> list[RenderableType]:
 
 def _table(summary: ModelSummary) -> Table:
     size = summary.image_size
-    title = f"{summary.family}, {size}×{size} pixels → {summary.classes} classes"
+    title = f"{summary.family}, {size}×{size} pixels → {count_of(summary.classes, 'class')}"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("layer", no_wrap=True)
     for name in ("what it does", "output"):

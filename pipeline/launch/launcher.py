@@ -155,8 +155,8 @@ def check(settings: Settings, data: Manifest) -> finetune.Start | None:
     images = data.splits["train"].samples
     if images < 2 * max(1, settings.cluster.workers):
         raise UserError(
-            f"the data set in {settings.data.path} has {images} training images, too few for "
-            f"{settings.cluster.workers} workers: lower cluster.workers"
+            f"the data set in {settings.data.path} has {count_of(images, 'training image')}, too few for "
+            f"{count_of(max(1, settings.cluster.workers), 'worker')}: lower cluster.workers"
         )
     if settings.data.reader == "ffcv":
         ffcv_reader.check_split(Path(settings.data.path), data.splits["train"])
@@ -236,7 +236,7 @@ def _shown(folder: RunFolder, starting_point: finetune.Start | None, shown: bool
     if folder.extended_from:
         display.announce(
             f"training.epochs: {folder.extended_from} → {epochs}: learning rate and image size follow the schedule of "
-            f"{epochs} epochs from here on"
+            f"{count_of(epochs, 'epoch')} from here on"
         )
     if starting_point and not done:
         display.announce(str(starting_point))

@@ -25,7 +25,7 @@ from ray.train import (
 from ray.train.torch import TorchConfig
 
 from data_prep.common import ray_internals
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, count_of
 from data_prep.common.ray_cluster import Connection
 from pipeline.config.schema import ClusterSettings
 from pipeline.launch import ray_cleanup
@@ -172,8 +172,8 @@ def check_capacity(cluster: ClusterSettings) -> None:
                 "cluster.address"
             )
         raise UserError(
-            f"cluster.workers: {cluster.workers} workers with "
-            f"{' and '.join(f'{amount} {name}' for name, amount in needed.items())} each do not fit: the cluster has "
+            f"cluster.workers: {count_of(cluster.workers, 'worker')} with "
+            f"{' and '.join(f'{amount} {name}' for name, amount in needed.items())} each: too many, as the cluster has "
             f"{' and '.join(f'{there.get(name, 0):g} {name}' for name in needed)}, room for {fitting}; lower "
             "cluster.workers or cluster.cpus_per_worker, or give an autoscaler time: cluster.wait_minutes"
         )

@@ -64,12 +64,12 @@ class Plan:
     def __str__(self) -> str:
         sizes = f"{self.sizes[0]} pixels" if len(self.sizes) == 1 else f"{' → '.join(map(str, self.sizes))} pixels"
         parts = f", {self.micro_batch_size} at a time" if self.micro_batch_size < self.images_per_worker else ""
+        images, steps = count_of(self.images_per_worker, "image"), count_of(self.steps_per_epoch, "step")
         return "\n".join(
             [
-                f"workers      {self.workers}, {self.images_per_worker} images of {sizes} each per step{parts}",
-                f"steps        {count_of(self.epochs, 'epoch')} of {self.steps_per_epoch}, {self.batch_size} images "
-                f"each, of {self.training_images:,} training images; {self.evaluation_images:,} evaluated after each "
-                "epoch",
+                f"workers      {self.workers}, {images} of {sizes} each per step{parts}",
+                f"steps        {count_of(self.epochs, 'epoch')} of {steps}, {self.batch_size} images each, of "
+                f"{self.training_images:,} training images; {self.evaluation_images:,} evaluated after each epoch",
                 f"network      {self.parameters:,} parameters",
                 f"memory       about {format_bytes(self.memory_bytes)} per worker, besides its libraries",
                 f"checkpoints  {format_bytes(self.checkpoint_bytes)} each, up to {self.checkpoints_kept} are kept: "
@@ -199,10 +199,11 @@ def shortage(cluster: ClusterSettings) -> str | None:
     fitting = min(cores() // cluster.threads, gpus if cluster.gpu else enough)
     if fitting >= enough:
         return None
-    each = f"{cluster.threads} CPUs" + (" and a GPU" if cluster.gpu else "")
+    each = count_of(cluster.threads, "CPU") + (" and a GPU" if cluster.gpu else "")
     return (
-        f"cluster.workers: {cluster.workers} workers with {each} each do not fit on this machine, which has {cores()} "
-        f"CPUs and {gpus} GPUs: join a cluster by cluster.address, or lower cluster.workers or cluster.cpus_per_worker"
+        f"cluster.workers: {count_of(cluster.workers, 'worker')} with {each} each: too many, as this machine has "
+        f"{count_of(cores(), 'CPU')} and {count_of(gpus, 'GPU')}; join a cluster by cluster.address, or lower "
+        "cluster.workers or cluster.cpus_per_worker"
     )
 
 

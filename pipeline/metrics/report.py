@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, count_of
 from pipeline.metrics.mistakes import Mistake
 
 TABLE, EVERYTHING = "classes.csv", "evaluation.json"
@@ -65,7 +65,7 @@ def to_json(result: EvaluationReport) -> str:
 def summary(result: EvaluationReport, named: int = 3) -> str:
     """The report in a few lines, with the `named` worst and best classes."""
     ranked = sorted((one for one in result.classes if one.images), key=lambda one: (one.top1, one.id))
-    left_out = f" ({result.skipped_images} damaged ones left out)" if result.skipped_images else ""
+    left_out = f" ({count_of(result.skipped_images, 'damaged image')} left out)" if result.skipped_images else ""
     lines = [
         f"{result.checkpoint} on {result.images} images{left_out}, {result.split} split of {result.data}",
         f"top-1 {100 * result.top1:.2f} %, top-5 {100 * result.top5:.2f} %, loss {result.loss:.4f}, "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.common.errors import first_line
+from data_prep.common.errors import count_of, first_line
 from pipeline.report_page.run_view import Table, embedded
 from pipeline.runs import paths
 from pipeline.tracking.run_card import RunFacts
@@ -42,7 +42,7 @@ def view(folder: Path, trials: Sequence[RunFacts]) -> SearchView:
         table = Table(COLUMNS, [[_cell(row, column) for column in COLUMNS] for row in rows])
         note = "Cheapest network first; a star marks errors on the frontier of error and multiply-adds."
     except FileNotFoundError:
-        note = f"The search has not ended: {len(trials)} trials so far."
+        note = f"The search has not ended: {count_of(len(trials), 'trial')} so far."
     except (OSError, ValueError, KeyError) as error:
         problems.append(f"{folder / paths.SEARCH_NUMBERS} cannot be read ({first_line(error)})")
     try:

@@ -118,7 +118,7 @@ class RunFacts:
         gpus = there.get("hardware.gpus", "none")
         device = gpus if gpus != "none" and self.settings and self.settings.cluster.gpu else there.get("hardware.cpu")
         host = f"{there.get('hardware.host')}, {there.get('hardware.cores')} cores"
-        return f"{workers} worker{'s' * (workers > 1)}, {device} ({host}, {there.get('hardware.memory_gib')} GiB)"
+        return f"{count_of(workers, 'worker')}, {device} ({host}, {there.get('hardware.memory_gib')} GiB)"
 
     def duration(self) -> str:
         """How long it was trained, in a few words; empty before the first epoch is finished."""

@@ -228,7 +228,9 @@ def on_ray(textures: Path, tmp_path: Path) -> Iterator[Callable[..., Command]]:
 def test_more_workers_than_the_cluster_has_are_refused(on_ray: Callable[..., Command], tmp_path: Path) -> None:
     status, output, complaint = on_ray("cluster.workers=100", "training.batch_size=200").end()
     assert (status, output) == (2, "starting 100 workers on Ray\n")
-    assert re.fullmatch(r"error: cluster\.workers: 100 workers .* do not fit: the cluster has \d+ CPU.*\n", complaint)
+    assert re.fullmatch(
+        r"error: cluster\.workers: 100 workers .* each: too many, as the cluster has \d+ CPU.*\n", complaint
+    )
     assert list((tmp_path / "runs").iterdir()) == [], "no folder, no tracked run"
 
 

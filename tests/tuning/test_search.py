@@ -88,4 +88,4 @@ def test_what_the_search_would_refuse_is_refused(file: Path, textures: Path, cha
 
 def test_workers_that_do_not_fit_are_named(file: Path) -> None:
     done = dry_run(file, "train.cluster.workers=99", "train.training.batch_size=200")
-    assert "warning: train.cluster.workers: 99 workers with 1 CPUs each do not fit on this machine" in done.stderr
+    assert "warning: train.cluster.workers: 99 workers with 1 CPU each: too many, as this machine has" in done.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, count_of
 from data_prep.common.files import write_atomically
 from pipeline.config.schema import Settings
 from tuning.config import SearchSettings
@@ -61,13 +61,13 @@ def describe(chosen: Row, rows: Sequence[Row], search: SearchSettings) -> list[s
     lines = [
         f"trial {chosen.name} of search {search.search.name}: {shown_error(search.search.error)} {chosen.error:.4f}"
         f"{measured} on {chosen.images:,} images held out",
-        f"{chosen.multiply_adds:,} multiply-adds for one image, {chosen.parameters:,} parameters, {chosen.epochs} "
-        "epochs",
+        f"{chosen.multiply_adds:,} multiply-adds for one image, {chosen.parameters:,} parameters, "
+        f"{count_of(chosen.epochs, 'epoch')}",
     ]
     if cheaper := not_told_apart(chosen, rows):
         lines.append(
-            f"these images do not tell its error from that of {len(cheaper)} cheaper "
-            f"{'network' if len(cheaper) == 1 else 'networks'}, of which {cheaper[0].name} is the cheapest "
+            f"these images do not tell its error from that of {count_of(len(cheaper), 'cheaper network')}, "
+            f"of which {cheaper[0].name} is the cheapest "
             f"({cheaper[0].error:.4f} at {cheaper[0].multiply_adds:,} multiply-adds)"
         )
     return lines

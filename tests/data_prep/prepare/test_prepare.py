@@ -292,8 +292,8 @@ def test_a_class_that_has_lost_all_its_images_is_named(photos: Path, tmp_path: P
         path.write_bytes(b"no image")
     done = CliRunner().invoke(command.prepare, [str(photos), str(tmp_path / "out"), "--allow-damaged", "90%"])
     assert done.exit_code == 0, done.output
-    assert "warning: 1 class without images in the train split: all of them are damaged" in done.stderr
-    assert f": {classes[0]}; add images, or name the others by --classes" in done.stderr
+    assert "warning: 1 class without images in the train split, as all of them are damaged" in done.stderr
+    assert f" and left out: {classes[0]}; add images, or name the others by --classes" in done.stderr
     others = CliRunner().invoke(command.prepare, [str(photos), str(tmp_path / "two"), "--classes", classes[1]])
     assert others.exit_code == 0 and "without images" not in others.stderr, others.output
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -220,3 +222,36 @@ def test_classes_of_one_name_are_told_apart_by_their_ids(tmp_path: Path) -> None
     (root / "classes.txt").write_text("n02012849 crane\nn03126707 crane\nn01440764 tench\n")
     names = [one.name for one in listed(root, tmp_path / "a").classes]
     assert names == ["tench", "crane (n02012849)", "crane (n03126707)"]
+
+
+@pytest.mark.parametrize("suffix", ["tar", "zip"])
+def test_of_members_of_one_name_the_last_counts_as_when_an_archive_is_unpacked(tmp_path: Path, suffix: str) -> None:
+    plain = [(name, IMAGE) for name in [*images("train"), *images("val")]]
+    expected = listed(archive(tmp_path / "plain.tar", plain), tmp_path / "a")
+    packed = tmp_path / f"twice.{suffix}"
+    twice = [("train/a/0.jpg", b"no image"), ("val/b/1.jpg", b""), *plain]
+    if suffix == "tar":
+        archive(packed, twice)
+    else:
+        with zipfile.ZipFile(packed, "w") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the second member of a name
+            for name, content in twice:
+                file.writestr(name, content)
+    found = listed(packed, tmp_path / "b")
+    assert found.digest() == expected.digest()
+    assert found.passed_over == ["2 passed over (replaced by later ones of the same name), such as train/a/0.jpg"]
+
+
+@pytest.mark.parametrize("name", ["photos.tar", "photos.zip", "photos.tar.gz"])
+def test_a_pipe_in_place_of_a_file_of_a_source_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name} cannot be read: it is not a regular file"):
+        listed(tmp_path / name, tmp_path / "scratch")
+
+
+def test_validation_images_that_lie_flat_are_named_with_where_their_classes_are(tmp_path: Path) -> None:
+    root = folder(tmp_path / "photos", [*images("train"), "val/ILSVRC2012_val_00000001.JPEG"])
+    with pytest.raises(
+        UserError, match=r"val/ILSVRC2012_val_00000001.JPEG is in none \(Kaggle's classes are in LOC_val"
+    ):
+        listed(root, tmp_path / "scratch")

@@ -119,7 +119,7 @@ def test_a_plan_for_gpus_is_printed_at_once_where_there_is_none(file: Path) -> N
     assert done.stdout.splitlines()[-1].startswith(
         "speed        not measured: cluster.gpu is true, and torch sees no GPU"
     )
-    assert "warning: cluster.workers: 64 workers with 1 CPUs and a GPU each do not fit on this machine" in done.stderr
+    assert "warning: cluster.workers: 64 workers with 1 CPU and a GPU each: too many, as this machine" in done.stderr
 
 
 @pytest.mark.parametrize(("change", "warned"), [("workers=99", True), ("workers=0", False), ("address=auto", False)])
