@@ -34,14 +34,11 @@ class LocalPath(click.Path):
         Raises:
             UserError: it is empty, or an address.
         """
-        name = param.opts[0] if param and param.opts[0].startswith("-") else (param and param.human_readable_name)
+        name = param and (param.opts[0] if param.opts[0].startswith("-") else param.human_readable_name)
         if value == "":
-            raise UserError(f"{name or 'SOURCE'} is empty: name a path")
+            raise UserError(f"{name} is empty: name a path")
         if isinstance(value, str) and "://" in value:
-            from data_prep.common.storage import redact
-
             raise UserError(
-                f"{name or 'SOURCE'}: {redact(value)} is an address: name a path on this machine, and copy from there "
-                "or to there"
+                f"{name}: {value} is an address: name a path on this machine, and copy from there or to there"
             )
         return super().convert(value, param, ctx)

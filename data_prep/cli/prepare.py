@@ -173,11 +173,7 @@ def prepare(
     if len(given) > 1:
         raise UserError(f"prepare takes a SOURCE and an OUTPUT, but got {len(paths)} arguments: {' '.join(paths)}")
     if "://" in output:
-        from data_prep.common.storage import redact
-
-        raise UserError(
-            f"OUTPUT: {redact(output)} is an address: prepare into a folder on this machine, and copy it there"
-        )
+        raise UserError(f"OUTPUT: {output} is an address: prepare into a folder on this machine, and copy it there")
     name = given[0] if given else DEFAULT_SOURCE
     if not given and Path(output, "train").is_dir():
         raise UserError(

@@ -1,18 +1,46 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and what no message shows."""
 
 import errno
+import re
+
+HARMLESS = ("region", "scheme", "endpoint_override", "anonymous", "allow_bucket_creation", "allow_bucket_deletion")
+"""Options of addresses that are shown."""
+_CREDENTIALS = re.compile(r"(?<=://)(?:[^\s/?]*@|[^\s:/@?]*:[^\s@]*@)")  # keys and passwords may hold slashes, ? and @
+_OPTIONS = re.compile(r"(://[^\s?]*)(\?[^\s'\"]+)")
+_OPTION = re.compile(r"([?&;])([^=&;]*)=[^&;]*")
 
 
 class UserError(Exception):
     """An error that the user can correct: one sentence that names the field or file, and the remedy.
 
     The ``phasecollapse`` command prints its text after ``error:``, without a traceback, and exits with status 2.
+
+    Args:
+        sentence: is kept without the secrets of the addresses in it.
     """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(redact(sentence))
 
 
 class TrainingError(UserError):
     """A network does not train with its own settings: its loss is not finite, or memory is too small for it. Another
     one may train on the same machine and data."""
+
+
+def redact(text: str) -> str:
+    """A location, or a text with locations, without secrets, for messages and manifests.
+
+    Removed are user name and password before a host, and the values of options (after ?), such as the signature of a
+    presigned address, but for those of HARMLESS.
+    """
+    if "://" not in text:
+        return text
+    return _OPTIONS.sub(lambda found: found[1] + _OPTION.sub(_hidden, found[2]), _CREDENTIALS.sub("", text))
+
+
+def _hidden(option: re.Match[str]) -> str:
+    return option[0] if option[2].lower() in HARMLESS else f"{option[1]}{option[2]}=…"
 
 
 def count_of(count: int, what: str) -> str:

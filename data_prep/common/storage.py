@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from data_prep.common import errors
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, redact
 from data_prep.common.files import open_regular
 
 RETRY_DELAYS = (0.5, 2.0)
@@ -27,12 +26,6 @@ PERMANENT_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, Pe
 """Failures after which a request is not repeated."""
 OPEN_FILES = 64
 """Number of files in object storage that are kept open: opening one costs a request."""
-
-HARMLESS = ("region", "scheme", "endpoint_override", "anonymous", "allow_bucket_creation", "allow_bucket_deletion")
-"""Options of addresses that are shown."""
-_CREDENTIALS = re.compile(r"(?<=://)(?:[^\s/@?]*@|[^\s:/@?]*:[^\s@?]*@)")  # keys may hold slashes
-_OPTIONS = re.compile(r"(://[^\s?]*)(\?[^\s'\"]+)")
-_OPTION = re.compile(r"([?&;])([^=&;]*)=[^&;]*")
 
 Result = TypeVar("Result")
 
@@ -90,20 +83,6 @@ def _connect(address: str) -> tuple[fs.FileSystem, str]:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         return _by_fsspec(address, error)
     return filesystem, root
-
-
-def redact(location: str) -> str:
-    """A location, or a text with locations, without secrets, for messages and manifests.
-
-    Removed are user name and password before a host, and the values of options (after ?), such as the signature of a
-    presigned address, but for those of HARMLESS.
-    """
-    location = _CREDENTIALS.sub("", location)
-    return _OPTIONS.sub(lambda found: found[1] + _OPTION.sub(_hidden, found[2]), location)
-
-
-def _hidden(option: re.Match[str]) -> str:
-    return option[0] if option[2].lower() in HARMLESS else f"{option[1]}{option[2]}=…"
 
 
 def read_range(location: str, offset: int, size: int) -> bytes:

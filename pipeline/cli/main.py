@@ -13,7 +13,7 @@ import click
 
 from data_prep.common import signals
 from data_prep.common.distribution import check_packages
-from data_prep.common.errors import UserError, printable
+from data_prep.common.errors import UserError, printable, redact
 from pipeline.cli import proxies
 
 GROUP = "phasecollapse.commands"
@@ -80,7 +80,7 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except click.ClickException as error:
-        click.echo(f"error: {printable(error.format_message(), keep=NEWLINE)}", err=True)
+        click.echo(f"error: {printable(redact(error.format_message()), keep=NEWLINE)}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted: rerun the same command to resume", err=True)

@@ -26,11 +26,19 @@ STORAGE = "Folder of the runs, for models:/ and runs:/ [runs]."
 URI = "Tracking store, for models:/ and runs:/ [MLFLOW_TRACKING_URI, or the one inside --storage]."
 
 
+class _Source(LocalPath):
+    """A path on this machine, or models:/… or runs:/… in MLflow; a text."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """See :class:`LocalPath`."""
+        return value if value.startswith(REFERENCES) else str(super().convert(value, param, ctx))
+
+
 @contextmanager
 def _checkpoint(source: str, storage: Path | None, uri: str | None) -> Iterator[Path]:
     """Yields the folder of a run or a checkpoint, downloaded if it is in MLflow."""
     if not source.startswith(REFERENCES):
-        yield LocalPath().convert(source, None, None)
+        yield Path(source)
         return
     with quick_imports():
         from pipeline.tracking.mlflow_store import registry
@@ -39,7 +47,7 @@ def _checkpoint(source: str, storage: Path | None, uri: str | None) -> Iterator[
 
 
 @click.command(short_help="Evaluate a trained network on a prepared data set.")
-@click.argument("source")
+@click.argument("source", type=_Source())
 @click.argument("data", type=LocalPath())
 @click.option(
     "--split", type=click.Choice(["validation", "train"]), default="validation", help="Split to evaluate [validation]."
@@ -111,7 +119,7 @@ def evaluate(
 
 
 @click.command(short_help="Predict the classes of image files with a trained network.")
-@click.argument("source")
+@click.argument("source", type=_Source())
 @click.argument("images", nargs=-1, required=True, type=LocalPath())
 @click.option("--top", type=click.IntRange(1), default=5, help="Classes per image [5].")
 @click.option("--batch-size", type=click.IntRange(1), default=64, help="Images per forward pass [64].")
@@ -157,7 +165,7 @@ def predict(
 
 
 @click.command(short_help="Export a trained network to one file, for ONNX Runtime or torch.export.")
-@click.argument("source")
+@click.argument("source", type=_Source())
 @click.option("--format", "kind", type=click.Choice(["onnx", "torch-export"]), default="onnx", help="Format [onnx].")
 @click.option("--output", type=LocalPath(), help="File [named after SOURCE, in the current folder].")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
@@ -187,7 +195,7 @@ def export(source: str, kind: str, output: Path | None, force: bool, storage: Pa
 
 
 @click.command(short_help="Register a run's best or last checkpoint as a model, under a name and an alias.")
-@click.argument("run")
+@click.argument("run", type=_Source())
 @click.argument("name")
 @click.option("--alias", help="Alias of this version, such as champion; another version of NAME loses it.")
 @click.option("--which", type=click.Choice(["best", "last"]), default="best", help="Checkpoint [best].")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from data_prep.common.errors import redact
 
 
 class Section(BaseModel):
@@ -17,7 +20,7 @@ class Section(BaseModel):
     def _check_secrets(self) -> Self:
         """Settings are stored with every run, shown, and sent to MLflow."""
         for name, value in self:
-            if isinstance(value, str) and redacted(value) != value:
+            if any(redact(text) != text for text in _texts(value)):
                 raise ValueError(
                     f"{name} must not hold a password or key, as settings are stored and shown: put it into the "
                     "environment (AWS_ACCESS_KEY_ID, MLFLOW_TRACKING_PASSWORD, …)"
@@ -38,13 +41,14 @@ standardizes with those of another part of a batch; the history records the numb
 """
 
 
-def redacted(text: str) -> str:
-    """`text` without the secrets of addresses in it."""
-    if "://" not in text:
-        return text
-    from data_prep.common import storage  # imports pyarrow, which most settings do not need
-
-    return storage.redact(text)
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a value, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from (text for pair in value.items() for part in pair for text in _texts(part))
+    elif isinstance(value, list | tuple):
+        yield from (text for part in value for text in _texts(part))
 
 
 def _check_local(path: str) -> str:

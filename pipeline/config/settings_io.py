@@ -19,11 +19,11 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, redact
 from pipeline.config.plain_errors import requirement
 from pipeline.config.registered import STORED, NotRegistered, Registered
 from pipeline.config.schema import Settings
-from pipeline.config.section import MAY_CHANGE, Section, redacted
+from pipeline.config.section import MAY_CHANGE, Section
 
 LONGEST, MOST_VALUES, DEEPEST = 2**20, 100_000, 100
 """Bytes of a file, values in it, and lists and mappings inside each other."""
@@ -119,7 +119,7 @@ def override(content: dict[str, Any], assignments: Sequence[str], tree: type[Sec
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         keys = path.split(".")
-        shown = redacted(assignment)
+        shown = redact(assignment)
         if not equals or not all(keys):
             raise UserError(f"override '{shown}' is not of the form section.field=value")
         try:
@@ -180,7 +180,7 @@ def resolve(
         return tree.model_validate(content, context={STORED: stored})
     except ValidationError as error:
         problems = "\n".join(_explain(each, tree, source, assignments) for each in error.errors())
-        raise UserError(redacted(problems)) from None
+        raise UserError(problems) from None
 
 
 def load(path: Path, assignments: Sequence[str] = (), *, stored: bool = False) -> Settings:

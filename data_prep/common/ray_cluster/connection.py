@@ -106,9 +106,7 @@ def _init(what: str, **options: Any) -> None:
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
         except Exception as error:  # Ray raises whatever its parts raise
-            from data_prep.common.storage import redact
-
-            raise UserError(redact(f"{what}: {first_line(error)}")) from None
+            raise UserError(f"{what}: {first_line(error)}") from None
 
 
 @contextmanager

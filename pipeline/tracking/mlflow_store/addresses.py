@@ -6,8 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from data_prep.common import storage
-from data_prep.common.errors import UserError
+from data_prep.common.errors import UserError, redact
 from pipeline.config.schema import Settings
 
 URI_VARIABLE, EXPERIMENT_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
@@ -62,35 +61,35 @@ def check(uri: str, name: str) -> str:
         UserError: it cannot be the address of a store, or holds a password.
     """
     uri = uri.strip()
-    shown = storage.redact(uri)
-    if shown != uri:
+    address = "".join(uri.split())  # SQLAlchemy takes passwords with blanks
+    if redact(address) != address or re.match(r"[^/@]+:[^@]*@", address):  # the latter lacks a scheme
         raise UserError(
             f"{name} must not hold a user name, password or key, as addresses are stored and shown: {PASSWORDS}"
         )
     if re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri):
-        raise UserError(f"{name}: {shown} lacks its scheme: write http://{shown}")
+        raise UserError(f"{name}: {uri} lacks its scheme: write http://{uri}")
     scheme, mark, rest = uri.partition(":")
     if not mark and scheme != "databricks":
-        raise UserError(_no_folder(shown, Path(uri), name))
+        raise UserError(_no_folder(uri, Path(uri), name))
     scheme = scheme.lower()
     if scheme == "file":
-        raise UserError(_no_folder(shown, Path(re.sub(r"^//(localhost)?", "", rest)), name))
+        raise UserError(_no_folder(uri, Path(re.sub(r"^//(localhost)?", "", rest)), name))
     if scheme == "sqlite":
-        return _database(rest, shown, name)
+        return _database(rest, uri, name)
     return f"{scheme}{mark}{rest}"
 
 
-def _database(rest: str, shown: str, name: str) -> str:
+def _database(rest: str, uri: str, name: str) -> str:
     file = rest.removeprefix("///")
     if file == rest or file in ("", ":memory:"):
-        raise UserError(f"{name}: {shown} names no file: write sqlite:////FOLDER/mlflow.db, with four slashes")
+        raise UserError(f"{name}: {uri} names no file: write sqlite:////FOLDER/mlflow.db, with four slashes")
     return f"sqlite:///{Path(file).expanduser().absolute()}"
 
 
-def _no_folder(shown: str, folder: Path, name: str) -> str:
+def _no_folder(uri: str, folder: Path, name: str) -> str:
     folder = folder.expanduser().absolute()
     database = f"sqlite:///{folder}/mlflow.db"
-    sentence = f"{name}: {shown} is a folder, and MLflow keeps runs in databases: write {database}"
+    sentence = f"{name}: {uri} is a folder, and MLflow keeps runs in databases: write {database}"
     if any(folder.glob("*/meta.yaml")):
         return f"{sentence}, after 'mlflow migrate-filestore --source {folder} --target {database}'"
     return f"{sentence}, or {EXAMPLES}"

@@ -64,14 +64,14 @@ def register(
             or the store is unreachable.
     """
     _check_names(name, alias)
-    if run.startswith(RUNS):
-        store, folder, identity = named_store(storage, uri), None, None
-    else:
-        folder = Path(run)
+    folder = None if run.startswith(RUNS) else Path(run)
+    store, identity = named_store(folder.parent if folder else storage, uri), None
+    if folder:
         identity = run_folder.read_identity(folder)
         if identity is None:
             raise UserError(f"{folder} is not a run: name the folder of a run, or runs:/ID")
-        store = named_store(folder.parent, uri or identity.settings.tracking.uri)
+        if not uri and identity.settings.tracking.uri:
+            store = Store(identity.settings.tracking.uri)
     with in_sentences(store, run):
         client = _connect(store)
         run_id = run.removeprefix(RUNS) if identity is None else _find_run(client, store, identity.id, run)

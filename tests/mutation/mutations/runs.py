@@ -289,7 +289,7 @@ MUTATIONS = (
     Mutation(
         "settings hold passwords",
         "pipeline/config/section.py",
-        "redacted(value) != value",
+        "redact(text) != text",
         "False",
         (
             "tests/data_prep/common/test_storage_addresses.py::test_settings_with_secrets_are_refused_without_showing_them",
