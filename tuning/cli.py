@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def tune(config: Path, overrides: tuple[str, ...], dry_run: bool, retry_failed: 
         from pipeline.tracking.mlflow_store import addresses
         from tuning import plan
         from tuning import search as searching
-        from tuning.results import frontier
+        from tuning.results import files, frontier
 
     if warning := system_info.warning(settings.train.training.precision, settings.train.cluster.gpu):
         click.echo(f"warning: {warning}", err=True)
@@ -76,7 +77,10 @@ def tune(config: Path, overrides: tuple[str, ...], dry_run: bool, retry_failed: 
     progress.show(frontier.table(report.rows, f"search {settings.search.name} {state}"), width=120)
     error = frontier.shown_error(settings.search.error)
     click.echo(f"* on the frontier: no completed trial is better in multiply-adds and in {error}")
-    click.echo(f"folder: {report.folder} (table.md, table.csv, frontier.png)")
+    for line in files.findings(report.rows):
+        click.echo(line)
+    click.echo(f"folder: {report.folder} ({', '.join(files.FILES)})")
+    click.echo(f"as one page: phasecollapse search show {report.folder} --page search.html")
     click.echo(f"curves and settings: {addresses.ui_command(settings.train)}")
     if reasons := [row.reason for row in report.rows if row.status == "failed"]:
         count = f"{len(reasons)} of {len(report.rows)} trials failed"
@@ -96,27 +100,39 @@ def search() -> None:
 @search.command(short_help="Show the trials and the frontier, at any time.")
 @click.argument("folder", type=LocalPath(), metavar="SEARCH")
 @click.option("--frontier", "only_frontier", is_flag=True, help="Only the trials on the frontier.")
-def show(folder: Path, only_frontier: bool) -> None:
+@click.option("--page", type=LocalPath(), help="HTML file to write, too: the same with all pictures, in one file.")
+def show(folder: Path, only_frontier: bool, page: Path | None) -> None:
     """Shows the trials of SEARCH so far, the cheapest network first: error with its interval of 95 %, cost, epochs and
     status.
 
     A star marks the frontier of completed trials: no other is better in both error and multiply-adds. Below the table
-    stands which of them the held-out images tell apart.
+    stands which of them the held-out images tell apart, and the power law by which the error falls with the cost,
+    checked on the largest network.
 
     \b
     Examples:
       phasecollapse search show runs/imagenette-search
       phasecollapse search show runs/imagenette-search --frontier
+      phasecollapse search show runs/imagenette-search --page search.html
     """
     with quick_imports():
         from data_prep.common import progress
-        from tuning.results import frontier, stored
+        from pipeline.report_page import page as report_page
+        from tuning.results import files, frontier, stored
 
+    if page:
+        report_page.check_output(page, "--page")
     found = stored.read(folder)
     best = frontier.on_frontier(found.rows)
     rows = [row for row in found.rows if row.name in best] if only_frontier else found.rows
     progress.show(frontier.table(rows, f"search {found.settings.search.name}"), width=140)
-    click.echo(frontier.told_apart(found.rows))
+    for line in files.findings(found.rows):
+        click.echo(line)
+    if page:
+        with tempfile.TemporaryDirectory() as results:
+            files.write(found.rows, found.records, Path(results), found.settings.search.error)
+            report_page.write([folder], page, Path(results))
+        click.echo(f"page: {page}")
 
 
 @search.command(short_help="Write the settings of the best network within a budget, for train.")

@@ -14,6 +14,7 @@ from pathlib import Path
 from data_prep.format.manifest import Manifest, load_manifest
 from pipeline.config.schema import Settings
 from pipeline.launch import initial_weights, launcher
+from pipeline.runs import history
 from pipeline.tracking.mlflow_store import addresses
 from pipeline.tracking.mlflow_store.store import Store, store_of
 from pipeline.tracking.mlflow_store.store import check as check_store
@@ -21,7 +22,7 @@ from pipeline.training import finetune
 from pipeline.training.dataloader import count_images
 from tuning import search_folder, searchers, tracking
 from tuning.config import SearchSettings
-from tuning.results import frontier
+from tuning.results import files
 from tuning.results.frontier import Row
 from tuning.search_folder import Record
 from tuning.space.candidate import Candidate, trial_settings
@@ -78,8 +79,8 @@ def search(settings: SearchSettings, report_line: ReportLine = print, *, retry_f
                 weighed = costs_of(rows_of(runs, folder.records, data), settings)
                 session.run({name: runs[name] for name in waiting}, settings, folder, weighed, report_line)
             rows = rows_of(runs, folder.records, data)
-            if waiting or not all((folder.path / name).exists() for name in frontier.FILES):
-                frontier.write(rows, folder.path, settings.search.error)
+            if waiting or not all((folder.path / name).exists() for name in files.FILES):
+                files.write(rows, folder.records, folder.path, settings.search.error)
         return Report(folder.path, rows, already_finished=not waiting)
 
 
@@ -115,6 +116,17 @@ def rows_of(runs: Mapping[str, Settings], records: Mapping[str, Record], data: M
                 status=record.status,
                 reason=record.reason,
                 images=images[seed],
+                seconds=_seconds_per_epoch(run, name) if record.epochs else None,
             )
         )
     return rows
+
+
+def _seconds_per_epoch(run: Settings, name: str) -> float | None:
+    """Of training steps, a mean over the epochs of a trial; None where its history is gone."""
+    try:
+        epochs = history.read(Path(run.run.storage) / name)
+    except (OSError, ValueError):
+        return None
+    seconds = [one.metrics["train/seconds"] for one in epochs if "train/seconds" in one.metrics]
+    return sum(seconds) / len(seconds) if seconds else None

@@ -5,7 +5,7 @@ search.lock    held while a process searches; the system releases it when that p
 trials.json    errors and status of every trial, as the scheduler saw them
 <trial>/       the run of each trial (see pipeline/runs/run_folder.py)
 tune/          Ray Tune's own files, of the last session
-table.md, table.csv, frontier.png
+table.md, …    the results (see tuning/results/files.py)
 """
 
 from __future__ import annotations

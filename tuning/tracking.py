@@ -21,7 +21,7 @@ from pipeline.tracking.delivery import Delivery, undelivered
 from pipeline.tracking.ledger import Status, Target
 from pipeline.tracking.mlflow_store.store import Store
 from tuning.config import SearchSettings
-from tuning.results import frontier
+from tuning.results import files
 from tuning.search_folder import SearchFolder
 
 OUTCOME_TAG, BEST_TAG = "phasecollapse.outcome", "phasecollapse.best_trial"
@@ -56,7 +56,7 @@ def begin(settings: SearchSettings, folder: SearchFolder, store: Store) -> None:
             parameters={key: str(value) for key, value in flatten(original).items()},
             tags=before.tags if before and before.status == "FINISHED" else provenance(),
             settings=to_yaml(original),
-            artifacts={name: name for name in frontier.FILES},
+            artifacts={name: name for name in files.FILES},
             status=before.status if before and before.status == "FINISHED" else "RUNNING",
             ended_at=before.ended_at if before and before.status == "FINISHED" else None,
         )

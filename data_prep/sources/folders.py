@@ -140,9 +140,9 @@ def arrange(
             )
             if not builders:
                 remedy += ", or say with --kind what the source is, such as parquet or webdataset"
-            if flat := next((flat[name] for name in FOLDERS[split_name] if name in flat), None):
-                remedy += f"; {printable(flat)} is in none"
-                remedy += " (Kaggle's classes are in LOC_val_solution.csv)" * ("ILSVRC2012_val" in flat)
+            if image_name := next((flat[name] for name in FOLDERS[split_name] if name in flat), None):
+                remedy += f"; {printable(image_name)} is in none"
+                remedy += " (Kaggle's classes are in LOC_val_solution.csv)" * ("ILSVRC2012_val" in image_name)
             raise UserError(f"{location} has no folder {wanted} with images: {remedy}")
         chosen[split_name] = builders[folder]
     ids = _class_ids(location, chosen)

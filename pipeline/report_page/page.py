@@ -29,41 +29,42 @@ NOT_COMPARED = ("run.", "checkpoint.", "tracking.", "cluster.")
 """Settings that change no result."""
 
 
-def write(folders: Sequence[Path], output: Path) -> None:
+def write(folders: Sequence[Path], output: Path, results: Path | None = None) -> None:
     """Writes the page about runs, or about one search.
 
     Args:
         folders: of runs, or one of a search.
         output: HTML file; an earlier report is replaced.
+        results: folder with the results of a search, instead of its own.
 
     Raises:
         UserError: a folder is not that of a run or a search; or `output` is something else than a report, or cannot be
             written.
     """
     check_output(output)
-    text = render(folders)
+    text = render(folders, results)
     with explain_os_errors(output, resumable=False):
         write_atomically(output, text, flush=False)
 
 
-def check_output(output: Path) -> None:
-    """Checks that a page may be written.
+def check_output(output: Path, option: str = "--output") -> None:
+    """Checks that a page may be written; `option` names it in errors.
 
     Raises:
         UserError: there is a folder, or a file that is no report; or the folder around it does not exist.
     """
     if not output.parent.is_dir():
-        raise UserError(f"--output: {output.parent} is no folder: name a file in one that exists")
+        raise UserError(f"{option}: {output.parent} is no folder: name a file in one that exists")
     if output.is_dir():
-        raise UserError(f"--output: {output} is a folder: name a file, such as {output / 'report.html'}")
+        raise UserError(f"{option}: {output} is a folder: name a file, such as {output / 'report.html'}")
     if output.exists():
         with explain_os_errors(output, resumable=False), output.open("rb") as file:
             if f'content="{GENERATOR}"'.encode() not in file.read(1000):
-                raise UserError(f"--output: {output} exists and is no report: name another file")
+                raise UserError(f"{option}: {output} exists and is no report: name another file")
 
 
-def render(folders: Sequence[Path]) -> str:
-    """The page as text.
+def render(folders: Sequence[Path], results: Path | None = None) -> str:
+    """The page as text, see :func:`write`.
 
     Raises:
         UserError: a folder is not that of a run or a search, or a search is one of several folders.
@@ -72,7 +73,7 @@ def render(folders: Sequence[Path]) -> str:
     if searches and len(folders) > 1:
         raise UserError(f"{searches[0]} is a search: its report is a page of its own; name runs, or one search")
     if searches:
-        return _page(*_search(searches[0]))
+        return _page(*_search(searches[0], results))
     facts = [run_card.read(folder) for folder in folders]
     if len(facts) == 1:
         run = run_view.view(facts[0])
@@ -87,14 +88,14 @@ def _headline(facts: RunFacts) -> str:
     return f"{facts.evaluated_on} top-1 {best} % after epoch {facts.best.epoch}, the best of {len(facts.epochs)}"
 
 
-def _search(folder: Path) -> tuple[str, str, dict[str, Any]]:
+def _search(folder: Path, results: Path | None) -> tuple[str, str, dict[str, Any]]:
     trials = []
     for file in sorted(folder.glob(f"*/{paths.IDENTITY}")):
         try:
             trials.append(run_card.read(file.parent))
         except UserError:  # begun at this moment
             continue
-    view = search_view.view(folder, trials)
+    view = search_view.view(folder, trials, results)
     best = sorted(trials, key=_best_top1, reverse=True)[: learning_curves.MOST_RUNS]
     parts = _compared(trials, sorted(best, key=lambda one: one.name)) if trials else {}
     return f"Search {folder.name}", view.note, {**parts, "search": view, "detailed": []}

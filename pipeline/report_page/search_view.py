@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,12 @@ from pipeline.runs import paths
 from pipeline.tracking.run_card import RunFacts
 
 COLUMNS = ("trial", "status", "widths", "parameters", "multiply-adds", "error", "epochs")
+PICTURES = {
+    "Error against cost": paths.SEARCH_PICTURE,
+    "Learning curves of all trials": paths.SEARCH_CURVES,
+    "Settings, cost and error of the completed trials": paths.SEARCH_COORDINATES,
+}
+"""Files by their titles."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,9 @@ class SearchView:
     problems: Sequence[str]
     table: Table | None
     note: str
-    frontier: str | None
+    findings: Sequence[str]
+    pictures: Sequence[tuple[str, str]]
+    """Each with its title."""
     settings: str
 
 
@@ -32,25 +41,34 @@ def is_search(folder: Path) -> bool:
     return (folder / paths.SEARCH).is_file()
 
 
-def view(folder: Path, trials: Sequence[RunFacts]) -> SearchView:
-    """What the page shows of a search. Before its end there is no table: its trials are then listed as runs."""
+def view(folder: Path, trials: Sequence[RunFacts], results: Path | None = None) -> SearchView:
+    """What the page shows of a search. Before its end there is no table: its trials are then listed as runs.
+
+    Args:
+        results: folder with the results, instead of the search's own.
+    """
     problems: list[str] = []
+    findings: list[str] = []
     table, note = None, ""
+    results = results or folder
     try:
-        with (folder / paths.SEARCH_NUMBERS).open(encoding="utf-8", newline="") as file:
+        with (results / paths.SEARCH_NUMBERS).open(encoding="utf-8", newline="") as file:
             rows = sorted(csv.DictReader(file), key=lambda row: float(row["multiply-adds"]))
         table = Table(COLUMNS, [[_cell(row, column) for column in COLUMNS] for row in rows])
         note = "Cheapest network first; a star marks errors on the frontier of error and multiply-adds."
     except FileNotFoundError:
         note = f"The search has not ended: {count_of(len(trials), 'trial')} so far."
     except (OSError, ValueError, KeyError) as error:
-        problems.append(f"{folder / paths.SEARCH_NUMBERS} cannot be read ({first_line(error)})")
+        problems.append(f"{results / paths.SEARCH_NUMBERS} cannot be read ({first_line(error)})")
+    with suppress(OSError, ValueError):  # of a search of an earlier version
+        findings = (results / paths.SEARCH_FINDINGS).read_text(encoding="utf-8").splitlines()
     try:
         settings = (folder / paths.SEARCH).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         settings = ""
         problems.append(f"{folder / paths.SEARCH} cannot be read ({first_line(error)})")
-    return SearchView(folder.name, problems, table, note, embedded(folder / paths.SEARCH_PICTURE), settings)
+    pictures = [(title, shown) for title, name in PICTURES.items() if (shown := embedded(results / name))]
+    return SearchView(folder.name, problems, table, note, findings, pictures, settings)
 
 
 def _cell(row: dict[str, str], column: str) -> str:

@@ -45,8 +45,11 @@ DESCRIPTION = "checkpoint.json"
 """In a checkpoint: the hashes of its other files, written last."""
 
 SEARCH, SEARCH_LOCK, TRIALS = "search.yaml", "search.lock", "trials.json"
-SEARCH_TABLE, SEARCH_NUMBERS, SEARCH_PICTURE = "table.md", "table.csv", "frontier.png"
 """In a search's folder, beside the folders of its trials: its identity, its lock, and status and errors of trials."""
+SEARCH_TABLE, SEARCH_NUMBERS, SEARCH_FINDINGS = "table.md", "table.csv", "findings.txt"
+SEARCH_PICTURE, SEARCH_CURVES, SEARCH_COORDINATES = "frontier.png", "curves.png", "coordinates.png"
+"""In a search's folder, at its end: its trials, what they show in sentences; error against cost, learning curves, and
+settings and error of all trials."""
 BEST = "best.jsonl"
 """In a search's folder: the metrics of the trial that was the best, a line whenever they changed."""
 

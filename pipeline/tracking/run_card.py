@@ -237,6 +237,15 @@ def markdown(facts: RunFacts, linked: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
+_SEARCH_LINKS = {
+    "error against cost": paths.SEARCH_PICTURE,
+    "learning curves": paths.SEARCH_CURVES,
+    "settings and error": paths.SEARCH_COORDINATES,
+    "findings": paths.SEARCH_FINDINGS,
+    "table": paths.SEARCH_NUMBERS,
+}
+
+
 def search_markdown(folder: Path) -> str:
     """The card of a search as Markdown, with links and its table; empty before its end."""
     try:
@@ -244,7 +253,7 @@ def search_markdown(folder: Path) -> str:
     except (OSError, ValueError):
         return ""
     lines = [
-        f"[error against cost]({ARTIFACT}{paths.SEARCH_PICTURE}) · [table]({ARTIFACT}{paths.SEARCH_NUMBERS})",
+        " · ".join(f"[{what}]({ARTIFACT}{name})" for what, name in _SEARCH_LINKS.items()),
         "",
         *(_spaced(head), rule, *map(_spaced, trials[:MOST_TRIALS])),
         "",

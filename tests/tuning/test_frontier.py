@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import csv
-from pathlib import Path
-
-from PIL import Image
 
 from tuning.results import dominance, frontier
 from tuning.results.frontier import Row
@@ -49,7 +46,7 @@ def test_the_table_shows_every_trial_with_its_status_and_reason() -> None:
     assert frontier.table(rows, "title").row_count == 2
 
 
-def test_the_csv_can_be_read_back(tmp_path: Path) -> None:
+def test_the_csv_can_be_read_back() -> None:
     rows = [row("b", 2000, 0.25), row("a", 10, None, "failed", "why, oh")]
     read = list(csv.DictReader(frontier.comma_separated(rows).splitlines()))
     assert [(one["trial"], one["multiply-adds"], one["error"], one["frontier"]) for one in read] == [
@@ -57,11 +54,3 @@ def test_the_csv_can_be_read_back(tmp_path: Path) -> None:
         ("a", "10", "", "0"),
     ]
     assert read[1]["reason"] == "why, oh"
-
-
-def test_the_picture_is_drawn_with_and_without_completed_trials(tmp_path: Path) -> None:
-    for name, rows in {"some": [row("a", 10, 0.4), row("b", 999, 0.2)], "none": [row("c", 1, None, "failed")]}.items():
-        path = tmp_path / f"{name}.png"
-        frontier.picture(rows, path, "top1")
-        with Image.open(path) as image:
-            assert image.size == (960, 600)

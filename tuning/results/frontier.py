@@ -1,4 +1,4 @@
-"""The results of a search: the table of its trials, their frontier, and the picture of both."""
+"""The trials of a search as a table, and their frontier."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.table import Table
 
-from pipeline.runs import paths
 from tuning.results import intervals
 from tuning.results.dominance import frontier
 from tuning.results.intervals import Interval
@@ -36,6 +34,8 @@ class Row:
     """Why it failed."""
     images: int = 0
     """That the error was measured on; 0 if unknown."""
+    seconds: float | None = None
+    """Of training steps in an epoch, on the machines of the search; None where no epoch was finished."""
 
     @property
     def interval(self) -> Interval | None:
@@ -43,10 +43,6 @@ class Row:
         return intervals.of_error(self.error, self.images) if self.error is not None and self.images else None
 
 
-NAMED = 12
-"""With more trials than this, the picture names only those on the frontier."""
-FILES = (paths.SEARCH_TABLE, paths.SEARCH_NUMBERS, paths.SEARCH_PICTURE)
-"""Files of the result."""
 HEADER = ("trial", "depth", "widths", "parameters", "multiply-adds", "error", "95 %", "epochs", "status")
 
 
@@ -104,13 +100,14 @@ def comma_separated(rows: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = ["trial", "depth", "widths", "parameters", "multiply-adds", "error", "error_low", "error_high", "epochs"]
-    writer.writerow([*columns, "status", "frontier", "reason"])
+    writer.writerow([*columns, "status", "frontier", "reason", "seconds_per_epoch"])
     for row in rows:
         widths = "-".join(map(str, row.widths))
         error = "" if row.error is None else row.error
         ends = row.interval or ("", "")
         numbers = [row.name, len(row.widths), widths, row.parameters, row.multiply_adds, error, *ends, row.epochs]
-        writer.writerow([*numbers, row.status, int(row.name in best), row.reason])
+        seconds = "" if row.seconds is None else round(row.seconds, 3)
+        writer.writerow([*numbers, row.status, int(row.name in best), row.reason, seconds])
     return text.getvalue()
 
 
@@ -134,45 +131,3 @@ def told_apart(rows: Sequence[Row]) -> str:
 def shown_error(name: str) -> str:
     """What `search.error` is called in texts: top-1 error or top-5 error."""
     return f"{name.replace('top', 'top-')} error"
-
-
-def picture(rows: Sequence[Row], path: Path, error_name: str) -> None:
-    """Draws error against multiply-adds of the completed trials, with the frontier as a line."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    best = on_frontier(rows)
-    completed = sorted(
-        (row.multiply_adds, row.error, row.name, row.interval or (row.error, row.error))
-        for row in rows
-        if row.status == "completed" and row.error is not None
-    )
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    line = [(cost, error) for cost, error, name, _ in completed if name in best]
-    axes.plot([cost for cost, _ in line], [error for _, error in line], color="tab:blue", label="frontier")
-    for cost, error, name, (low, high) in completed:
-        color = "tab:blue" if name in best else "tab:gray"
-        axes.errorbar(cost, error, [[error - low], [high - error]], fmt="o", color=color, elinewidth=0.8, capsize=2)
-        if name in best or len(completed) <= NAMED:
-            axes.annotate(name, (cost, error), xytext=(5, 5), textcoords="offset points", fontsize=8)
-    if not completed:
-        axes.text(0.5, 0.5, "no trial was completed", ha="center", transform=axes.transAxes)
-    axes.set_xscale("log")
-    axes.margins(x=0.25, y=0.15)
-    axes.set_xlabel("multiply-adds for one image")
-    axes.set_ylabel(f"{shown_error(error_name)} on images held out from training")
-    axes.grid(True, which="both", alpha=0.3)
-    if line:
-        axes.legend()
-    figure.savefig(path, dpi=120)
-
-
-def write(rows: Sequence[Row], folder: Path, error_name: str) -> list[Path]:
-    """Writes `FILES` into `folder`; returns their paths."""
-    files = [folder / name for name in FILES]
-    files[0].write_text(markdown(rows), encoding="utf-8")
-    files[1].write_text(comma_separated(rows), encoding="utf-8")
-    picture(rows, files[2], error_name)
-    return files

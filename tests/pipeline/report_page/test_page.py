@@ -28,7 +28,7 @@ from pipeline.metrics.report import EVERYTHING
 from pipeline.report_page import page
 from pipeline.runs import paths
 from pipeline.tracking import run_card
-from tuning.results import frontier
+from tuning.results import files, frontier
 
 EVIL = "<img src=x onerror=alert(1)>|`*"
 
@@ -154,15 +154,15 @@ def test_a_search_gives_its_table_and_frontier(run: Path) -> None:
     search.mkdir()
     (search / paths.SEARCH).write_text("id: x\n")
     shutil.copytree(run, search / "a")
-    assert "1 trials so far" in page.render([search])
+    assert "1 trial so far" in page.render([search])
     rows = [
         frontier.Row("a", (4, 4), 5426, 1_031_168, 0.25, 1, "completed"),
         frontier.Row("b", (2,), 99, 1_000, None, 0, "failed", EVIL),
     ]
-    frontier.write(rows, search, "top1")
+    files.write(rows, {}, search, "top1")
     read = Reader(page.render([search]))
     assert "0.2500 *" in read.shown and f"failed: {EVIL}" in read.shown and "1,031,168" in read.shown
-    assert read.tags.count("img") == 1 and read.handlers == []
+    assert read.tags.count("img") == 3 and "no power law" in read.shown and read.handlers == []
     with pytest.raises(UserError, match="search is a search: its report is a page of its own"):
         page.render([search, run])
 
