@@ -74,7 +74,7 @@ def search(settings: SearchSettings, report_line: ReportLine = print, *, retry_f
         runs = runs_of(settings, candidates, initial_weights.keep(settings.train, train, folder.path), store)
         folder.expect(candidates)
         tracking.begin(settings, folder, store)
-        with tracking.delivered(folder, runs, report_line):
+        with tracking.delivered(folder, runs, store.origin, report_line):
             if waiting:
                 weighed = costs_of(rows_of(runs, folder.records, data), settings)
                 session.run({name: runs[name] for name in waiting}, settings, folder, weighed, report_line)

@@ -19,6 +19,7 @@ from pipeline.runs.journal import JournalWriter
 from pipeline.tracking import content, ledger
 from pipeline.tracking.delivery import Delivery, undelivered
 from pipeline.tracking.ledger import Status, Target
+from pipeline.tracking.mlflow_store.errors import Origin
 from pipeline.tracking.mlflow_store.store import Store
 from tuning.config import SearchSettings
 from tuning.results import files
@@ -65,14 +66,14 @@ def begin(settings: SearchSettings, folder: SearchFolder, store: Store) -> None:
 
 
 @contextmanager
-def delivered(folder: SearchFolder, names: Iterable[str], report_line: ReportLine) -> Iterator[None]:
+def delivered(folder: SearchFolder, names: Iterable[str], origin: Origin, report_line: ReportLine) -> Iterator[None]:
     """Delivers the search and its trials `names` during the body, and what earlier commands have left beside it; notes
     before and after the body how trials that are not running have ended, and after it how the search has."""
     names = list(names)
     end_trials(folder, names)  # those of a process that was killed
     folders = [folder.path, *(folder.path / name for name in names)]
     backlog = functools.partial(undelivered, folder.path.parent, besides=[folder.path])
-    with Delivery(folders, backlog, report_line).running():
+    with Delivery(folders, backlog, report_line, origin).running():
         outcome: Status = "FAILED"
         try:
             yield

@@ -32,6 +32,7 @@ from pipeline.tracking import tensorboard
 from pipeline.tracking.delivery import Delivery, undelivered
 from pipeline.tracking.display import Display
 from pipeline.tracking.mlflow_store import addresses
+from pipeline.tracking.mlflow_store.errors import Origin
 from pipeline.tracking.mlflow_store.store import check as check_store
 from pipeline.tracking.mlflow_store.store import store_of
 from pipeline.tracking.run_delivery import RunDelivery
@@ -105,13 +106,13 @@ def train(
             if progress:
                 print(f"starting {count_of(settings.cluster.workers, 'worker')} on Ray", flush=True)
             connection = cluster_left_last.enter_context(cluster_with_room(settings.cluster))
-        check_store(store_of(settings))
+        check_store(store := store_of(settings))
         folder.begin()  # after all checks: a refused run leaves no folder
         local = initial_weights.keep(settings, local, folder.path)
         had_ended = tracked_run.begin(folder, settings, data, tags or {}, in_search)
         with ExitStack() as until_the_end:
             if not in_search:
-                until_the_end.enter_context(_delivered(folder.path, progress))
+                until_the_end.enter_context(_delivered(folder.path, store.origin, progress))
             if not had_ended:
                 until_the_end.enter_context(tracked_run.status(folder))
                 until_the_end.enter_context(_shown(folder, starting_point, shown=progress and not finished_before))
@@ -219,10 +220,10 @@ def _absolute(settings: Settings) -> Settings:
     return addresses.choose(settings).model_copy(update=with_paths)
 
 
-def _delivered(folder: Path, progress: bool) -> AbstractContextManager[None]:
+def _delivered(folder: Path, origin: Origin, progress: bool) -> AbstractContextManager[None]:
     """Delivers a run to its tracking store during the body, and what earlier commands have left beside it."""
     announce = functools.partial(print, flush=True) if progress else lambda line: None
-    return Delivery([folder], lambda: undelivered(folder.parent, besides=[folder]), announce).running()
+    return Delivery([folder], lambda: undelivered(folder.parent, besides=[folder]), announce, origin).running()
 
 
 @contextmanager

@@ -95,13 +95,12 @@ def _busy(one: Listed) -> str:
 def _tracked(storage: Path, one: Listed) -> TrackedRuns:
     """What MLflow has of a run, or of a search and its trials."""
     from pipeline.tracking.mlflow_store import run
-    from pipeline.tracking.mlflow_store.store import default_store, store_of
+    from pipeline.tracking.mlflow_store.store import default_store, store_of_run
 
     settings, identities = _identified(one)
     if settings is None:
         return run.TrackedRuns(default_store(storage))
-    moved = settings.run.model_copy(update={"storage": str(storage.absolute())})
-    return run.find_runs(store_of(settings.model_copy(update={"run": moved})), identities)
+    return run.find_runs(store_of_run(settings, storage), identities)
 
 
 def _identified(one: Listed) -> tuple[Settings | None, list[str]]:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from data_prep.common.errors import UserError
 from pipeline.runs import paths
-from pipeline.tracking.mlflow_store.errors import StoreFault
+from pipeline.tracking.mlflow_store.errors import Origin, StoreFault
+from pipeline.tracking.mlflow_store.store import SETTING
 from pipeline.tracking.run_delivery import Busy, Missing, RunDelivery
 
 logger = logging.getLogger(__name__)
@@ -35,13 +36,18 @@ class Delivery:
         folders: of the runs and searches that this process works on; that of a search before those of its trials.
         backlog: finds folders of others, which get what earlier processes could not deliver.
         announce: prints a line for the user.
+        origin: what has named the store, for errors.
     """
 
     def __init__(
-        self, folders: Sequence[Path], backlog: Callable[[], Sequence[Path]], announce: Callable[[str], object]
+        self,
+        folders: Sequence[Path],
+        backlog: Callable[[], Sequence[Path]],
+        announce: Callable[[str], object],
+        origin: Origin = SETTING,
     ) -> None:
         self._folders = folders
-        self._own = deque(RunDelivery(folder, on_progress=self._expect) for folder in folders)
+        self._own = deque(RunDelivery(folder, origin=origin, on_progress=self._expect) for folder in folders)
         self._find_backlog, self._backlog = backlog, deque[Path]()
         self._announce = announce
         self._deadline = 0.0

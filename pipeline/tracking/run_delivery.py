@@ -19,8 +19,9 @@ from pipeline.runs import claimed_folder, paths
 from pipeline.tracking import content, ledger
 from pipeline.tracking.content import Journals, Point
 from pipeline.tracking.ledger import Acknowledged, Target
+from pipeline.tracking.mlflow_store.errors import Origin
 from pipeline.tracking.mlflow_store.run import DESCRIPTION_TAG, METRICS_IN_A_BATCH, PARENT_TAG, Tracker, open_run
-from pipeline.tracking.mlflow_store.store import Store
+from pipeline.tracking.mlflow_store.store import RECORD, Store
 
 FIRST_USE = 60.0
 """Seconds within which MLflow has made the tables of an SQLite database."""
@@ -61,12 +62,19 @@ class RunDelivery:
     Args:
         folder: of the run.
         owned: whether this process trains it; otherwise a run that no process trains was killed.
+        origin: what has named the store, for errors.
         on_progress: called before each request with the seconds that it may take, beyond those of a short one.
     """
 
-    def __init__(self, folder: Path, owned: bool = True, on_progress: Callable[[float], object] = lambda extra: None):
+    def __init__(
+        self,
+        folder: Path,
+        owned: bool = True,
+        origin: Origin = RECORD,
+        on_progress: Callable[[float], object] = lambda extra: None,
+    ) -> None:
         self.folder = folder
-        self._owned, self._on_progress = owned, on_progress
+        self._owned, self._origin, self._on_progress = owned, origin, on_progress
         self._journals = Journals(folder)
         self._tracker: Tracker | None = None
         self._settled: Target | None = None
@@ -87,8 +95,10 @@ class RunDelivery:
             tracker, self._tracker = self._tracker, None  # opened again after a fault
             acknowledged = ledger.read_acknowledged(self.folder, target.uri)
             if tracker is None or tracker.store.uri != target.uri:
-                self._on_progress(FIRST_USE if Store(target.uri).database else 0)
-                tracker = open_run(target, acknowledged.run_id)
+                storage = self.folder.absolute().parents[1 if target.in_search else 0]
+                store = Store(target.uri, self._origin, storage)
+                self._on_progress(FIRST_USE if store.database else 0)
+                tracker = open_run(target, store, acknowledged.run_id)
             if tracker.run_id != acknowledged.run_id:
                 acknowledged = Acknowledged(tracker.run_id)
                 ledger.write_acknowledged(self.folder, target.uri, acknowledged)

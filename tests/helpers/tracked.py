@@ -108,7 +108,7 @@ def _files(folder: Path) -> list[Path]:
 def open_run(store: Store, identity: str) -> Tracker:
     """A tracked run without a folder."""
     target = Target(uri=store.uri, experiment="experiment", identity=identity, name=identity, started_at=START)
-    return run.open_run(target)
+    return run.open_run(target, store)
 
 
 def make_tables(store: Store) -> None:

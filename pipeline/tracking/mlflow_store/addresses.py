@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from data_prep.common.errors import UserError, redact
-from pipeline.config.schema import Settings
+from pipeline.config.schema import Settings, TrackingSettings
 
 URI_VARIABLE, EXPERIMENT_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
 PASSWORDS = (
@@ -27,11 +27,19 @@ def choose(settings: Settings) -> Settings:
     chosen: dict[str, str | None] = {}
     if tracking.uri:
         chosen["uri"] = check(tracking.uri, "tracking.uri")
-    elif "uri" not in tracking.model_fields_set:
+    elif not is_set(tracking):
         chosen["uri"] = from_environment()
     if "experiment" not in tracking.model_fields_set and (name := os.environ.get(EXPERIMENT_VARIABLE)):
         chosen["experiment"] = name
-    return settings.model_copy(update={"tracking": tracking.model_copy(update=chosen)})
+    copy = tracking.model_copy(update=chosen)
+    if not is_set(tracking):
+        copy.model_fields_set.discard("uri")
+    return settings.model_copy(update={"tracking": copy})
+
+
+def is_set(tracking: TrackingSettings) -> bool:
+    """Whether the settings name the store, or its default; otherwise an address in them is that of the environment."""
+    return "uri" in tracking.model_fields_set
 
 
 def from_environment() -> str | None:

@@ -22,6 +22,39 @@ class Fault(NamedTuple):
     """Whether no later attempt can succeed, until the user has done something."""
 
 
+class Origin(NamedTuple):
+    """What has named a store, for errors."""
+
+    name: str = ""
+    """Such as ``--uri``."""
+    leave: str = ""
+    """The part of a remedy by which the default store is meant."""
+    other: str = ""
+    """The part of a remedy by which another store is meant."""
+
+
+PASSWORDS = (
+    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for a tracking server, PGUSER and PGPASSWORD for PostgreSQL"
+)
+REFUSALS = (
+    (
+        r"authentication failed|no password supplied|Access denied for user|error code 401|role .* does not exist",
+        "refuses the user or the password",
+        f"correct them: {PASSWORDS}",
+    ),
+    (r"no pg_hba\.conf entry", "does not admit this machine", "add it to the server's pg_hba.conf"),
+    (
+        r"database \S+ does not exist|Unknown database",
+        "has no such database",
+        "create it (createdb), or correct the address",
+    ),
+    (r"Invalid Host header", "does not answer under this name", "start it with --allowed-hosts NAME"),
+    (r"permission denied|error code 403|PERMISSION_DENIED", "lacks a right of the user", "have it granted"),
+    (r"error code 404", "is no tracking server of MLflow", "correct the address"),
+)
+"""How servers and databases refuse: pattern of their words, problem, remedy."""
+
+
 class StoreFault(Exception):
     """A store is unreachable, or refuses."""
 
@@ -30,44 +63,71 @@ class StoreFault(Exception):
         self.fault = fault
 
 
-def explain(error: Exception, store: str, database: Path | None) -> Fault:
+def explain(error: Exception, store: str, database: Path | None, origin: Origin) -> Fault:
     """The fault behind an error.
 
     Args:
         error: raised by MLflow, its database or its files.
         store: URI, without a password.
         database: file of an SQLite store; None for other stores.
+        origin: what has named the store.
     """
     text, reason = str(error), storage.first_line(error)
-    another = "or set tracking.uri to another store"
+    another = origin.other and f", or {origin.other}"
     if database and is_disk_full(error):
         return Fault(f"no space is left on the disk of {database}", "free disk space, then rerun the same command")
     if "database schema" in text:  # such as: Detected out-of-date database schema (found version …
         return _other_version(text, store, database, another)
-    if "unsupported URI" in text:
-        return Fault(f"tracking.uri: {store} is no address of a store ({reason})", "correct it", permanent=True)
-    if isinstance(error, IsADirectoryError | PermissionError | NotADirectoryError):
-        return Fault(f"{database} cannot be used ({reason})", f"check the file and its folder, {another}", True)
+    if "unsupported URI" in text or "Can't load plugin" in text:
+        address = f"{origin.name}: {store}" if origin.name else store
+        return Fault(f"{address} is no address of a store ({reason})", "correct it", permanent=True)
     if database is None:
-        return Fault(
-            f"tracking.uri: {store} is unreachable ({_network(text) or reason})", "check it, or unset tracking.uri"
-        )
+        return _away(error, f"{origin.name}: {store}" if origin.name else store, origin)
+    if isinstance(error, IsADirectoryError | PermissionError | NotADirectoryError):
+        return Fault(f"{database} cannot be used ({reason})", f"check the file and its folder{another}", True)
     if "database is locked" in text:
-        return Fault(f"{database} is locked by another process", f"rerun the same command when it has ended, {another}")
+        return Fault(f"{database} is locked by another process", f"rerun the same command when it has ended{another}")
     if "not a database" in text or "malformed" in text:
         return Fault(
             f"{database} is no SQLite database, or is damaged",
-            f"move it away, so that a new one is made (the runs in their folders stay), {another}",
+            f"move it away, so that a new one is made (the runs in their folders stay){another}",
             permanent=True,
         )
-    return Fault(f"{database} cannot be used ({reason})", f"check the file and its folder, {another}")
+    return Fault(f"{database} cannot be used ({reason})", f"check the file and its folder{another}")
+
+
+def _away(error: Exception, store: str, origin: Origin) -> Fault:
+    """The fault of a tracking server, or of a database that is one.
+
+    Args:
+        store: URI, after what has named it.
+    """
+    text = str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return Fault(
+            f"{store} needs the driver {error.name}",
+            "install its package, for PostgreSQL by pip install 'phasecollapse[server]'",
+            permanent=True,
+        )
+    if isinstance(error, OSError) and error.filename:  # of an artifact on this machine
+        full = f"no space is left on the disk of {error.filename}"
+        problem = full if is_disk_full(error) else f"{error.filename} cannot be written ({error.strerror})"
+        return Fault(problem, "artifacts of the experiment lie there: check that folder, or set tracking.experiment")
+    said = re.search(r"(?:FATAL|ERROR): +(.+)", text)
+    reason = said[1] if said else _network(text) or storage.first_line(error)
+    for pattern, problem, remedy in REFUSALS:
+        if re.search(pattern, text):
+            return Fault(f"{store} {problem} ({reason})", remedy, permanent=True)
+    away = _network(text) or isinstance(error, OSError) or "connection failed" in text
+    leave = origin.leave and f", or {origin.leave}"
+    return Fault(f"{store} {'is unreachable' if away else 'failed'} ({reason})", f"check it{leave}")
 
 
 def _network(text: str) -> str | None:
     """Why a server was not reached, out of the several lines that say so; None if that is not the fault."""
-    if "timed out" in text:
+    if "timed out" in text or "timeout expired" in text:
         return "it does not answer in time"
-    found = re.search(r"\[Errno -?\d+\] ([\w ]+)|(Connection aborted|Failed to resolve)", text)
+    found = re.search(r"\[Errno -?\d+\] ([\w ]+)|(Connection aborted|Connection refused|Failed to resolve)", text)
     return (found[1] or found[2]).lower() if found else None
 
 
@@ -78,13 +138,13 @@ def _other_version(text: str, store: str, database: Path | None, another: str) -
     if found and not any(versions.glob(f"{found[1]}_*.py")):
         return Fault(
             f"{database or store} was written by a newer MLflow than {mlflow.__version__}",
-            f"install that one, {another}",
+            f"install that one{another}",
             permanent=True,
         )
     backup = f"cp {database} {database}.backup" if database else "a dump of the database"
     return Fault(
         f"{database or store} was written by an older MLflow than {mlflow.__version__}",
-        f"end what writes into it, make a backup ({backup}) and run 'mlflow db upgrade {store}', {another}",
+        f"end what writes into it, make a backup ({backup}) and run 'mlflow db upgrade {store}'{another}",
         permanent=True,
     )
 

@@ -23,7 +23,7 @@ from pipeline.runs.trained_model import Which
 from pipeline.tracking.mlflow_store import models
 from pipeline.tracking.mlflow_store.models import CHECKPOINT_TAG, DESCRIPTION_TAG
 from pipeline.tracking.mlflow_store.run import IDENTITY_TAG
-from pipeline.tracking.mlflow_store.store import Store, connect, in_sentences, named_store
+from pipeline.tracking.mlflow_store.store import Store, connect, in_sentences, named_store, store_of_run
 
 MODELS, RUNS = REFERENCES
 VERSIONS_TAG = "mlflow.modelVersions"
@@ -70,8 +70,8 @@ def register(
         identity = run_folder.read_identity(folder)
         if identity is None:
             raise UserError(f"{folder} is not a run: name the folder of a run, or runs:/ID")
-        if not uri and identity.settings.tracking.uri:
-            store = Store(identity.settings.tracking.uri)
+        if not uri:
+            store = store_of_run(identity.settings, folder.parent)
     with in_sentences(store, run):
         client = _connect(store)
         run_id = run.removeprefix(RUNS) if identity is None else _find_run(client, store, identity.id, run)

@@ -24,7 +24,7 @@ from data_prep.common.errors import UserError
 from pipeline.tracking import ledger
 from pipeline.tracking.content import Point
 from pipeline.tracking.ledger import Status, Target
-from pipeline.tracking.mlflow_store import errors, models
+from pipeline.tracking.mlflow_store import models
 from pipeline.tracking.mlflow_store.errors import StoreFault
 from pipeline.tracking.mlflow_store.saved_views import PAGES_FOR_TRAINING
 from pipeline.tracking.mlflow_store.store import (
@@ -42,17 +42,17 @@ METRICS_IN_A_BATCH, TAGS_IN_A_BATCH, LONGEST_DIGEST, LONGEST_TAG = 1000, 100, 36
 """Limits of MLflow, which refuses more or longer ones."""
 
 
-def open_run(target: Target, known: str | None = None) -> Tracker:
+def open_run(target: Target, store: Store, known: str | None = None) -> Tracker:
     """Finds the run of `target` in its store, or creates it with its original start time.
 
     Args:
+        store: at the address in `target`.
         known: id that it had in this store, if it is known.
 
     Raises:
         StoreFault: the store is unreachable, or refuses.
         UserError: the experiment was deleted.
     """
-    store = Store(target.uri)
     with faults(store), locked(store):
         client = connect(store)
         run = (_existing(client, known) if known else None) or _find_or_create(client, store, target)
@@ -174,7 +174,7 @@ def faults(store: Store) -> Iterator[None]:
     try:
         yield
     except Problem as error:
-        raise StoreFault(errors.explain(error, str(store), store.database)) from error
+        raise StoreFault(store.explain(error)) from error
 
 
 @dataclass(frozen=True)

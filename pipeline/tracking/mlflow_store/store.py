@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import sqlalchemy
@@ -14,15 +14,29 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from sqlalchemy.exc import SQLAlchemyError
 
 from data_prep.common import storage
 from data_prep.common.errors import UserError
 from pipeline.config.schema import Settings
 from pipeline.tracking.mlflow_store import addresses, errors, moved, saved_views
+from pipeline.tracking.mlflow_store.errors import Fault, Origin
 
-Problem = (MlflowException, SQLAlchemyError, OSError)
+Problem = (MlflowException, SQLAlchemyError, OSError, ModuleNotFoundError)
 """Exceptions of a store that fails; requests' are OSErrors."""
+SETTING, VARIABLE, OPTION, RECORD = (
+    Origin("tracking.uri", "unset tracking.uri", "set tracking.uri to another store"),
+    Origin(addresses.URI_VARIABLE, f"unset {addresses.URI_VARIABLE}", f"set {addresses.URI_VARIABLE} to another store"),
+    Origin("--uri", "leave --uri out", "name another store with --uri"),
+    Origin(),
+)
+"""What names stores: settings, the environment, the command line, and the folder of a run that was tracked there."""
+FAILED = (
+    *("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "ENDPOINT_NOT_FOUND"),
+    *("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"),
+)
+"""Codes of errors that say nothing about what was looked up."""
 LOCK_SECONDS, LOCK_KEY = 120, 0x706861736563
 """How long to wait for the lock of a PostgreSQL database, and its number, which is the same in all versions."""
 
@@ -33,6 +47,9 @@ class Store:
 
     uri: str
     """URI of a database, such as ``sqlite:////data/runs/mlflow.db``, or of a tracking server."""
+    origin: Origin = field(default=RECORD, compare=False)
+    storage: Path | None = field(default=None, compare=False)
+    """Folder of the runs, for artifacts where no server takes them."""
 
     def __str__(self) -> str:
         """The URI without a password, for messages."""
@@ -44,9 +61,20 @@ class Store:
         return Path(self.uri.removeprefix("sqlite:///")) if self.uri.startswith("sqlite:///") else None
 
     @property
+    def serverless(self) -> bool:
+        """Whether it is a database of a database server, such as PostgreSQL, without a tracking server."""
+        return not self.database and self.uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES
+
+    @property
     def artifacts(self) -> str | None:
-        """Artifact location of new experiments: beside an SQLite database; None if a server chooses."""
-        return (self.database.parent / moved.ARTIFACTS).as_uri() if self.database else None
+        """Artifact location of new experiments: beside an SQLite database, and in the folder of the runs for another
+        database, as MLflow would choose the current folder; None if a server chooses."""
+        folder = self.database.parent if self.database else self.storage if self.serverless else None
+        return (folder.absolute() / moved.ARTIFACTS).as_uri() if folder else None
+
+    def explain(self, error: Exception) -> Fault:
+        """The fault behind an error."""
+        return errors.explain(error, str(self), self.database, self.origin)
 
 
 def store_of(settings: Settings) -> Store:
@@ -55,13 +83,26 @@ def store_of(settings: Settings) -> Store:
     Raises:
         UserError: the address cannot be that of a store, or holds a password.
     """
-    uri = addresses.choose(settings).tracking.uri
-    return Store(uri) if uri else default_store(Path(settings.run.storage))
+    tracking, storage = addresses.choose(settings).tracking, Path(settings.run.storage)
+    if not tracking.uri:
+        return default_store(storage, SETTING)
+    return Store(tracking.uri, SETTING if addresses.is_set(tracking) else VARIABLE, storage)
 
 
-def default_store(storage: Path) -> Store:
+def store_of_run(settings: Settings, storage: Path) -> Store:
+    """The store that a run was tracked in first.
+
+    Args:
+        settings: of the run, which hold what was chosen.
+        storage: folder in which the run's folder is now.
+    """
+    uri = settings.tracking.uri
+    return Store(uri, RECORD, storage) if uri else default_store(storage)
+
+
+def default_store(storage: Path, origin: Origin = RECORD) -> Store:
     """The default store of the runs in the folder `storage`."""
-    return Store(f"sqlite:///{storage.absolute() / 'mlflow.db'}")
+    return Store(f"sqlite:///{storage.absolute() / 'mlflow.db'}", origin, storage)
 
 
 def named_store(storage: Path | None, uri: str | None) -> Store:
@@ -74,10 +115,11 @@ def named_store(storage: Path | None, uri: str | None) -> Store:
     Raises:
         UserError: the address cannot be that of a store, or holds a password.
     """
+    folder = storage or Path("runs")
     if uri:
-        return Store(addresses.check(uri, "--uri"))
+        return Store(addresses.check(uri, OPTION.name), OPTION, folder)
     found = addresses.from_environment() if storage is None else None
-    return Store(found) if found else default_store(storage or Path("runs"))
+    return Store(found, VARIABLE, folder) if found else default_store(folder, OPTION)
 
 
 def shown_experiment(store: Store) -> Experiment | None:
@@ -95,10 +137,12 @@ def shown_experiment(store: Store) -> Experiment | None:
 
 
 def connect(store: Store) -> MlflowClient:
-    """A client of the store, made without a request.
+    """A client of the store, made without a request to a tracking server.
 
     Raises:
         OSError: the file of an SQLite store cannot be opened.
+        SQLAlchemyError: another database is unreachable, or refuses.
+        ModuleNotFoundError: its driver is not installed.
     """
     for noisy in (
         "mlflow",
@@ -112,6 +156,8 @@ def connect(store: Store) -> MlflowClient:
     if store.database and store.database.exists():
         store.database.open("rb").close()  # MLflow would try for minutes what fails here at once
         moved.follow(store.database)
+    if store.serverless:
+        _connected(store.uri).close()  # likewise
     return MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
 
 
@@ -119,14 +165,18 @@ def check(store: Store) -> None:
     """Checks that a store can be used at all. One that is away, or locked, is none of the faults.
 
     Raises:
-        UserError: the kind of address is unknown, or an SQLite database is damaged or of another version of MLflow.
+        UserError: the kind of address is unknown, an SQLite database is damaged or of another version of MLflow, or
+            another database refuses, or lacks its driver.
     """
     try:
+        if store.serverless:
+            _connected(store.uri).close()  # a client would make the tables, unlocked
+            return
         client = connect(store)
         if store.database and store.database.exists():
             client.search_experiments(max_results=1)
     except (*Problem, ValueError) as error:
-        fault = errors.explain(error, str(store), store.database)
+        fault = store.explain(error)
         if fault.permanent:
             raise UserError(f"{fault.problem}: {fault.remedy}") from None
 
@@ -182,11 +232,16 @@ def locked(store: Store) -> Iterator[None]:
 @contextmanager
 def _locked_postgresql(uri: str) -> Iterator[None]:
     """Locks a PostgreSQL database for all machines; it releases the lock when the transaction ends, however that is."""
-    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
-    with engine.connect() as connection:
+    with _connected(uri) as connection:
         connection.execute(sqlalchemy.text(f"set local lock_timeout = '{LOCK_SECONDS}s'"))
         connection.execute(sqlalchemy.text(f"select pg_advisory_xact_lock({LOCK_KEY})"))
         yield
+
+
+def _connected(uri: str) -> sqlalchemy.Connection:
+    """A connection to a database, after one attempt; MLflow makes ten, in two minutes."""
+    os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
+    return sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect()
 
 
 @contextmanager
@@ -195,10 +250,10 @@ def in_sentences(store: Store, wanted: str | None = None) -> Iterator[None]:
     try:
         yield
     except (*Problem, ValueError) as error:
-        failed = getattr(error, "error_code", None) in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
-        if wanted and not failed and not isinstance(error, SQLAlchemyError):
+        failed = getattr(error, "error_code", None) in FAILED or isinstance(error, SQLAlchemyError | ImportError)
+        if wanted and not failed:
             raise UserError(
                 f"{wanted} is not in {store} ({storage.first_line(error)}): 'phasecollapse ui' shows what is"
             ) from None
-        fault = errors.explain(error, str(store), store.database)
+        fault = store.explain(error)
         raise UserError(f"{fault.problem}: {fault.remedy}") from None

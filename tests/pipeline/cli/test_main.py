@@ -94,8 +94,7 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         (["train", "nowhere.yaml"], "error: configuration file nowhere.yaml does not exist"),
         (
             ["ui", "--uri", "http://127.0.0.1:1"],
-            "error: tracking.uri: http://127.0.0.1:1 is unreachable (connection refused): check it, or unset "
-            "tracking.uri",
+            "error: --uri: http://127.0.0.1:1 is unreachable (connection refused): check it, or leave --uri out",
         ),
     ],
 )

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from data_prep.common.errors import UserError
 from pipeline.config.schema import DataSettings, RunSettings, Settings, TrackingSettings
 from pipeline.tracking.mlflow_store.errors import StoreFault
-from pipeline.tracking.mlflow_store.store import Store, check, default_store, store_of
+from pipeline.tracking.mlflow_store.store import SETTING, Store, check, default_store, store_of
 from tests.helpers.disks import small_disk
 from tests.helpers.tracked import make_tables
 
@@ -36,8 +36,9 @@ from pathlib import Path
 from pipeline.tracking.ledger import Target
 from pipeline.tracking.mlflow_store.run import open_run
 from pipeline.tracking.mlflow_store.store import default_store
-uri = default_store(Path(sys.argv[1])).uri
-print(open_run(Target(uri=uri, experiment="new", identity=sys.argv[2], name="n", started_at=1.7e9)).run_id)
+store = default_store(Path(sys.argv[1]))
+target = Target(uri=store.uri, experiment="new", identity=sys.argv[2], name="n", started_at=1.7e9)
+print(open_run(target, store).run_id)
 """
 
 
@@ -61,7 +62,7 @@ def test_two_processes_may_be_the_first_to_use_a_store(tmp_path: Path) -> None:
 def test_a_store_that_is_away_is_no_error_of_the_user_and_a_wrong_address_is() -> None:
     check(Store("http://127.0.0.1:9"))
     with pytest.raises(UserError, match=r"tracking\.uri: nonsense://x"):
-        check(Store("nonsense://x"))
+        check(Store("nonsense://x", SETTING))
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_a_database_that_cannot_be_used_is_named_with_its_fault(copied: Path, fa
         copied.unlink()
         copied.mkdir()
     with contextlib.closing(connection), pytest.raises(UserError, match=message):
-        check(default_store(copied.parent))
+        check(default_store(copied.parent, SETTING))
 
 
 @pytest.mark.slow
