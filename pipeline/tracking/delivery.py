@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_prep.common.errors import UserError
+from data_prep.common import storage
+from data_prep.common.errors import UserError, is_disk_full
 from pipeline.runs import paths
 from pipeline.tracking.mlflow_store.errors import Origin, StoreFault
 from pipeline.tracking.mlflow_store.store import SETTING
@@ -52,7 +53,8 @@ class Delivery:
         self._announce = announce
         self._deadline = 0.0
         self._warned = False
-        self._reason = ""
+        self._reason, self._passing = "", False
+        """Why the last attempt failed, and whether that may have passed in a moment."""
         self._noted = True
         """Whether what was acknowledged last could be noted in the folder: otherwise it is sent again and again."""
         self._ending, self._ended, self._given_up = threading.Event(), threading.Event(), threading.Event()
@@ -72,9 +74,9 @@ class Delivery:
         while not self._ended.is_set():
             last = self._ending.is_set()
             delivered = self._deliver_own()
-            if last and (delivered or self._reason or self._given_up.is_set()):
+            if last and (delivered or not self._passing or self._given_up.is_set()):
                 self._ended.set()
-            elif last:  # the folder could not be read
+            elif last:
                 self._given_up.wait(INTERVAL / 10)
             elif delivered:
                 if not looked:
@@ -92,31 +94,33 @@ class Delivery:
                 self._own.rotate(-1)
                 return False
             self._own.rotate(-1)
+        self._warned = False
         return True
 
     def _attempt(self, one: RunDelivery) -> bool:
-        """Whether the store acknowledged all that the folder holds; warns where it begins to fail."""
+        """Whether the store acknowledged all that the folder holds; warns where it begins to fail during the body."""
         try:
             one.deliver()
         except Busy:
             return True  # another process delivers
-        except OSError:  # shared storage may fail for a moment
-            self._reason, self._noted = "", False
-            return False
+        except OSError as error:
+            self._noted = False
+            self._reason = f"{one.folder} cannot be read or written ({storage.first_line(error)})"
+            self._passing = not is_disk_full(error)  # shared storage may fail for a moment
         except (StoreFault, UserError) as error:
-            self._reason = str(error)
+            self._reason, self._passing = str(error), False
         except Exception as error:  # a thread that ends would deliver nothing more
             logger.debug("delivery failed", exc_info=True)
-            self._reason = f"delivery to {one.folder.name}'s store failed ({type(error).__name__}: {error})"
+            self._reason, self._passing = f"delivery failed ({type(error).__name__}: {error})", False
         else:
-            self._warned, self._reason, self._noted = False, "", True
+            self._reason, self._noted = "", True
             return True
-        if not self._warned:
+        if not (self._warned or self._passing or self._ending.is_set()):
             logger.warning(
-                "%s: training continues, and what is missing is sent when it answers again, or by 'phasecollapse sync "
-                "%s'",
+                "%s: training continues, and what is missing is sent as soon as the store takes it, or by "
+                "'phasecollapse sync %s'",
                 self._reason,
-                one.folder,
+                self._folders[0],
             )
             self._warned = True
         return False
@@ -154,20 +158,23 @@ class Delivery:
         self._report()
 
     def _report(self) -> None:
+        """Says what the store lacks, and why unless a warning has said so."""
+        lacking = Missing()
         for folder in self._folders:
             try:
-                missing = RunDelivery(folder).missing()
+                lacking = lacking.plus(RunDelivery(folder).missing())
             except (OSError, Busy):
-                missing = Missing(rest=True)
-            if missing.anything:
-                logger.warning(
-                    "%s the tracking store lacks %s of %s: 'phasecollapse sync %s' sends them, and so does the next "
-                    "command on that folder of runs",
-                    f"{self._reason}:" if self._reason else "the tracking store does not answer:",
-                    missing,
-                    folder.name,
-                    folder,
-                )
+                lacking = lacking.plus(Missing(rest=True))
+        if lacking.anything:
+            first = self._folders[0]
+            sentence = (
+                f"the tracking store lacks {lacking} of {first.name}: 'phasecollapse sync {first}' sends them, and so "
+                "does the next command on that folder of runs"
+            )
+            if self._warned:
+                self._announce(sentence)
+            else:
+                logger.warning("%s: %s", self._reason or "the tracking store does not answer", sentence)
 
 
 def undelivered(storage: Path, besides: Sequence[Path] = ()) -> list[Path]:

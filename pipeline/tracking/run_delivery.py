@@ -45,6 +45,11 @@ class Missing(NamedTuple):
     rest: bool = False
     """Parameters, tags or status."""
 
+    def plus(self, other: Missing) -> Missing:
+        """What it lacks of two runs."""
+        rest = self.rest or other.rest
+        return Missing(self.rows + other.rows, self.of + other.of, self.artifacts + other.artifacts, rest)
+
     @property
     def anything(self) -> bool:
         """Whether something is missing."""

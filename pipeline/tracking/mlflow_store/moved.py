@@ -7,6 +7,7 @@ path than before; the database is backed up first.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import sqlite3
@@ -55,10 +56,16 @@ def follow(database: Path) -> Path | None:
                     _rewrite(store, ADDRESSES, home.as_uri(), new.as_uri())
                     _rewrite(store, FOLDERS, str(home), str(new))
         except sqlite3.Error as error:
-            logger.warning("%s was moved from %s, and its artifacts are looked for there (%s)", database, old[0], error)
+            _warn(f"{database} was moved from {old[0]}, and its artifacts are looked for there ({error})")
             return None
     logger.warning("%s was moved from %s: its artifacts are found again (backup: %s)", database, old[0], backup.name)
     return backup
+
+
+@functools.cache
+def _warn(sentence: str) -> None:
+    """Warns once: a store is opened at each attempt to deliver."""
+    logger.warning(sentence)
 
 
 def _home(location: str) -> Path | None:

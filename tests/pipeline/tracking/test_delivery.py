@@ -62,16 +62,27 @@ def test_away_at_the_start_in_the_middle_at_the_end_and_hung(
     server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One test: each start of a server takes seconds."""
-    # Away for all of a run: two warnings, at the start and at the end, and nothing waits.
+    # Away for all of a run: one warning, at the end a line that says what is missing, and nothing waits.
     never = write_run(tmp_path / "never", server.uri)
-    began = time.monotonic()
-    with delivering(never).running():
+    told: list[str] = []
+    with delivering(never, told).running():
+        wait_for(lambda: bool(caplog.messages), "a warning")
         train(never, 3)
         end(never)
-    assert time.monotonic() - began < 4
-    lines = [message for message in caplog.messages if server.uri in message]
-    assert f"lacks 21 of 21 metric rows and 2 artifacts of never: 'phasecollapse sync {never}' sends them" in lines[-1]
-    assert len(lines) <= 2
+        ended = time.monotonic()
+    assert time.monotonic() - ended < 4
+    (warning,) = caplog.messages
+    assert warning.startswith(f"tracking.uri: {server.uri} is unreachable (connection refused): training continues, ")
+    lacking = f"lacks 21 of 21 metric rows and 2 artifacts of never: 'phasecollapse sync {never}' sends them"
+    assert lacking in told[-1]
+
+    # The same command once more, which has nothing to train.
+    caplog.clear()
+    with delivering(never, told).running():
+        pass
+    (warning,) = caplog.messages
+    assert warning.startswith(f"tracking.uri: {server.uri} is unreachable (connection refused): the tracking store")
+    assert lacking in warning
 
     # Away at the start, in the middle, and there at the end.
     caplog.clear()
@@ -112,17 +123,24 @@ def test_away_at_the_start_in_the_middle_at_the_end_and_hung(
         ended = time.monotonic()
     assert time.monotonic() - ended < 4
     assert said == ["sending the rest to the tracking store, until it does not answer for 2 s"]
-    assert f"sync {hung}' sends" in caplog.messages[-1]
+    assert len(caplog.messages) == 1 and f"sync {hung}' sends" in caplog.messages[-1]
+    assert stored(server.database, server.artifacts, hung.name).status == "RUNNING"
     server.signal(signal.SIGCONT)
     wait_for(lambda: not (hung / paths.DELIVERY_LOCK).exists() or _free(hung), "the end of the last attempt")
 
-    # The next command on the same folder of runs delivers it.
-    following = write_run(tmp_path / "following", server.uri)
+    outcome = CliRunner().invoke(sync, [str(hung)])
+    assert outcome.exit_code == 0, outcome.output
+    assert_complete(server, hung)
+
+    # What a command has left, the next one in the same folder of runs delivers.
+    left, following = (write_run(tmp_path / name, server.uri) for name in ("left", "following"))
+    train(left, 2)
+    end(left)
     with delivering(following).running():
-        wait_for(lambda: not RunDelivery(hung).missing().anything, "the run before")
+        wait_for(lambda: not RunDelivery(left).missing().anything, "the run before")
         train(following, 1)
         end(following)
-    assert_complete(server, hung)
+    assert_complete(server, left)
     assert_complete(server, following)
 
 
@@ -149,8 +167,8 @@ def test_a_folder_that_cannot_be_read_for_a_moment_ends_nothing(server: MlflowSe
 
 
 @pytest.mark.timeout(120)
-def test_a_disk_too_full_to_note_what_was_acknowledged_delays_the_end_once(
-    server: MlflowServer, tmp_path: Path
+def test_a_disk_too_full_to_note_what_was_acknowledged_does_not_delay_the_end(
+    server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.start()
     with small_disk(tmp_path / "disk", 8) as disk:
@@ -162,6 +180,10 @@ def test_a_disk_too_full_to_note_what_was_acknowledged_delays_the_end_once(
         with delivering(run).running():
             pass
         assert time.monotonic() - began < 15, "it is not sent for ever"
+        (warning,) = caplog.messages
+        assert warning.startswith(
+            f"{run} cannot be read or written (No space left on device): the tracking store lacks"
+        )
         filler.unlink()
         wait_for(lambda: _free(run), "the thread that had given up")
         assert CliRunner().invoke(sync, [str(run)]).exit_code == 0

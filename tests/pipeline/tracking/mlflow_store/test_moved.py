@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from pipeline.tracking.mlflow_store import moved
 from pipeline.tracking.mlflow_store.store import Store, connect, default_store
+from tests.helpers.disks import fill, small_disk
 from tests.helpers.tracked import open_run
 
 
@@ -73,3 +75,17 @@ def test_a_store_reached_by_another_path_and_artifacts_elsewhere_stay(here: Path
     open_run(store, "kept")
     assert MlflowClient(store.uri).get_experiment_by_name("elsewhere").artifact_location == elsewhere.as_uri()
     assert not list(here.glob("mlflow-before-move-*"))
+
+
+def test_a_full_disk_is_said_once_and_the_move_is_followed_later(
+    here: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with small_disk(tmp_path / "disk", 8) as disk:
+        there = Path(shutil.copytree(here, disk / "runs"))
+        shutil.rmtree(here)
+        filler = fill(disk)
+        assert [moved.follow(there / "mlflow.db") for _ in range(3)] == [None] * 3
+        (warning,) = caplog.messages
+        assert warning.endswith("and its artifacts are looked for there (database or disk is full)")
+        filler.unlink()
+        assert moved.follow(there / "mlflow.db")
