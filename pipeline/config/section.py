@@ -19,8 +19,8 @@ class Section(BaseModel):
     @model_validator(mode="after")
     def _check_secrets(self) -> Self:
         """Settings are stored with every run, shown, and sent to MLflow."""
-        for name, value in self:
-            if any(redact(text) != text for text in _texts(value)):
+        for name, value in self.__dict__.items():
+            if isinstance(value, str | list | tuple | dict) and any(redact(text) != text for text in _texts(value)):
                 raise ValueError(
                     f"{name} must not hold a password or key, as settings are stored and shown: put it into the "
                     "environment (AWS_ACCESS_KEY_ID, MLFLOW_TRACKING_PASSWORD, …)"

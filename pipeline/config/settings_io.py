@@ -20,15 +20,12 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from data_prep.common.errors import UserError, redact
+from pipeline.config.bounded_yaml import LONGEST, parse_yaml
 from pipeline.config.plain_errors import requirement
 from pipeline.config.registered import STORED, NotRegistered, Registered
 from pipeline.config.schema import Settings
 from pipeline.config.section import MAY_CHANGE, Section
 
-LONGEST, MOST_VALUES, DEEPEST = 2**20, 100_000, 100
-"""Bytes of a file, values in it, and lists and mappings inside each other."""
-YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's where PyYAML was built with it: eight times as fast."""
 END_OF_DOCUMENT = "...\n"
 """End of a complete file; a file without it was truncated."""
 
@@ -58,52 +55,6 @@ def load_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"configuration file {path} must hold sections such as 'data:', not a {type(content).__name__}")
     return content
-
-
-def parse_yaml(text: bytes | str) -> Any:
-    """The content of YAML from outside, in bounded time and memory.
-
-    Raises:
-        ValueError: it is no text, too long or too deep, has a key twice, or its aliases multiply it without end.
-        yaml.YAMLError: it is not valid.
-    """
-    if len(text) > LONGEST:
-        raise ValueError(f"it has more than {LONGEST:,} bytes")
-    text = text.decode("utf-8") if isinstance(text, bytes) else text
-    _check_structure(text)
-    content = yaml.load(text, YAML_LOADER)
-    remaining, count = [content], 0
-    while remaining:
-        if (count := count + 1) > MOST_VALUES:
-            raise ValueError(f"it has more than {MOST_VALUES:,} values, with its aliases written out")
-        inner = remaining.pop()
-        remaining += list(inner.values()) if isinstance(inner, dict) else inner if isinstance(inner, list) else []
-    return content
-
-
-def _check_structure(text: str) -> None:
-    """Refuses what the loader would end the process for, or would take the last one of in silence.
-
-    Raises:
-        ValueError: the text is too deep, or has a key twice.
-        yaml.YAMLError: it is not valid.
-    """
-    opened: list[tuple[set[str] | None, list[bool]]] = []  # keys of a mapping, and whether a value comes next
-    for event in yaml.parse(text, YAML_LOADER):
-        if opened and isinstance(event, yaml.NodeEvent) and (keys := opened[-1][0]) is not None:
-            value_next = opened[-1][1]
-            if isinstance(event, yaml.ScalarEvent) and not value_next[0]:
-                if event.value in keys:
-                    line = event.start_mark.line + 1 if event.start_mark else 0
-                    raise ValueError(f"it has {event.value} twice, in line {line} again")
-                keys.add(event.value)
-            value_next[0] = not value_next[0]
-        if isinstance(event, yaml.CollectionStartEvent):
-            opened.append((set() if isinstance(event, yaml.MappingStartEvent) else None, [False]))
-        elif isinstance(event, yaml.CollectionEndEvent):
-            opened.pop()
-        if len(opened) > DEEPEST:  # the loader is recursive
-            raise ValueError(f"it has more than {DEEPEST} lists and mappings inside each other")
 
 
 def override(content: dict[str, Any], assignments: Sequence[str], tree: type[Section] | None = None) -> dict[str, Any]:
