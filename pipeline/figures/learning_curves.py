@@ -27,10 +27,13 @@ class Curves:
     name: str
     epochs: Sequence[EpochRecord]
     steps: Sequence[StepRecord] = ()
-    steps_per_epoch: int | None = None
-    """Where steps lie between epochs; None draws no steps."""
     evaluated_on: str = "validation"
     """Subset of the measured accuracy: validation or holdout."""
+
+    @property
+    def steps_per_epoch(self) -> float | None:
+        """Where steps lie between epochs; None before an epoch is finished, and then no steps are drawn."""
+        return next((one.step / one.epoch for one in self.epochs if one.step), None)
 
 
 class Panel(NamedTuple):

@@ -13,7 +13,6 @@ from pydantic import TypeAdapter
 
 from data_prep.common.errors import UserError, first_line
 from data_prep.common.files import write_atomically
-from data_prep.loading.loader import batch_bounds
 from pipeline.config.model_schema import ScatteringSettings
 from pipeline.config.schema import DataSettings, Settings
 from pipeline.figures import confusion_matrix, filters, learning_curves, mistakes, spectra, style
@@ -80,23 +79,8 @@ def draw_one(path: Path, make: Callable[[], bytes | None], on_failure: Callable[
 
 def curves(run: Path, settings: Settings, name: str = "") -> learning_curves.Curves:
     """The learning curves of a run."""
-    epochs = history.read(run)
-    return learning_curves.Curves(
-        name or run.name,
-        epochs,
-        history.read_steps(run),
-        _steps_per_epoch(epochs, settings),
-        settings.data.evaluate_on,
-    )
-
-
-def _steps_per_epoch(epochs: list[history.EpochRecord], settings: Settings) -> int | None:
-    """Steps in an epoch, by the number of images in the first one that was recorded; None before."""
-    if not epochs:
-        return None
-    metrics = epochs[0].metrics
-    images = metrics["train/images_per_second"] * metrics["train/seconds"] + metrics["train/skipped_images"]
-    return len(batch_bounds(round(images), settings.training.batch_size)) - 1
+    records = history.read(run), history.read_steps(run)
+    return learning_curves.Curves(name or run.name, *records, settings.data.evaluate_on)
 
 
 def read_report(run: Path) -> EvaluationReport:

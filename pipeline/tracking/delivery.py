@@ -11,12 +11,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data_prep.common import storage
 from data_prep.common.errors import UserError, is_disk_full
-from pipeline.runs import paths
+from pipeline.tracking import ledger
 from pipeline.tracking.mlflow_store.errors import Origin, StoreFault
 from pipeline.tracking.mlflow_store.store import SETTING
 from pipeline.tracking.run_delivery import Busy, Missing, RunDelivery
@@ -185,13 +185,9 @@ def undelivered(storage: Path, besides: Sequence[Path] = ()) -> list[Path]:
         besides: folders that are left out, with those inside them.
     """
     found = []
-    for file in sorted([*storage.glob(f"*/{paths.TRACKING}"), *storage.glob(f"*/*/{paths.TRACKING}")]):
-        folder = file.parent
-        if folder in besides or folder.parent in besides:
-            continue
-        try:
-            if RunDelivery(folder, owned=False).missing().anything:
-                found.append(folder)
-        except (OSError, Busy):  # it is being trained
-            continue
-    return sorted(found, key=lambda folder: (len(folder.parts), folder))
+    for folder in ledger.tracked(storage):
+        if folder not in besides and folder.parent not in besides:
+            with suppress(OSError, Busy):  # it is being trained
+                if RunDelivery(folder, owned=False).missing().anything:
+                    found.append(folder)
+    return found

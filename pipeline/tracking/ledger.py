@@ -92,6 +92,15 @@ def write_target(folder: Path, target: Target) -> None:
     write_atomically(folder / paths.TRACKING, target.model_dump_json(indent=1))
 
 
+def tracked(place: Path) -> list[Path]:
+    """The folders of tracked runs and searches at a place or in it, searches before their trials.
+
+    Args:
+        place: folder of a run, of a search, or of several of them.
+    """
+    return [file.parent for depth in ("", "*/", "*/*/") for file in sorted(place.glob(f"{depth}{paths.TRACKING}"))]
+
+
 def read_target(folder: Path) -> Target | None:
     """What the store is to have; None if the folder is not that of a tracked run.
 

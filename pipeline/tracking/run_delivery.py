@@ -107,9 +107,10 @@ class RunDelivery:
             if tracker.run_id != acknowledged.run_id:
                 acknowledged = Acknowledged(tracker.run_id)
                 ledger.write_acknowledged(self.folder, target.uri, acknowledged)
-            _Attempt(self.folder, target, tracker, acknowledged, self._on_progress).send(self._journals.read())
+            attempt = _Attempt(self.folder, target, tracker, acknowledged, self._on_progress)
+            complete = attempt.send(self._journals.read())
             self._tracker = tracker
-        if target.status != "RUNNING" and not self.missing().anything:
+        if complete and target.status != "RUNNING":  # nothing is written any more
             self._settled = target
 
     def missing(self) -> Missing:
@@ -168,7 +169,8 @@ class _Attempt:
     acknowledged: Acknowledged
     on_progress: Callable[[float], object]
 
-    def send(self, journals: Mapping[str, Sequence[Point]]) -> None:
+    def send(self, journals: Mapping[str, Sequence[Point]]) -> bool:
+        """Whether the store has everything now; a trial has to wait for the run of its search."""
         if self.target.status == "RUNNING" != self.tracker.status:
             self.on_progress(0)
             self.tracker.set_status("RUNNING")
@@ -189,6 +191,7 @@ class _Attempt:
             self.tracker.set_status(self.target.status, self.target.ended_at)
             self.acknowledged.status = ending
             self._acknowledge()
+        return bool(facts)
 
     def _send_points(self, name: str, points: Sequence[Point]) -> None:
         start = acknowledged_count(self.acknowledged, name, points)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_prep.common.errors import UserError
-from pipeline.runs import paths, run_folder
+from pipeline.runs import run_folder
 from pipeline.tracking import ledger
 from pipeline.tracking.mlflow_store.errors import StoreFault
 from pipeline.tracking.run_delivery import Busy, RunDelivery
@@ -31,7 +31,7 @@ def _tracked(place: Path) -> list[Path]:
     """The tracked folders at a place, searches before their trials; that of a trial after that of its search."""
     target = ledger.read_target(place)
     around = [place.parent] if target and target.in_search else []
-    inside = [file.parent for depth in ("", "*/", "*/*/") for file in sorted(place.glob(f"{depth}{paths.TRACKING}"))]
+    inside = ledger.tracked(place)
     if not inside:
         raise UserError(f"{place} is not a run, a search or a folder of them: name one that 'train' or 'tune' has made")
     return [*around, *inside]

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from data_prep.common.errors import UserError, first_line
 from pipeline.config.schema import Settings
-from pipeline.figures import run_pictures
-from pipeline.runs import paths
+from pipeline.runs import history, paths
 from pipeline.tracking import run_card
 
 INTERVAL = 15.0
@@ -40,13 +39,12 @@ class EventFiles:
 
     Args:
         run: folder of the run.
-        settings: of the run.
     """
 
-    def __init__(self, run: Path, settings: Settings) -> None:
+    def __init__(self, run: Path) -> None:
         from tensorboardX import SummaryWriter
 
-        self._run, self._settings = run, settings
+        self._run = run
         folder = run / paths.TENSORBOARD
         for earlier in folder.glob("events.out.tfevents.*"):
             earlier.unlink()
@@ -59,12 +57,12 @@ class EventFiles:
         Raises:
             OSError: the folder cannot be read or written at this moment.
         """
-        curves = run_pictures.curves(self._run, self._settings)
-        for step in curves.steps[self._written[1] :]:
+        epochs, steps = history.read(self._run), history.read_steps(self._run)
+        for step in steps[self._written[1] :]:
             self._write(step.metrics, step.step, step.recorded_at)
-        for epoch in curves.epochs[self._written[0] :]:
-            self._write(epoch.metrics, epoch.epoch * (curves.steps_per_epoch or 1), epoch.finished_at)
-        self._written = (len(curves.epochs), len(curves.steps))
+        for epoch in epochs[self._written[0] :]:
+            self._write(epoch.metrics, epoch.step or epoch.epoch, epoch.finished_at)
+        self._written = (len(epochs), len(steps))
         self._writer.flush()
 
     def close(self) -> None:
@@ -94,7 +92,7 @@ def written(run: Path, settings: Settings, on_failure: Callable[[str], None]) ->
 
     def write() -> None:
         try:
-            files = EventFiles(run, settings)
+            files = EventFiles(run)
             last = False
             while not last:
                 last = ended.wait(INTERVAL)

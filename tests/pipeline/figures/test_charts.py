@@ -28,7 +28,7 @@ def run(name: str = "run", epochs: int = 3, diverges_after: int = 99) -> Curves:
         return {**dict.fromkeys(names, loss), "learning_rate": 0.1 / epoch, "train/images_per_second": 100.0}
 
     steps = [StepRecord(step, 0, {"step/loss": 2.5, "step/learning_rate": 0.1}) for step in range(5, 10 * epochs, 5)]
-    return Curves(name, [EpochRecord(epoch, 0, metrics(epoch)) for epoch in range(1, epochs + 1)], steps, 10)
+    return Curves(name, [EpochRecord(epoch, 0, metrics(epoch), 10 * epoch) for epoch in range(1, epochs + 1)], steps)
 
 
 def report(classes: int, name: str, without: int = 0) -> EvaluationReport:

@@ -26,8 +26,7 @@ SETTINGS = Settings(
 
 
 def epoch(number: int, loss: float = 1.0) -> EpochRecord:
-    metrics = {"train/loss": loss, "train/images_per_second": 20.0, "train/seconds": 2.0, "train/skipped_images": 0.0}
-    return EpochRecord(number, 1000.0 + number, metrics)
+    return EpochRecord(number, 1000.0 + number, {"train/loss": loss}, 4 * number)
 
 
 def add_steps(run: Path, *steps: int) -> None:
