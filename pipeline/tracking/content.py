@@ -105,7 +105,7 @@ def tags(folder: Path, target: Target) -> dict[str, str]:
     environment: dict[str, str] = {}
     with suppress(OSError, ValueError):  # not there yet, or lost
         environment = json.loads((folder / paths.ENVIRONMENT).read_text(encoding="utf-8"))
-    return {**environment, **target.tags, FOLDER_TAG: str(folder)}
+    return {**environment, **target.tags, FOLDER_TAG: str(folder.absolute())}
 
 
 def description(folder: Path) -> str:

@@ -33,14 +33,17 @@ class Origin(NamedTuple):
     """The part of a remedy by which another store is meant."""
 
 
-PASSWORDS = (
-    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for a tracking server, PGUSER and PGPASSWORD for PostgreSQL"
-)
+PASSWORDS = {
+    "http": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    "https": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    "postgresql": "PGUSER and PGPASSWORD",
+}
+"""Variables with user and password, by the scheme of addresses."""
 REFUSALS = (
     (
         r"authentication failed|no password supplied|Access denied for user|error code 401|role .* does not exist",
         "refuses the user or the password",
-        f"correct them: {PASSWORDS}",
+        "correct {passwords}",
     ),
     (r"no pg_hba\.conf entry", "does not admit this machine", "add it to the server's pg_hba.conf"),
     (
@@ -49,8 +52,8 @@ REFUSALS = (
         "create it (createdb), or correct the address",
     ),
     (r"Invalid Host header", "does not answer under this name", "start it with --allowed-hosts NAME"),
-    (r"permission denied|error code 403|PERMISSION_DENIED", "lacks a right of the user", "have it granted"),
-    (r"error code 404", "is no tracking server of MLflow", "correct the address"),
+    (r"permission denied|error code 403|PERMISSION_DENIED", "denies the user a right", "have it granted"),
+    (r"error code (404|405|501)", "is no tracking server of MLflow", "correct the address"),
 )
 """How servers and databases refuse: pattern of their words, problem, remedy."""
 
@@ -82,7 +85,7 @@ def explain(error: Exception, store: str, database: Path | None, origin: Origin)
         address = f"{origin.name}: {store}" if origin.name else store
         return Fault(f"{address} is no address of a store ({reason})", "correct it", permanent=True)
     if database is None:
-        return _away(error, f"{origin.name}: {store}" if origin.name else store, origin)
+        return _away(error, store, origin)
     if isinstance(error, IsADirectoryError | PermissionError | NotADirectoryError):
         return Fault(f"{database} cannot be used ({reason})", f"check the file and its folder{another}", True)
     if "database is locked" in text:
@@ -100,9 +103,10 @@ def _away(error: Exception, store: str, origin: Origin) -> Fault:
     """The fault of a tracking server, or of a database that is one.
 
     Args:
-        store: URI, after what has named it.
+        store: URI, without a password.
     """
-    text = str(error)
+    text, passwords = str(error), PASSWORDS.get(re.split("[+:]", store)[0], "them")
+    store = f"{origin.name}: {store}" if origin.name else store
     if isinstance(error, ModuleNotFoundError):
         return Fault(
             f"{store} needs the driver {error.name}",
@@ -113,11 +117,11 @@ def _away(error: Exception, store: str, origin: Origin) -> Fault:
         full = f"no space is left on the disk of {error.filename}"
         problem = full if is_disk_full(error) else f"{error.filename} cannot be written ({error.strerror})"
         return Fault(problem, "artifacts of the experiment lie there: check that folder, or set tracking.experiment")
-    said = re.search(r"(?:FATAL|ERROR): +(.+)", text)
-    reason = said[1] if said else _network(text) or storage.first_line(error)
+    said = re.search(r"(?:FATAL|ERROR): +(.+)", text) or re.search(r"error (code \d+)", text)
+    reason = said[1].replace("code", "HTTP status") if said else _network(text) or storage.first_line(error)
     for pattern, problem, remedy in REFUSALS:
         if re.search(pattern, text):
-            return Fault(f"{store} {problem} ({reason})", remedy, permanent=True)
+            return Fault(f"{store} {problem} ({reason})", remedy.format(passwords=passwords), permanent=True)
     away = _network(text) or isinstance(error, OSError) or "connection failed" in text
     leave = origin.leave and f", or {origin.leave}"
     return Fault(f"{store} {'is unreachable' if away else 'failed'} ({reason})", f"check it{leave}")

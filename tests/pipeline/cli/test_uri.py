@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,36 @@ def test_the_store_of_a_run_is_named_by_the_run(
     write_run(folder / "runs" / "a", AWAY, status="FINISHED")
     error = complaint(["sync", "runs"], monkeypatch, capfd)
     assert error == f"runs/a: {AWAY} is unreachable (connection refused): check it"
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (
+            401,
+            "refuses the user or the password (HTTP status 401): correct MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD",
+        ),
+        (403, "denies the user a right (HTTP status 403): have it granted"),
+        (404, "is no tracking server of MLflow (HTTP status 404): correct the address"),
+        (418, "failed (HTTP status 418): check it, or leave --uri out"),
+    ],
+)
+def test_what_a_server_answers_is_not_called_unreachable(
+    status: int, message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Refuses(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_error(status)
+
+        do_GET = do_POST
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        for command in ("ui", "predict"):
+            assert complaint([*OPTIONS[command], "--uri", address], monkeypatch, capfd) == f"--uri: {address} {message}"
+        server.shutdown()

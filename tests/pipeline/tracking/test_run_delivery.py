@@ -197,3 +197,11 @@ def test_a_folder_of_runs_that_was_moved_keeps_its_store(store: Store, run: Path
     moved.deliver()
     assert stored(there / "mlflow.db", there / "artifacts", run.name).status == "FINISHED"
     assert find(default_store(there), run.name).data.tags["phasecollapse.folder"] == str(there / run.name)
+
+
+def test_a_run_is_the_same_by_a_relative_path(store: Store, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(run, 1)
+    end(run)
+    RunDelivery(run).deliver()
+    monkeypatch.chdir(run.parent)
+    assert RunDelivery(Path(run.name), owned=False).missing() == Missing(0, 7)

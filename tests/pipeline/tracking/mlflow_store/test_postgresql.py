@@ -161,11 +161,10 @@ def test_what_a_database_refuses_is_named_as_what_it_is(server: Any, monkeypatch
     monkeypatch.setenv("PGUSER", "reader")
     assert refused(f"{address}/postgres") == (
         f"--uri: {address}/postgres refuses the user or the password (password authentication failed for user "
-        '"reader"): correct them: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for a tracking server, PGUSER '
-        "and PGPASSWORD for PostgreSQL"
+        '"reader"): correct PGUSER and PGPASSWORD'
     )
     monkeypatch.setenv("PGPASSWORD", "x")
-    with pytest.raises(StoreFault, match=r"lacks a right of the user \(.*permission denied for schema public"):
+    with pytest.raises(StoreFault, match=r"denies the user a right \(.*permission denied for schema public"):
         make_tables(Store(f"{address}/postgres"))
     assert "failed (" not in refused("postgresql+none://127.0.0.1/x")
     assert re.match(r"--uri: mysql://.* needs the driver MySQLdb: install its package", refused("mysql://127.0.0.1/x"))
