@@ -94,10 +94,11 @@ def server() -> Iterator[Any]:
 
 @pytest.fixture
 def database(server: Any) -> Iterator[str]:
-    """The URI of an empty database."""
-    server.execute("create database mlflow")
-    yield f"postgresql://127.0.0.1:{server.info.port}/mlflow"
-    server.execute("drop database mlflow with (force)")
+    """The URI of an empty database, which MLflow has not known under this name."""
+    name = f"mlflow_{secrets.token_hex(4)}"
+    server.execute(f"create database {name}")
+    yield f"postgresql://127.0.0.1:{server.info.port}/{name}"
+    server.execute(f"drop database {name} with (force)")
 
 
 @pytest.mark.slow
