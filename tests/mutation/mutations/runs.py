@@ -134,6 +134,29 @@ MUTATIONS = (
         ("tests/pipeline/tracking/test_run_delivery.py::test_a_trial_is_a_child_of_its_search",),
     ),
     Mutation(
+        "an address of the environment is blamed on the settings",
+        "pipeline/tracking/mlflow_store/store.py",
+        "SETTING if addresses.is_set(tracking) else VARIABLE",
+        "SETTING",
+        ("tests/pipeline/cli/test_uri.py::test_an_address_in_the_environment_is_named_by_its_variable",),
+    ),
+    Mutation(
+        "artifacts of a database without a server lie in the current folder",
+        "pipeline/tracking/mlflow_store/store.py",
+        "self.storage if self.serverless else None",
+        "None",
+        (
+            "tests/pipeline/tracking/mlflow_store/test_postgresql.py::test_artifacts_of_a_database_without_a_server_lie_beside_the_runs",
+        ),
+    ),
+    Mutation(
+        "errors show the passwords of addresses",
+        "data_prep/common/errors.py",
+        "super().__init__(redact(sentence))",
+        "super().__init__(sentence)",
+        ("tests/data_prep/common/test_storage_addresses.py::test_wrong_overrides_are_named_without_their_secrets",),
+    ),
+    Mutation(
         "records that were not acknowledged are left out",
         "pipeline/tracking/run_delivery.py",
         "            self.on_progress(0)\n            self.tracker.log_points(points[start:end])\n",
