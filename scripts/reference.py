@@ -21,8 +21,8 @@ import click
 from pipeline.cli.main import GROUP
 from pipeline.config.schema import Settings
 from pipeline.config.section import Section
-from pipeline.config.settings_io import choices, may_change, sections
-from tuning.config import SearchSettings
+from pipeline.config.settings_io import annotated, choices, may_change, sections
+from tuning.config import MAY_ENLARGE, SearchSettings
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
 NOTE = "<!-- Written by scripts/reference.py from the code. -->\n\n"
@@ -90,9 +90,13 @@ def settings_page() -> str:
         "`section.field=value`. A setting marked *may change* can differ when a run is resumed; the others decide "
         "results and must stay.\n\n## A run\n"
         + _section(Settings, "", may_change(Settings))
-        + "\n## A search\n\nThe section `train` holds the settings of a run, which all trials share.\n"
-        + _section(SearchSettings, "", may_change(SearchSettings), skip=("train",))
+        + "\n## A search\n\nThe section `train` holds the settings of a run, which all trials share. What may change "
+        "also enlarges a search.\n" + _section(SearchSettings, "", _may_differ(), skip=("train",))
     )
+
+
+def _may_differ() -> frozenset[str]:
+    return may_change(SearchSettings) | annotated(SearchSettings, MAY_ENLARGE)
 
 
 def _section(tree: type[Section], prefix: str, changeable: frozenset[str], skip: tuple[str, ...] = ()) -> str:

@@ -31,7 +31,7 @@ class _Amount(click.ParamType):
 AMOUNT = _Amount()
 
 
-@click.command(short_help="Search over depth and width of the network; run again to resume.")
+@click.command(short_help="Search over networks and their settings; run again to resume.")
 @click.argument("config", type=LocalPath())
 @click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")
 @explains_settings("tuning.config:SearchSettings")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,12 @@ from tuning.results.frontier import Row
 from tuning.schedulers import build_scheduler
 from tuning.search import costs_of, rows_of, runs_of
 from tuning.search_folder import Record
+from tuning.searchers import Choice
+from tuning.space.candidate import Candidate
 from tuning.trials import session
+
+FORESEEN = 10
+"""Trials of a searcher that learns that a plan shows."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +53,27 @@ class SearchPlan:
     """Trials that train at the same time."""
     largest: Settings | None
     """The run of the trial with the most multiply-adds; None if every trial has ended."""
+    unseen: int = 0
+    """Trials besides `networks`, which depend on the results of these."""
+
+    @property
+    def multiply_adds(self) -> float:
+        """Of the forward pass of one image through all networks; those unseen are taken to be like the others."""
+        seen = len(self.networks)
+        return sum(row.multiply_adds for row in self.networks) * (seen + self.unseen) / max(1, seen)
 
     def __str__(self) -> str:
-        work = 3 * self.epochs * self.images_per_epoch * sum(row.multiply_adds for row in self.networks)
+        work = 3 * self.epochs * self.images_per_epoch * self.multiply_adds
         return "\n".join(
             [
                 *frontier.markdown(self.networks).splitlines(),
                 f"space        {self.points}",
-                f"trials       {len(self.networks)} to train, {self.at_once} at a time, {self.ended} have ended; "
-                f"{count_of(self.workers, 'worker')} each",
+                f"trials       {len(self.networks) + self.unseen} to train, {self.at_once} at a time, {self.ended} "
+                f"have ended; {count_of(self.workers, 'worker')} each",
                 f"epochs       at most {self.epochs} of {self.images_per_epoch:,} images each; search.scheduler stops "
                 "some earlier",
-                f"work         at most {work:.2e} multiply-adds, forward and backward",
+                f"work         at most {work:.2e} multiply-adds, forward and backward"
+                + (", if all networks are like those shown" if self.unseen else ""),
             ]
         )
 
@@ -73,10 +88,17 @@ def dry_run(settings: SearchSettings) -> SearchPlan:
     """
     data = load_manifest(Path(settings.train.data.path))
     with initial_weights.fetched(settings.train, search_folder.path_of(settings)) as train:
-        records = search_folder.check(settings, data, finetune.digest(train))
-        choice = searchers.choose(settings, data)
-        candidates = search_folder.with_ended(records, choice.candidates)
-        runs = runs_of(settings, candidates, train, store_of(settings.train))
+        digest = finetune.digest(train)
+        records = search_folder.check(settings, data, digest)
+        choice = searchers.choose(settings, data, digest)
+        allowed = searchers.may_continue(settings, data)
+        path = search_folder.path_of(settings)
+        candidates = search_folder.with_earlier(path, records, choice.candidates, allowed)
+        store = store_of(settings.train)
+        runs = runs_of(settings, candidates, train, store)
+        weighed = costs_of(rows_of(runs, records, data), settings)
+        foreseen, unseen = _foreseen(choice, candidates, records, weighed)
+        runs |= runs_of(settings, foreseen, train, store)
         for run in runs.values():
             launcher.check(run, data)
     rows = rows_of(runs, records, data)
@@ -89,10 +111,36 @@ def dry_run(settings: SearchSettings) -> SearchPlan:
         ended=len(runs) - len(waiting),
         epochs=settings.train.training.epochs,
         images_per_epoch=images,
-        points=str(choice),
+        points=str(choice) if choice.asker is None else _ahead(settings, len(foreseen), unseen),
+        unseen=unseen,
         workers=settings.train.cluster.workers,
         at_once=_trials_at_once(settings) if waiting else 0,
         largest=waiting[max(networks, key=lambda row: row.multiply_adds).name] if networks else None,
+    )
+
+
+def _foreseen(
+    choice: Choice, candidates: Sequence[Candidate], records: Mapping[str, Record], costs: Mapping[str, float]
+) -> tuple[list[Candidate], int]:
+    """The first candidates that a searcher that learns proposes before it has further results, and the number of those
+    after them."""
+    found: list[Candidate] = []
+    if choice.asker is None:
+        return found, 0
+    known = {one.name: search_folder.record_of(one, records.get(one.name, Record())) for one in candidates}
+    while len(found) < FORESEEN and (one := choice.asker.ask(known, costs)) is not None:
+        known[one.name] = search_folder.record_of(one, Record())
+        found.append(one)
+    return found, (choice.asker.left(known) or 0) if len(found) == FORESEEN else 0
+
+
+def _ahead(settings: SearchSettings, shown: int, unseen: int) -> str:
+    searcher = settings.search.searcher
+    if not unseen:
+        return f"{count_of(shown, 'point')} that {searcher} proposes before it has further results"
+    return (
+        f"{count_of(shown + unseen, 'point')} that {searcher} proposes one by one: {shown} are shown, as they would be "
+        "without further results"
     )
 
 
@@ -125,7 +173,7 @@ def describe_time(plan: SearchPlan) -> str:
     costs = [row.multiply_adds for row in plan.networks]
     longest, everything = (
         format_duration(max(1.0, speed.seconds * cost / max(costs)))
-        for cost in (max(costs), max(max(costs), sum(costs) / max(1, plan.at_once)))
+        for cost in (max(costs), max(max(costs), plan.multiply_adds / max(1, plan.at_once)))
     )
     return (
         f"time         at most {longest} for {run.run.name}, the largest, and {everything} for all trials (a few steps "

@@ -103,10 +103,11 @@ def build_scheduler(
             try:
                 _replay(scheduler, name, record, metric(settings), costs[name])
             except Exception as error:  # whatever the scheduler misses
+                others = " or ".join(one for one in ("asha", "none") if one != chosen)
                 raise UserError(
                     f"search.scheduler: {chosen} cannot resume a search, as it needs more of a trial that has ended "
                     f"than its results ({type(error).__name__}: {error}): search again under another search.name, or "
-                    "with search.scheduler=asha or none"
+                    f"with search.scheduler={others}"
                 ) from None
     return scheduler
 

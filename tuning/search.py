@@ -6,7 +6,8 @@ search's run in MLflow. The same command resumes an interrupted search and repea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ from tuning import search_folder, searchers, tracking
 from tuning.config import SearchSettings
 from tuning.results import files
 from tuning.results.frontier import Row
-from tuning.search_folder import Record
+from tuning.search_folder import Record, SearchFolder
+from tuning.searchers import Choice
 from tuning.space.candidate import Candidate, trial_settings
 from tuning.space.constraints import costs
 from tuning.tracking import ReportLine
@@ -59,29 +61,78 @@ def search(settings: SearchSettings, report_line: ReportLine = print, *, retry_f
         initial_weights.fetched(settings.train, search_folder.path_of(settings)) as train,
         ExitStack() as cluster_left_last,
     ):
-        folder = cluster_left_last.enter_context(search_folder.claim(settings, data, finetune.digest(train)))
-        candidates = search_folder.with_ended(folder.records, searchers.choose(settings, data).candidates)
+        digest = finetune.digest(train)
+        folder = cluster_left_last.enter_context(search_folder.claim(settings, data, digest))
+        choice = searchers.choose(settings, data, digest)
+        allowed = searchers.may_continue(settings, data)
+        candidates = search_folder.with_earlier(folder.path, folder.records, choice.candidates, allowed)
         if retry_failed:
             folder.retry_failed()
         runs = runs_of(settings, candidates, train, store)
         for run in runs.values():
             launcher.check(run, data)
-        waiting = [name for name in runs if folder.record(name).status == "pending"]
+        waiting = any(folder.record(name).status == "pending" for name in runs) or expects_more(choice, folder, runs)
         if waiting:
             cluster_left_last.enter_context(session.cluster(settings.train.cluster, report_line))
         check_store(store)
         folder.begin()  # a search that was refused leaves no folder
-        runs = runs_of(settings, candidates, initial_weights.keep(settings.train, train, folder.path), store)
+        train = initial_weights.keep(settings.train, train, folder.path)
+        runs = runs_of(settings, candidates, train, store)
         folder.expect(candidates)
         tracking.begin(settings, folder, store)
-        with tracking.delivered(folder, runs, store.origin, report_line):
+        with tracking.delivered(folder, runs, store.origin, report_line) as deliver:
             if waiting:
                 weighed = costs_of(rows_of(runs, folder.records, data), settings)
-                session.run({name: runs[name] for name in waiting}, settings, folder, weighed, report_line)
+
+                def add(candidate: Candidate) -> None:
+                    folder.add(candidate)
+                    new = runs_of(settings, [candidate], train, store)
+                    runs.update(new)
+                    weighed.update(costs_of(rows_of(new, folder.records, data), settings))
+                    deliver(candidate.name)
+
+                further = further_trials(choice, folder, weighed, add, report_line)
+                session.run(runs, settings, folder, weighed, report_line, further)
             rows = rows_of(runs, folder.records, data)
             if waiting or not all((folder.path / name).exists() for name in files.FILES):
                 files.write(rows, folder.records, folder.path, settings.search.error)
         return Report(folder.path, rows, already_finished=not waiting)
+
+
+def expects_more(choice: Choice, folder: SearchFolder, runs: Mapping[str, Settings]) -> bool:
+    """Whether a searcher that learns finds a further trial for a search of these runs."""
+    records = {name: folder.record(name) for name in runs}
+    return choice.asker is not None and choice.asker.ask(records, {}) is not None
+
+
+def further_trials(
+    choice: Choice,
+    folder: SearchFolder,
+    costs: Mapping[str, float],
+    add: Callable[[Candidate], None],
+    report_line: ReportLine,
+) -> session.Further | None:
+    """The trials that a searcher that learns adds to a search, one by one; None if the searcher is another one.
+
+    Args:
+        costs: of all trials so far, by name.
+        add: takes in a further one.
+    """
+    asker = choice.asker
+    if asker is None:
+        return None
+
+    def find() -> str | None:
+        candidate = asker.ask(folder.records, costs)
+        if candidate is not None:
+            add(candidate)
+            return candidate.name
+        if asker.left(folder.records):
+            why = "".join(f"; {count} left out: {reason}" for reason, count in Counter(asker.refused.values()).items())
+            report_line(f"search.searcher: no further point was found that was not tried before{why}")
+        return None
+
+    return session.Further(find, asker.left(folder.records), last=asker.besides)
 
 
 def runs_of(

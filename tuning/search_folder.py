@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,31 +24,16 @@ from data_prep.common.errors import UserError, first_line
 from data_prep.common.files import write_atomically
 from data_prep.format.manifest import Manifest
 from pipeline.config.section import Section
-from pipeline.config.settings_io import differences, may_change
+from pipeline.config.settings_io import annotated, differences, may_change
 from pipeline.runs import claimed_folder
-from pipeline.runs.paths import SEARCH, SEARCH_LOCK, TRIALS
-from tuning.config import SearchSettings
+from pipeline.runs.paths import CHECKPOINTS, SEARCH, SEARCH_LOCK, TRIALS
+from tuning.config import MAY_ENLARGE, SearchSettings
 from tuning.space.candidate import Candidate
 
 EXECUTION_ONLY = may_change(SearchSettings)
 """Settings that may change while a search is interrupted: they decide where and how fast it runs."""
-ENLARGING = tuple(
-    f"search.{name}"
-    for name in (
-        "space",
-        "candidates",
-        "constraints",
-        "trials",
-        "seed",
-        "searcher",
-        "scheduler",
-        "grace_epochs",
-        "reduction_factor",
-        "cost",
-    )
-)
-"""Settings that may change between sessions: they decide which trials there are and which continue, but not what a
-trial that has ended means."""
+ENLARGING = annotated(SearchSettings, MAY_ENLARGE)
+"""Settings that may change between sessions: see MAY_ENLARGE."""
 
 
 class Record(Section):
@@ -61,6 +46,8 @@ class Record(Section):
     """Why it failed."""
     point: dict[str, Any] = Field(default={})
     """The trial's widths, and its other settings by their dotted names."""
+    coordinates: dict[str, Any] = Field(default={})
+    """The point of the search space that it was made of: name of a dimension → value."""
     losses: int = 0
     """How often its process or its node was lost."""
 
@@ -123,16 +110,19 @@ class SearchFolder:
         """Makes trials that have failed pending again; written with the next record."""
         for name, record in self.records.items():
             if record.status == "failed":
-                self.records[name] = Record(errors=record.errors, point=record.point)
+                self.records[name] = record.model_copy(update={"status": "pending", "reason": "", "losses": 0})
 
     def expect(self, candidates: Iterable[Candidate]) -> None:
         """Adds records of trials that have none, so that the folder shows how many are to come, and removes those of
-        trials that are not to come any more."""
-        self.records = {
-            one.name: self.record(one.name).model_copy(update={"point": {"widths": list(one.widths), **one.overrides}})
-            for one in candidates
-        }
+        trials that are not to come any more. Trials keep the order in which they came."""
+        expected = {one.name: one for one in candidates}
+        names = [*(name for name in self.records if name in expected), *expected]
+        self.records = {name: record_of(expected[name], self.record(name)) for name in dict.fromkeys(names)}
         self._write_records()
+
+    def add(self, candidate: Candidate) -> None:
+        """Adds the record of a trial that is to come."""
+        self.update(candidate.name, record_of(candidate, self.record(candidate.name)))
 
     def _write_records(self) -> None:
         write_atomically(
@@ -150,20 +140,51 @@ class SearchFolder:
                 ) from None
 
 
+def record_of(candidate: Candidate, record: Record) -> Record:
+    """`record` with what the candidate of its trial consists of."""
+    point = {"widths": list(candidate.widths), **candidate.overrides}
+    return record.model_copy(update={"point": point, "coordinates": dict(candidate.coordinates)})
+
+
 def candidates_of(records: Mapping[str, Record]) -> list[Candidate]:
     """The candidates of all trials that have a record."""
     return [
-        Candidate(tuple(record.point["widths"]), {key: value for key, value in record.point.items() if key != "widths"})
+        Candidate(
+            tuple(record.point["widths"]),
+            {key: value for key, value in record.point.items() if key != "widths"},
+            record.coordinates,
+        )
         for record in records.values()
         if record.point
     ]
 
 
-def with_ended(records: Mapping[str, Record], candidates: Iterable[Candidate]) -> list[Candidate]:
-    """`candidates`, after those of earlier sessions that have ended and are not among them."""
+def with_earlier(
+    path: Path,
+    records: Mapping[str, Record],
+    candidates: Iterable[Candidate],
+    may_continue: Callable[[Candidate], bool],
+) -> list[Candidate]:
+    """`candidates`, after those of earlier sessions that are not among them: those that have ended, and those that have
+    begun and may continue.
+
+    Args:
+        path: of the search's folder.
+    """
     chosen = {one.name: one for one in candidates}
-    ended = {name: record for name, record in records.items() if name not in chosen and record.status != "pending"}
-    return [*candidates_of(ended), *chosen.values()]
+    earlier = candidates_of({name: record for name, record in records.items() if name not in chosen})
+    return [
+        *(
+            one
+            for one in earlier
+            if records[one.name].status != "pending" or (_has_begun(path, one.name, records) and may_continue(one))
+        ),
+        *chosen.values(),
+    ]
+
+
+def _has_begun(path: Path, name: str, records: Mapping[str, Record]) -> bool:
+    return records[name].epochs > 0 or any((path / name / CHECKPOINTS).glob("*"))
 
 
 @contextmanager
@@ -222,6 +243,10 @@ def path_of(settings: SearchSettings) -> Path:
     return (Path(settings.train.run.storage) / settings.search.name).absolute()
 
 
+def _enlarges(setting: str) -> bool:
+    return any(setting == one or setting.startswith(f"{one}.") for one in ENLARGING)
+
+
 def _identify(path: Path, settings: SearchSettings, data: Manifest, start_digest: str | None) -> Identity:
     file = path / SEARCH
     if not file.exists():
@@ -233,7 +258,7 @@ def _identify(path: Path, settings: SearchSettings, data: Manifest, start_digest
     except UserError as error:
         raise UserError(f"{error}: choose another search.name") from None
     changes = differences(identity.settings, settings, ignored=EXECUTION_ONLY)
-    changes = [change for change in changes if not change.startswith(ENLARGING)]
+    changes = [change for change in changes if not _enlarges(change.partition(": ")[0])]
     if identity.data_digest != data.digest:
         changes.append(f"data set: {identity.data_digest[:12]} → {data.digest[:12]}")
     if identity.start_digest != start_digest:

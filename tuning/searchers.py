@@ -1,19 +1,26 @@
 """Searchers by name: which points of the search space are tried, and in which order.
 
-To add one, write a function that yields candidates from a search's settings, and register it.
+To add one, write a function that yields candidates from a search's settings, or builds a searcher that learns from the
+results (see :class:`tuning.adaptive.observation.Adaptive`), and register it.
 """
 
 from __future__ import annotations
 
+import functools
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from data_prep.common.errors import UserError, count_of
 from data_prep.common.registry import Registry, explain_faults
 from data_prep.format.manifest import Manifest
+from pipeline.launch import launcher
 from tuning import search_folder
+from tuning.adaptive import warm_start
+from tuning.adaptive.asker import Asker
+from tuning.adaptive.observation import Adaptive
 from tuning.config import SearchSettings
 from tuning.space import constraints
 from tuning.space.candidate import Candidate, of_point, trial_settings
@@ -40,10 +47,19 @@ def random_points(settings: SearchSettings) -> Iterator[Candidate]:
         yield of_point(point, settings, "search.space")
 
 
-SEARCHERS: Registry[Callable[[SearchSettings], Iterable[Candidate]]] = Registry("search.searcher")
-"""Searchers by name: settings → candidates, in the order in which they are tried, possibly without end."""
+def optuna(settings: SearchSettings) -> Adaptive:
+    """Points that Optuna proposes, see :mod:`tuning.adaptive.optuna_searcher`."""
+    from tuning.adaptive.optuna_searcher import OptunaSearcher  # slow to import
+
+    return OptunaSearcher(settings)
+
+
+SEARCHERS: Registry[Callable[[SearchSettings], Iterable[Candidate] | Adaptive]] = Registry("search.searcher")
+"""Searchers by name: settings → candidates, in the order in which they are tried, possibly without end; or a searcher
+that learns."""
 SEARCHERS.register("grid", grid)
 SEARCHERS.register("random", random_points)
+SEARCHERS.register("optuna", optuna)
 
 
 @dataclass(frozen=True)
@@ -51,8 +67,11 @@ class Choice:
     """The candidates of a search, and what was left out."""
 
     candidates: list[Candidate]
+    """Those that are known before the search begins."""
     left_out: Counter[str] = field(default_factory=Counter)
     """How many points were left out, by the reason."""
+    asker: Asker | None = None
+    """Finds further candidates, after the initial points and before `search.candidates`, where the searcher learns."""
 
     def __str__(self) -> str:
         out = "; ".join(
@@ -61,20 +80,56 @@ class Choice:
         return count_of(len(self.candidates), "point") + (f" ({out})" if out else "")
 
 
-def choose(settings: SearchSettings, data: Manifest) -> Choice:
-    """The networks that a search tries, each once: those of its searcher, as many as `search.trials`, that meet
-    `search.constraints`, then those of `search.candidates`.
+def choose(settings: SearchSettings, data: Manifest, start_digest: str | None = None) -> Choice:
+    """The networks that a search tries, each once: `search.initial_points` and those of its searcher, as many as
+    `search.trials`, that meet `search.constraints`, then those of `search.candidates`.
 
     Raises:
-        UserError: no point meets the constraints, or one of `search.candidates` does not, or sets what trials must
-            share; or the registered searcher raises an exception, or yields something else.
+        UserError: no point meets the constraints, or one that is given does not, or sets what trials must share; or the
+            registered searcher raises an exception, or yields something else; or `search.warm_start` names no search
+            that can be compared.
     """
-    chosen: dict[str, Candidate] = {}
+    given = _given(settings.search.initial_points, "search.initial_points", settings, data)
+    besides = _given(settings.search.candidates, "search.candidates", settings, data)
+    with explain_faults(f"search.searcher: {settings.search.searcher}"):
+        searcher = SEARCHERS.find(settings.search.searcher)(settings)
+    if isinstance(searcher, Adaptive):
+        why_not = functools.partial(_why_not, settings=settings, data=data, of_run=True)
+        warm = warm_start.known_trials(settings, data, start_digest)
+        asker = Asker(settings, searcher, why_not, warm, besides.keys() - given.keys())
+        return Choice(list({**given, **besides}.values()), asker=asker)
+    drawn, left_out = _drawn(given, searcher, settings, data)
+    return Choice(list({**drawn, **besides}.values()), left_out)
+
+
+def may_continue(settings: SearchSettings, data: Manifest) -> Callable[[Candidate], bool]:
+    """Whether a trial that was begun under other settings of the search may continue under these."""
+    return lambda candidate: _why_not(candidate, settings, data) is None
+
+
+def _given(
+    points: Iterable[Mapping[str, Any]], where: str, settings: SearchSettings, data: Manifest
+) -> dict[str, Candidate]:
+    """The candidates of points that the settings name, by their names."""
+    found: dict[str, Candidate] = {}
+    for point in points:
+        candidate = of_point(point, settings, where)
+        if why := _why_not(candidate, settings, data):
+            raise UserError(f"{where}: {candidate.name}: {why}")
+        found.setdefault(candidate.name, candidate)
+    return found
+
+
+def _drawn(
+    given: Mapping[str, Candidate], searcher: Iterable[Candidate], settings: SearchSettings, data: Manifest
+) -> tuple[dict[str, Candidate], Counter[str]]:
+    """The given points and those of a searcher that does not learn; and how many were left out, by the reason."""
+    chosen = dict(given)
     left_out: Counter[str] = Counter()
-    seen: set[str] = set()
+    seen = set(given)
     wanted = settings.search.trials
     misses = 0
-    proposals = _proposals(settings)
+    proposals = _proposals(searcher, settings)
     for candidate in proposals:
         if len(chosen) == wanted or (misses > DRAWS and not isinstance(proposals, Collection)):
             break
@@ -89,19 +144,13 @@ def choose(settings: SearchSettings, data: Manifest) -> Choice:
             misses = 0
     if left_out and not chosen:
         raise UserError(f"search.space: none of {len(seen)} points can be tried: {'; '.join(left_out)}")
-    for point in settings.search.candidates:
-        candidate = of_point(point, settings, "search.candidates")
-        if why := _why_not(candidate, settings, data):
-            raise UserError(f"search.candidates: {candidate.name}: {why}")
-        chosen.setdefault(candidate.name, candidate)
-    return Choice(list(chosen.values()), left_out)
+    return chosen, left_out
 
 
-def _proposals(settings: SearchSettings) -> Iterable[Candidate]:
+def _proposals(proposals: Iterable[Candidate], settings: SearchSettings) -> Iterable[Candidate]:
     """What the searcher proposes, its errors explained: all at once, or one after another, possibly without end."""
     name = settings.search.searcher
     with explain_faults(f"search.searcher: {name}"):
-        proposals = SEARCHERS.find(name)(settings)
         one_by_one = iter(proposals)
     checked = _checked(one_by_one, name)
     return list(checked) if isinstance(proposals, Collection) else checked
@@ -119,10 +168,16 @@ def _checked(proposals: Iterator[Candidate], name: str) -> Iterator[Candidate]:
         yield candidate
 
 
-def _why_not(candidate: Candidate, settings: SearchSettings, data: Manifest) -> str | None:
-    """Why a candidate cannot be tried; None if it can."""
+def _why_not(candidate: Candidate, settings: SearchSettings, data: Manifest, of_run: bool = False) -> str | None:
+    """Why a candidate cannot be tried; None if it can.
+
+    Args:
+        of_run: checks its run, too, which a search otherwise does with all candidates before it begins.
+    """
     try:
         run = trial_settings(settings, candidate, search_folder.path_of(settings), "")
+        if of_run:
+            launcher.check(run, data)
         return constraints.violated(settings.search.constraints, run, data)
     except UserError as error:
         return str(error).removeprefix(f"trial {candidate.name}: ")

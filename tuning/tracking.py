@@ -66,17 +66,29 @@ def begin(settings: SearchSettings, folder: SearchFolder, store: Store) -> None:
 
 
 @contextmanager
-def delivered(folder: SearchFolder, names: Iterable[str], origin: Origin, report_line: ReportLine) -> Iterator[None]:
+def delivered(
+    folder: SearchFolder, names: Iterable[str], origin: Origin, report_line: ReportLine
+) -> Iterator[Callable[[str], None]]:
     """Delivers the search and its trials `names` during the body, and what earlier commands have left beside it; notes
-    before and after the body how trials that are not running have ended, and after it how the search has."""
+    before and after the body how trials that are not running have ended, and after it how the search has.
+
+    Returns:
+        Called with the name of a trial, it delivers this one, too.
+    """
     names = list(names)
     end_trials(folder, names)  # those of a process that was killed
     folders = [folder.path, *(folder.path / name for name in names)]
     backlog = functools.partial(undelivered, folder.path.parent, besides=[folder.path])
-    with Delivery(folders, backlog, report_line, origin).running():
+    delivery = Delivery(folders, backlog, report_line, origin)
+
+    def add(name: str) -> None:
+        names.append(name)
+        delivery.add(folder.path / name)
+
+    with delivery.running():
         outcome: Status = "FAILED"
         try:
-            yield
+            yield add
             outcome = "FINISHED"
         except KeyboardInterrupt:
             outcome = "KILLED"

@@ -170,14 +170,19 @@ def explain(tree: type[Section], prefix: str = "") -> str:
     return "\n".join(lines)
 
 
-def may_change(tree: type[Section], prefix: str = "") -> frozenset[str]:
+def may_change(tree: type[Section]) -> frozenset[str]:
     """The dotted paths of all settings of a tree that may change when a run is resumed."""
+    return annotated(tree, MAY_CHANGE)
+
+
+def annotated(tree: type[Section], mark: object, prefix: str = "") -> frozenset[str]:
+    """The dotted paths of all settings of a tree that are annotated with `mark`."""
     paths: set[str] = set()
     for name, field in tree.model_fields.items():
-        if MAY_CHANGE in field.metadata:
+        if mark in field.metadata:
             paths.add(f"{prefix}{name}")
         for section in sections(field.annotation).values():
-            paths |= may_change(section, f"{prefix}{name}.")
+            paths |= annotated(section, mark, f"{prefix}{name}.")
     return frozenset(paths)
 
 

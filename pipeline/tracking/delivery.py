@@ -47,8 +47,11 @@ class Delivery:
         announce: Callable[[str], object],
         origin: Origin = SETTING,
     ) -> None:
-        self._folders = folders
-        self._own = deque(RunDelivery(folder, origin=origin, on_progress=self._expect) for folder in folders)
+        self._origin = origin
+        self._folders: list[Path] = []
+        self._own = deque[RunDelivery]()
+        for folder in folders:
+            self.add(folder)
         self._find_backlog, self._backlog = backlog, deque[Path]()
         self._announce = announce
         self._deadline = 0.0
@@ -59,6 +62,11 @@ class Delivery:
         """Whether what was acknowledged last could be noted in the folder: otherwise it is sent again and again."""
         self._ending, self._ended, self._given_up = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
+
+    def add(self, folder: Path) -> None:
+        """Delivers the run in `folder`, too."""
+        self._folders.append(folder)
+        self._own.append(RunDelivery(folder, origin=self._origin, on_progress=self._expect))
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -111,13 +111,36 @@ def test_a_search_may_be_enlarged_and_keeps_the_trials_that_have_ended(tmp_path:
     larger = settings(tmp_path, space={"depth": [3], "width": {"integer": [2, 9]}}, searcher="random", trials=5, seed=3)
     with search_folder.claim(larger, data) as folder:
         folder.begin()
-        known = search_folder.with_ended(folder.records, [Candidate((2, 2, 2)), second])
+        new = [Candidate((2, 2, 2)), second]
+        known = search_folder.with_earlier(folder.path, folder.records, new, lambda one: False)
         assert known == [first, Candidate((2, 2, 2)), second]
         folder.expect(known[:2])
         assert list(folder.records) == ["8-8", "2-2-2"], "what is not to come any more is forgotten"
         assert folder.record("8-8").errors == {1: 0.5}
     with search_folder.claim(larger, data) as folder:
         assert folder.identity.settings == larger
+
+
+def test_trials_that_have_begun_continue_in_a_search_that_was_enlarged(tmp_path: Path, data: Manifest) -> None:
+    started, seen, untouched = Candidate((8, 8)), Candidate((4, 4)), Candidate((2, 2))
+    with search_folder.claim(settings(tmp_path), data) as folder:
+        folder.begin()
+        folder.expect([started, seen, untouched])
+        folder.update("4-4", folder.record("4-4").model_copy(update={"errors": {1: 0.5}}))
+        (folder.path / "8-8" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    with search_folder.claim(settings(tmp_path), data) as folder:
+        new = Candidate((3, 3))
+        for allowed, expected in ((True, [started, seen, new]), (False, [new])):
+            known = search_folder.with_earlier(folder.path, folder.records, [new], lambda one, yes=allowed: yes)
+            assert known == expected
+
+
+@pytest.mark.parametrize("change", [{"trials": 3}, {"space": {"depth": [3], "width": [4]}}, {"cost": "parameters"}])
+def test_what_enlarges_a_search_may_change(tmp_path: Path, data: Manifest, change: dict[str, Any]) -> None:
+    with search_folder.claim(settings(tmp_path), data) as folder:
+        folder.begin()
+    with search_folder.claim(settings(tmp_path, **change), data):
+        pass
 
 
 def test_where_and_how_fast_a_search_runs_may_change(tmp_path: Path, data: Manifest) -> None:

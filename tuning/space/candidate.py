@@ -29,6 +29,8 @@ class Candidate:
 
     widths: tuple[int, ...]
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    coordinates: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """The point that it was made of: name of a dimension → value."""
 
     @property
     def name(self) -> str:
@@ -66,9 +68,9 @@ def of_point(point: Mapping[str, Any], settings: SearchSettings, where: str) -> 
             raise UserError(f"{where}: give widths, or {' and '.join(law)}, not both")
         if not isinstance(widths, list | tuple) or not all(isinstance(one, int) for one in widths) or not widths:
             raise UserError(f"{where}: widths must be a list of whole numbers such as [8, 16], not {widths!r}")
-        return Candidate(tuple(widths), others)
+        return Candidate(tuple(widths), others, point)
     if not law:
-        return Candidate(settings.model.widths, others)
+        return Candidate(settings.model.widths, others, point)
     if missing := [key for key in ("depth", "width") if key not in law]:
         raise UserError(f"{where}: {' and '.join(law)} need {' and '.join(missing)}, too")
     first = others.get("model.first_factorized_block", settings.model.first_factorized_block)
@@ -76,7 +78,7 @@ def of_point(point: Mapping[str, Any], settings: SearchSettings, where: str) -> 
         widths = block_widths(law["depth"], law["width"], law.get("max_width", 512), first, law.get("growth", 2.0))
     except TypeError:
         raise UserError(f"{where}: {', '.join(LAW)} must be numbers, not {law}") from None
-    return Candidate(widths, others)
+    return Candidate(widths, others, point)
 
 
 def octave(block: int, first_factorized_block: int) -> int:

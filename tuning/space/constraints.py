@@ -10,6 +10,8 @@ from pipeline.config.schema import Settings
 from pipeline.launch import run_plan
 from tuning.config import Constraints
 
+ABOVE = "above search.constraints"
+
 
 def costs(run: Settings, data: Manifest) -> dict[str, int]:
     """The network's number of `parameters`, and its `multiply_adds` for one image.
@@ -34,5 +36,10 @@ def violated(constraints: Constraints, run: Settings, data: Manifest) -> str | N
     for name, value in measured.items():
         limit = getattr(constraints, f"max_{name}")
         if limit is not None and value > limit:
-            return f"above search.constraints.max_{name}"
+            return f"{ABOVE}.max_{name}"
     return None
+
+
+def is_budget(reason: str) -> bool:
+    """Whether this is a reason of :func:`violated`."""
+    return reason.startswith(ABOVE)

@@ -3,18 +3,19 @@
     depth: [4, 6, 8]                                       a choice
     width: {log_integer: [8, 64]}                          whole numbers, each octave as likely as another
     optimizer.learning_rate: {log_uniform: [0.03, 1.0]}
-    optimizer.momentum: {uniform: [0.8, 0.95], points: 4, when: {optimizer.name: [sgd]}}
+    optimizer.momentum: {uniform: [0.8, 0.95], points: 4, when: {optimizer.name: sgd}}
 
 `points` makes a range a list of values, as a grid needs it. With `when`, the dimension is there only where another one
-has one of these values; elsewhere the setting keeps the value that all trials share.
+has this value, or one of a list of values; elsewhere the setting keeps the value that all trials share.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.section import Positive, Section
 
@@ -52,6 +53,13 @@ class Dimension(Section):
             return {"choice": content}
         return content if isinstance(content, dict) else {"choice": [content]}
 
+    @field_validator("when", mode="before")
+    @classmethod
+    def _list_values(cls, when: Any) -> Any:
+        if not isinstance(when, Mapping):
+            return when
+        return {name: values if isinstance(values, list | tuple) else (values,) for name, values in when.items()}
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if len(given := [kind for kind in KINDS if getattr(self, kind) is not None]) != 1:
@@ -88,7 +96,16 @@ class Dimension(Section):
         low, high, logarithmic, whole = self.range
         if whole:  # each whole number gets the weight of the interval around it
             low, high = low - 0.5, high + 0.5
-        return self._rounded(_between(low, high, share, logarithmic))
+        return self.rounded(_between(low, high, share, logarithmic))
+
+    def contains(self, value: Any) -> bool:
+        """Whether the dimension may have this value."""
+        if self.choice is not None or self.points is not None:
+            return index_of(value, self.values()) is not None
+        assert self.range is not None
+        low, high, _, whole = self.range
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        return number and low <= value <= high
 
     def values(self) -> list[Any]:
         """All values, as a grid needs them.
@@ -102,18 +119,25 @@ class Dimension(Section):
         low, high, logarithmic, whole = self.range
         if self.points is not None:
             shares = [index / max(1, self.points - 1) for index in range(self.points)]
-            found = [self._rounded(_between(low, high, share, logarithmic)) for share in shares]
+            found = [self.rounded(_between(low, high, share, logarithmic)) for share in shares]
             return list(dict.fromkeys(found))
         if whole:
             return list(range(int(low), int(high) + 1))
         raise ValueError("a grid needs the number of its points")
 
-    def _rounded(self, value: float) -> float | int:
+    def rounded(self, value: float) -> float | int:
+        """The value of a range that stands for this one: with DIGITS, or whole."""
         assert self.range is not None
         low, high, _, whole = self.range
         if whole:
             return int(min(high, max(low, round(value))))
         return min(high, max(low, float(f"{value:.{DIGITS}g}")))
+
+
+def index_of(value: Any, values: Sequence[Any]) -> int | None:
+    """Place of a value among others; None if it is not there. Unlike in Python, true is not 1."""
+    kind = isinstance(value, bool)
+    return next((place for place, one in enumerate(values) if one == value and isinstance(one, bool) == kind), None)
 
 
 def _between(low: float, high: float, share: float, logarithmic: bool) -> float:

@@ -52,9 +52,22 @@ def suggested(space: Mapping[str, Dimension], suggest: Suggest) -> Point:
     """One point, its values suggested one after another."""
     point: Point = {}
     for name in in_order(space):
-        if _is_there(space[name], point):
+        if is_there(space[name], point):
             point[name] = suggest(name, space[name])
     return {name: point[name] for name in space if name in point}
+
+
+def outside(space: Mapping[str, Dimension], point: Mapping[str, Any]) -> str | None:
+    """Why a point does not lie in a space; None if it does."""
+    if strange := [name for name in point if name not in space]:
+        return f"{strange[0]} is no dimension of it"
+    for name, dimension in space.items():
+        there = is_there(dimension, point)
+        if there != (name in point):
+            return f"{name} is missing" if there else f"{name} is not there, by its when"
+        if there and not dimension.contains(point[name]):
+            return f"{name} is never {point[name]!r}"
+    return None
 
 
 def all_points(space: Mapping[str, Dimension]) -> Iterator[Point]:
@@ -73,7 +86,7 @@ def all_points(space: Mapping[str, Dimension]) -> Iterator[Point]:
     def extended(point: Point, left: list[str]) -> Iterator[Point]:
         if not left:
             yield {name: point[name] for name in space if name in point}
-        elif not _is_there(space[left[0]], point):
+        elif not is_there(space[left[0]], point):
             yield from extended(point, left[1:])
         else:
             for value in space[left[0]].values():
@@ -82,5 +95,6 @@ def all_points(space: Mapping[str, Dimension]) -> Iterator[Point]:
     yield from extended({}, names)
 
 
-def _is_there(dimension: Dimension, point: Point) -> bool:
+def is_there(dimension: Dimension, point: Mapping[str, Any]) -> bool:
+    """Whether a point has this dimension, by its `when`."""
     return all(other in point and point[other] in values for other, values in dimension.when.items())

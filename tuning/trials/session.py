@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tuning.schedulers import build_scheduler
 from tuning.search_folder import SearchFolder
 from tuning.tracking import ReportLine
 from tuning.trials import trial
+from tuning.trials.feeder import Feeder
 from tuning.trials.recorder import TrialRecorder, name_of
 
 
@@ -64,42 +66,89 @@ def _leave(here: bool, report_line: ReportLine) -> None:
         report_line(f"warning: the cluster still holds {held} of this search")
 
 
+@dataclass(frozen=True)
+class Further:
+    """Trials that a searcher that learns adds to those that wait."""
+
+    find: Callable[[], str | None]
+    """Adds one to the runs, costs and records of the search, and returns its name; None if there is none."""
+    expected: int | None
+    """How many there will be; None: without end."""
+    last: Collection[str] = ()
+    """Names of trials that wait until there is none."""
+
+
 def run(
     runs: Mapping[str, Settings],
     settings: SearchSettings,
     folder: SearchFolder,
     costs: Mapping[str, float],
     report_line: ReportLine,
+    further: Further | None = None,
 ) -> None:
     """Trains `runs` on the cluster until each has ended; one whose process was lost is tried again after the others.
 
     Args:
+        runs: those that have ended are left out.
         costs: of all trials of the search, by name.
 
     Raises:
         UserError: every further trial would fail.
         KeyboardInterrupt: the user stopped the search.
     """
-    fitting = min(len(runs), trials_that_fit(settings), settings.search.max_concurrent or len(runs))
-    report_line(f"{count_of(len(runs), 'trial')}, {fitting} at a time, in {folder.path}")
-    # Trials that train in their own processes wait for these without harm, so that more start as a cluster grows.
-    at_once = settings.search.max_concurrent if trial.trains_here(settings.train.cluster) else fitting
-    losses = {name: folder.record(name).losses for name in runs}
-    while waiting := {name: one for name, one in runs.items() if folder.record(name).status == "pending"}:
+    waiting = _waiting(runs, folder)
+    count = len(waiting) + (further.expected or 0 if further else 0)
+    fitting = min(trials_that_fit(settings), count or 1, settings.search.max_concurrent or count or 1)
+    report_line(f"{count_of(count, 'trial')}, {fitting} at a time, in {folder.path}")
+    losses = {name: folder.record(name).losses for name in waiting}
+    feeder: Feeder | None = None
+    while waiting or (further and feeder is None):
         recorder = TrialRecorder(folder, settings, report_line)
         scheduler = build_scheduler(settings, folder.records, costs)
         # Trials have other working directories, outside of the source code's repository.
         trials = trial.Trials(waiting, costs, system_info.git_state(Path.cwd()))
-        _tuner(trials, settings, folder, scheduler, recorder, at_once).fit()
+        feeder = _feeder(waiting, runs, costs, settings, further) if further else None
+        _tuner(trials, settings, folder, scheduler, recorder, fitting, feeder).fit()
         if recorder.shared_failure is not None:
             raise UserError(
                 f"{recorder.shared_failure}: correct this, and the same command resumes the search (--retry-failed "
                 "tries the trials that have failed, too)"
             )
-        left = {name: folder.record(name).losses for name in waiting if folder.record(name).status == "pending"}
-        if any(count == losses[name] for name, count in left.items()):  # Tune returns early only if interrupted
+        if feeder and feeder.fault:
+            raise feeder.fault
+        waiting = _waiting(runs, folder)
+        left = {name: folder.record(name).losses for name in waiting}
+        # Tune returns early only if interrupted.
+        if (feeder and not feeder.exhausted) or any(count == losses.get(name, 0) for name, count in left.items()):
             raise KeyboardInterrupt
         losses |= left
+
+
+def _waiting(runs: Mapping[str, Settings], folder: SearchFolder) -> dict[str, Settings]:
+    return {name: one for name, one in runs.items() if folder.record(name).status == "pending"}
+
+
+def _feeder(
+    waiting: Mapping[str, Settings],
+    runs: Mapping[str, Settings],
+    costs: Mapping[str, float],
+    settings: SearchSettings,
+    further: Further,
+) -> Feeder:
+    def configuration(name: str) -> dict[str, Any]:
+        return trial.configuration(name, runs[name], costs[name])
+
+    def more() -> dict[str, Any] | None:
+        name = further.find()
+        return None if name is None else configuration(name)
+
+    def room() -> int:
+        fitting = trials_that_fit(settings)  # more, as a cluster grows
+        return min(fitting, settings.search.max_concurrent or fitting)
+
+    first = [name for name in waiting if name not in further.last]
+    last = [name for name in waiting if name in further.last]
+    return Feeder(map(configuration, first), more, map(configuration, last), room)
 
 
 class _StopAll(tune.Stopper):
@@ -121,16 +170,21 @@ def _tuner(
     folder: SearchFolder,
     scheduler: TrialScheduler,
     recorder: TrialRecorder,
-    at_once: int | None,
+    fitting: int,
+    feeder: Feeder | None,
 ) -> tune.Tuner:
+    # Trials that train in their own processes wait for these without harm, so that more start as a cluster grows.
+    at_once = settings.search.max_concurrent if trial.trains_here(settings.train.cluster) else fitting
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the recorder reports errors in one line
     shutil.rmtree(folder.path / "tune", ignore_errors=True)
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(trial.run_trial, trials=trials), trial.resources(settings)),
-        param_space={"name": tune.grid_search(list(trials.runs))},
+        param_space={} if feeder else {"name": tune.grid_search(list(trials.runs))},
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
-            max_concurrent_trials=at_once,
+            search_alg=feeder,
+            num_samples=-1 if feeder else 1,
+            max_concurrent_trials=None if feeder else at_once,
             reuse_actors=trial.trains_here(settings.train.cluster),
             trial_name_creator=name_of,
             trial_dirname_creator=name_of,

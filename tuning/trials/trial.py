@@ -55,7 +55,12 @@ class Trials:
     tags: Mapping[str, str]
 
 
-def run_trial(config: dict[str, str], trials: Trials) -> None:
+def configuration(name: str, run: Settings, cost: float) -> dict[str, Any]:
+    """What the process of a trial gets that was asked for after the search began."""
+    return {"name": name, "run": run.model_dump_json(), "cost": cost}
+
+
+def run_trial(config: dict[str, Any], trials: Trials) -> None:
     """Trains the run named `config["name"]`. The scheduler may end this process after each epoch but the last.
 
     An interrupted trial first repeats its earlier reports, as the scheduler is a new one. The last epoch is reported
@@ -65,7 +70,10 @@ def run_trial(config: dict[str, str], trials: Trials) -> None:
     # Clusters that this program starts have these already; processes of an existing cluster do not.
     for name, value in launcher.TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    run, cost = trials.runs[config["name"]], {COST: trials.costs[config["name"]]}
+    if "run" in config:
+        run, cost = Settings.model_validate_json(config["run"]), {COST: config["cost"]}
+    else:
+        run, cost = trials.runs[config["name"]], {COST: trials.costs[config["name"]]}
     last = run.training.epochs
     for record in history.read(Path(run.run.storage) / config["name"])[: last - 1]:
         tune.report({**record.metrics, **cost})

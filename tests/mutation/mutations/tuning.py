@@ -51,8 +51,8 @@ MUTATIONS = (
     Mutation(
         "a search that is enlarged forgets the trials that have ended",
         "tuning/search_folder.py",
-        'if name not in chosen and record.status != "pending"}',
-        "if False}",
+        'if records[one.name].status != "pending" or (_has_begun',
+        "if (_has_begun",
         ("tests/tuning/test_search_folder.py::test_a_search_may_be_enlarged_and_keeps_the_trials_that_have_ended",),
     ),
 )
