@@ -18,6 +18,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
+LOCK_SECONDS = 10
 ARTIFACTS = "artifacts"
 """Folder of the artifacts of a default store, beside its database."""
 ADDRESSES = {
@@ -39,13 +40,18 @@ def follow(database: Path) -> Path | None:
 
     Returns:
         The backup of the database; None if nothing was rewritten.
+
+    Raises:
+        TimeoutError: another process locks the database for LOCK_SECONDS.
     """
-    new = database.parent.absolute()
-    with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", uri=True, timeout=30)) as store:
+    new, address = database.parent.absolute(), f"{database.absolute().as_uri()}?mode=rw"
+    with contextlib.closing(sqlite3.connect(address, uri=True, timeout=LOCK_SECONDS)) as store:
         try:
             found = store.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
-        except sqlite3.Error:  # new, locked or damaged: MLflow's errors are explained
-            return None
+        except sqlite3.Error as error:
+            if "locked" in str(error):  # MLflow would try for minutes
+                raise TimeoutError(str(error)) from None
+            return None  # new, or damaged: MLflow's errors are explained
         old = [home for (location,) in found if (home := _home(location)) and _was_left(home, new, database.name)]
         if not old:
             return None

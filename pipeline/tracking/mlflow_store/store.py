@@ -140,7 +140,7 @@ def connect(store: Store) -> MlflowClient:
     """A client of the store, made without a request to a tracking server.
 
     Raises:
-        OSError: the file of an SQLite store cannot be opened.
+        OSError: the file of an SQLite store cannot be opened, or is locked.
         SQLAlchemyError: another database is unreachable, or refuses.
         ModuleNotFoundError: its driver is not installed.
     """
