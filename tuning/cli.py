@@ -107,7 +107,7 @@ def show(folder: Path, only_frontier: bool, page: Path | None) -> None:
 
     A star marks the frontier of completed trials: no other is better in both error and multiply-adds. Below the table
     stands which of them the held-out images tell apart, and the power law by which the error falls with the cost,
-    checked on the largest network.
+    checked on the largest network; and how much each setting matters for the error (fANOVA).
 
     \b
     Examples:
@@ -118,7 +118,7 @@ def show(folder: Path, only_frontier: bool, page: Path | None) -> None:
     with quick_imports():
         from data_prep.common import progress
         from pipeline.report_page import page as report_page
-        from tuning.results import files, frontier, stored
+        from tuning.results import files, frontier, importance, stored
 
     if page:
         report_page.check_output(page, "--page")
@@ -128,6 +128,10 @@ def show(folder: Path, only_frontier: bool, page: Path | None) -> None:
     progress.show(frontier.table(rows, f"search {found.settings.search.name}"), width=140)
     for line in files.findings(found.rows):
         click.echo(line)
+    if shares := importance.measure(found.settings, found.records):
+        progress.show(importance.table(shares), width=140)
+        for line in shares.describe():
+            click.echo(line)
     if page:
         with tempfile.TemporaryDirectory() as results:
             files.write(found.rows, found.records, Path(results), found.settings.search.error)
