@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from tuning.space.dimension import Dimension
-from tuning.space.points import all_points, flatten, suggested
+from tuning.space.points import all_points, flatten, outside, suggested
 
 
 def dimension(content: Any) -> Dimension:
@@ -117,6 +117,42 @@ def test_a_drawn_point_obeys_the_conditions_too() -> None:
         point = suggested(space(**CONDITIONAL), lambda name, one: one.at(draw.random()))
         assert ("rate" in point) == (point["kind"] == "sgd")
         assert ("nesterov" in point) == (point.get("rate") == 1.0)
+
+
+@pytest.mark.parametrize("value", [True, "sgd", 3])
+def test_a_condition_may_name_one_value(value: Any) -> None:
+    one = space(a={"choice": [1, 2], "when": {"b": value}}, b=[value, None])
+    assert [dict(point) for point in all_points(one)] == [{"a": 1, "b": value}, {"a": 2, "b": value}, {"b": None}]
+
+
+@pytest.mark.parametrize(
+    ("point", "why"),
+    [
+        ({"kind": "adamw"}, None),
+        ({"kind": "sgd", "rate": 0.1}, None),
+        ({"kind": "sgd"}, "rate is missing"),
+        ({"kind": "adamw", "rate": 0.1}, "rate is not there"),
+        ({"kind": "sgd", "rate": 0.2}, "rate is never 0.2"),
+        ({"kind": "adamw", "depth": 3}, "depth is no dimension"),
+        ({"kind": "sgd", "rate": 1.0, "nesterov": 1}, "nesterov is never 1"),
+    ],
+)
+def test_a_point_lies_in_the_space_or_says_why_not(point: dict[str, Any], why: str | None) -> None:
+    found = outside(space(**CONDITIONAL), point)
+    assert found is None if why is None else found is not None and found.startswith(why)
+
+
+@pytest.mark.parametrize(
+    ("content", "inside", "not_inside"),
+    [
+        ({"uniform": [0, 1]}, [0, 0.3, 1], [-0.1, 1.1, True, "x", None]),
+        ({"log_integer": [1, 8]}, [1, 8], [0, 9, 2.5, True]),
+        ([True, 3], [True, 3, 3.0], [1, False]),
+    ],
+)
+def test_a_dimension_knows_its_values(content: Any, inside: list[Any], not_inside: list[Any]) -> None:
+    one = dimension(content)
+    assert all(one.contains(value) for value in inside) and not any(one.contains(value) for value in not_inside)
 
 
 @pytest.mark.parametrize(

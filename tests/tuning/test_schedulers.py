@@ -94,8 +94,11 @@ def test_a_scheduler_that_needs_more_than_results_resumes_no_search(register_sch
     register_scheduler("demanding", lambda settings: Demanding())
     assert isinstance(build_scheduler(settings(scheduler="demanding"), {}, {}), Demanding)
     ended = {"8-8": Record(status="completed", errors={1: 0.5})}
-    with pytest.raises(UserError, match=r"search\.scheduler: demanding cannot resume a search"):
+    with pytest.raises(UserError, match=r"search\.scheduler: demanding cannot resume a search.*=asha or none$"):
         build_scheduler(settings(scheduler="demanding"), ended, COSTS)
+    register_scheduler("asha", lambda settings: Demanding())
+    with pytest.raises(UserError, match=r"asha cannot resume a search.*with search\.scheduler=none$"):
+        build_scheduler(settings(scheduler="asha"), ended, COSTS)
 
 
 def test_unknown_names_are_refused_with_those_there_are() -> None:

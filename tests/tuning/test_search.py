@@ -52,6 +52,23 @@ def test_the_plan_names_the_trials_and_their_work_and_writes_nothing(file: Path,
     assert [path.name for path in tmp_path.iterdir()] == ["search.yaml"]
 
 
+def test_the_plan_of_a_searcher_that_learns_shows_the_first_points(file: Path, tmp_path: Path) -> None:
+    space = "search.space={depth: [1, 2], width: {integer: [2, 40]}}"
+    overrides = [space, "search.searcher=optuna", "search.trials=15", "search.initial_points=[{depth: 2, width: 2}]"]
+    done = dry_run(file, *overrides)
+    assert done.exit_code == 0, done.output
+    planned = plan.dry_run(load(file, overrides))
+    assert (len(planned.networks), planned.unseen) == (11, 4) and "2-2" in {row.name for row in planned.networks}
+    assert "14 points that optuna proposes one by one: 10 are shown" in done.stdout
+    assert re.search(r"^trials +15 to train", done.stdout, re.MULTILINE)
+    shown = sum(row.multiply_adds for row in planned.networks)
+    assert planned.multiply_adds == pytest.approx(shown * 15 / 11)
+    assert "if all networks are like those shown" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["search.yaml"]
+    few = plan.dry_run(load(file, [*overrides, "search.trials=4"]))
+    assert (len(few.networks), few.unseen) == (4, 0)
+
+
 def test_trials_that_have_ended_are_not_planned_again(file: Path, textures: Path) -> None:
     settings = load(file, [])
     with search_folder.claim(settings, load_manifest(textures)) as folder:
@@ -71,6 +88,7 @@ def test_trials_that_have_ended_are_not_planned_again(file: Path, textures: Path
         ("search.scheduler=pbt", "'search.scheduler' is 'pbt'"),
         ("train.data.image_size=999", "data.image_size"),
         ("train.data.path=nowhere", "nowhere"),
+        ("search.searcher=optuna search.trials=3 search.warm_start=[gone] search.name=t", "search.warm_start: .*gone"),
         (
             "search.candidates=[{widths: [4], model.nonlinearity: none}] search.name=t",
             "4_nonlinearity-none: setting",

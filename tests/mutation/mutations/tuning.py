@@ -55,4 +55,28 @@ MUTATIONS = (
         "if (_has_begun",
         ("tests/tuning/test_search_folder.py::test_a_search_may_be_enlarged_and_keeps_the_trials_that_have_ended",),
     ),
+    Mutation(
+        "Optuna learns of trials that were stopped early as of complete ones",
+        "tuning/adaptive/optuna_searcher.py",
+        '(one.status == "stopped early" and frontier)',
+        'one.status == "stopped early"',
+        ("tests/tuning/test_adaptive.py::test_optuna_gets_what_is_known_of_a_trial",),
+    ),
+    Mutation(
+        "the seed of a search does not decide what Optuna proposes",
+        "tuning/adaptive/optuna_searcher.py",
+        'f"{self._search.seed}/{len(known)}/{attempt}"',
+        'f"{len(known)}/{attempt}"',
+        (
+            "tests/tuning/test_adaptive.py"
+            "::test_a_search_that_was_interrupted_proposes_the_same_points_as_one_that_was_not",
+        ),
+    ),
+    Mutation(
+        "trials of a search with other settings are known",
+        "tuning/adaptive/warm_start.py",
+        'return (None, changes[0]) if changes else (point, "")',
+        'return point, ""',
+        ("tests/tuning/test_adaptive.py::test_a_warm_start_that_cannot_be_used_is_refused",),
+    ),
 )
