@@ -69,7 +69,8 @@ class _GatherEntries(torch.autograd.Function):
 
 
 def to_frequencies(x_AE: Tensor, matrix: Tensor, parts: int) -> Tensor:
-    """matrix @ x for the real matrix of a Fourier transform along the rows of x, which hold `parts` numbers per pixel.
+    """matrix @ x for the real matrix of a Fourier transform along the rows of x, which hold `parts` numbers per pixel,
+    in the precision of x.
 
     The mean is not multiplied by the matrix but added at ω = 0: all other frequencies of a constant are sums that
     cancel. Rounded, they would leak into every band-pass coefficient of a column alike, which no average over
@@ -94,14 +95,14 @@ class _ToFrequencies(torch.autograd.Function):
         else:
             mean_PE = x_HPE.mean(0)
             centered_AE = (x_HPE - mean_PE).view(x_AE.shape)
-        spectrum_AE = matrix.to(x_AE.dtype) @ centered_AE
-        spectrum_AE[:parts] += len(matrix) // 2 * mean_PE  # Σ_h e^{0}·mean at ω = 0
+        spectrum_AE = matrix @ centered_AE
+        spectrum_AE[:parts].add_(mean_PE, alpha=len(matrix) // 2)  # Σ_h e^{0}·mean at ω = 0
         return spectrum_AE
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (matrix,) = ctx.saved_tensors
-        return matrix.to(gradients[0].dtype).T @ gradients[0], None, None
+        return matrix.T @ gradients[0], None, None
 
 
 def amplitude(z_SPE: Tensor) -> Tensor:
@@ -200,34 +201,41 @@ class _CollapsedFeatures(torch.autograd.Function):
         return result_SPTFMNBC, None, None
 
 
-def project(x_RD: Tensor, weight_POI: Tensor, part: slice, offset_D: Tensor | None = None) -> Tensor:
-    """P_j·(x + offset) for each row of x, in the precision of x: (R, D) → (R, 2·O), real parts, then imaginary ones.
+def project(x_RD: Tensor, weight_POI: Tensor, part: slice, mean_D: Tensor | None = None) -> Tensor:
+    """P_j·(x − mean) for each row of x, in the precision of x: (R, D) → (R, 2·O), real parts, then imaginary ones.
 
     Args:
         x_RD: real parts of I channels, then the imaginary parts of the channels `part`; the others are real.
         weight_POI: P_j complex, (2, O, I), or one real matrix (1, O, I) for both parts.
     """
-    channels = weight_POI.shape[2]
-    if len(weight_POI) == 2:
-        terms = [(x_RD, offset_D, _as_real(weight_POI, part))]
-    else:
-        offsets = (None, None) if offset_D is None else (offset_D[:channels], offset_D[channels:])
-        weight_OI = weight_POI[0]
-        terms = [(x_RD[:, :channels], offsets[0], weight_OI), (x_RD[:, channels:], offsets[1], weight_OI[:, part])]
-    products = [
-        torch.mm(values, matrix.to(x_RD.dtype).T)
-        if constant is None
-        else torch.addmm((matrix @ constant.to(matrix.dtype)).to(x_RD.dtype), values, matrix.to(x_RD.dtype).T)
-        for values, constant, matrix in terms
-    ]
-    return products[0] if len(products) == 1 else torch.cat(products, dim=1)
+    return _product(x_RD, joined(weight_POI, part), part, len(weight_POI) == 2, mean_D)
 
 
-def _as_real(weight_POI: Tensor, part: slice) -> Tensor:
-    """A complex P_j (2, O, I) as one real matrix (2·O, D) for features whose channels `part` are complex."""
+def joined(weight_POI: Tensor, part: slice) -> Tensor:
+    """A complex P_j (2, O, I) as one real matrix (2·O, D) for features whose channels `part` are complex; a real P_j
+    (1, O, I) as it is, (O, I)."""
+    if len(weight_POI) == 1:
+        return weight_POI[0]
     real, imaginary = weight_POI
     rows = [torch.cat([real, -imaginary[:, part]], dim=1), torch.cat([imaginary, real[:, part]], dim=1)]
     return torch.cat(rows)
+
+
+def _product(x_RD: Tensor, matrix: Tensor, part: slice, is_complex: bool, mean_D: Tensor | None) -> Tensor:
+    """:func:`project` by a matrix that :func:`joined` has made."""
+    if is_complex:
+        terms = [(x_RD, mean_D, matrix)]
+    else:
+        channels = matrix.shape[1]
+        means = (None, None) if mean_D is None else (mean_D[:channels], mean_D[channels:])
+        terms = [(x_RD[:, :channels], means[0], matrix), (x_RD[:, channels:], means[1], matrix[:, part])]
+    products = [
+        torch.mm(values, weight.to(x_RD.dtype).T)
+        if mean is None
+        else torch.addmm((weight @ mean.to(weight.dtype)).to(x_RD.dtype), values, weight.to(x_RD.dtype).T, beta=-1)
+        for values, mean, weight in terms
+    ]
+    return products[0] if len(products) == 1 else torch.cat(products, dim=1)
 
 
 def standardized_product(
@@ -289,56 +297,74 @@ def product_of_batch(
     if synchronized:
         count, mean_D, variance_D = joined_moments(len(x_RD), mean_D, variance_D)
         unbiased = count / (count - 1)
-    channels = weight_POI.shape[2]
+    is_complex, channels = len(weight_POI) == 2, weight_POI.shape[2]
     variance_I = variance_D[:channels].clone()
     variance_I[part] += variance_D[channels:]  # E|z − mean|²
     inverse_I = torch.rsqrt(EPSILON + variance_I)  # 1/deviation
-    y_RO = project(x_RD, (weight_POI * inverse_I).to(x_RD.dtype), part, -mean_D)
-    variance_I = variance_I * unbiased
-    return (y_RO, mean_D, variance_I), (weight_POI, mean_D, inverse_I), (part, count, synchronized)
+    gpu = kernels.of(x_RD) if is_complex else None
+    matrix = (  # P/deviation, kept for the derivative by x
+        gpu.join(weight_POI, part, x_RD.dtype, inverse_I)
+        if gpu
+        else joined((weight_POI * inverse_I).to(x_RD.dtype), part)
+    )
+    y_RO = _product(x_RD, matrix, part, is_complex, mean_D)
+    saved = (weight_POI, mean_D, inverse_I, matrix)
+    return (y_RO, mean_D, variance_I * unbiased), saved, (part, count, synchronized)
 
 
 def product_derivatives(
     to_y_RO: Tensor, x_RD: Tensor, saved: Sequence[Tensor], part: slice, count: int | Tensor, synchronized: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
     """Derivatives of :func:`standardized_product` by x and P: that by x is the first result + slope·x + offset."""
-    weight_POI, mean_D, inverse_I = saved
+    weight_POI, mean_D, inverse_I, matrix = saved
     own_O = to_y_RO.sum(0, dtype=mean_D.dtype)
     shift_O = (all_reduce(own_O) if synchronized else own_O) / count
     g_RO = to_y_RO - shift_O.to(x_RD.dtype)
-    to_weight_POI = _weight_gradient(g_RO, x_RD, weight_POI, part)  # Σ g·xᵀ
+    is_complex, channels = len(weight_POI) == 2, weight_POI.shape[2]
+    to_x_RD = _input_gradient(g_RO, matrix, part, is_complex)  # Aᵀ·g
+    products = _outer_products(g_RO, x_RD, channels, is_complex)  # Σ g·xᵀ
+    if is_complex and not synchronized and (gpu := kernels.of(x_RD)):
+        to_weight_POI, slope_D, offset_D = gpu.split(*products, weight_POI, inverse_I, mean_D, part, count)
+        return to_x_RD, (slope_D, offset_D), to_weight_POI
+    to_weight_POI = _split(products, weight_POI, part)
     if synchronized:
         # The worker's share of the sum over the rows of all workers, of g times x less the mean of all.
         sum_D = x_RD.sum(0, dtype=mean_D.dtype)
-        to_weight_POI += _weight_gradient(shift_O[None], sum_D[None], weight_POI, part)
-        to_weight_POI -= _weight_gradient(own_O[None], mean_D[None], weight_POI, part)
+        to_weight_POI += _split(_outer_products(shift_O[None], sum_D[None], channels, is_complex), weight_POI, part)
+        to_weight_POI -= _split(_outer_products(own_O[None], mean_D[None], channels, is_complex), weight_POI, part)
     by_channel_I = (to_weight_POI * weight_POI).sum((0, 1)).to(mean_D.dtype)
     if synchronized:
         by_channel_I = all_reduce(by_channel_I)
     # 2/n·∂loss/∂variance: ∂deviation⁻¹/∂variance = −½·deviation⁻³, over n positions
     slope_I = -by_channel_I * inverse_I**3 / count
     slope_D = torch.cat([slope_I, slope_I[part]])
-    to_x_RD = _input_gradient(g_RO, (weight_POI * inverse_I).to(x_RD.dtype), part)  # Aᵀ·g
     return to_x_RD, (slope_D, -slope_D * mean_D), to_weight_POI.mul_(inverse_I)
 
 
-def _input_gradient(g_RO: Tensor, weight_POI: Tensor, part: slice) -> Tensor:
-    """The derivative of Σ g·P_jx by x: (R, 2·O) → (R, D)."""
-    if len(weight_POI) == 2:
-        return g_RO @ _as_real(weight_POI, part)
+def _input_gradient(g_RO: Tensor, matrix: Tensor, part: slice, is_complex: bool) -> Tensor:
+    """The derivative of Σ g·P_jx by x, with P_j as :func:`joined` gives it: (R, 2·O) → (R, D)."""
+    if is_complex:
+        return g_RO @ matrix
     real_RO, imaginary_RO = g_RO.chunk(2, dim=1)
-    return torch.cat([real_RO @ weight_POI[0], imaginary_RO @ weight_POI[0][:, part]], dim=1)
+    return torch.cat([real_RO @ matrix, imaginary_RO @ matrix[:, part]], dim=1)
 
 
-def _weight_gradient(g_RO: Tensor, x_RD: Tensor, like_POI: Tensor, part: slice) -> Tensor:
-    """The derivative of Σ g·P_jx by P_j, with the shape and precision of P_j, `like_POI`."""
+def _outer_products(g_RO: Tensor, x_RD: Tensor, channels: int, is_complex: bool) -> tuple[Tensor, ...]:
+    """Σ g·xᵀ over rows: (2·O, D); where P_j is real, of the real parts of both (O, I), and of their imaginary parts."""
+    if is_complex:
+        return (g_RO.T @ x_RD,)
+    real_RO, imaginary_RO = g_RO.chunk(2, dim=1)
+    return real_RO.T @ x_RD[:, :channels], imaginary_RO.T @ x_RD[:, channels:]
+
+
+def _split(products: Sequence[Tensor], like_POI: Tensor, part: slice) -> Tensor:
+    """The derivative of Σ g·P_jx by P_j from :func:`_outer_products`, in shape and precision of P_j, `like_POI`."""
     channels, result_POI = like_POI.shape[2], torch.empty_like(like_POI)
     if len(like_POI) == 1:
-        real_RO, imaginary_RO = g_RO.chunk(2, dim=1)
-        result_POI[0] = real_RO.T @ x_RD[:, :channels]
-        result_POI[0][:, part] += imaginary_RO.T @ x_RD[:, channels:]
+        result_POI[0] = products[0]
+        result_POI[0][:, part] += products[1]
         return result_POI
-    real_OD, imaginary_OD = (g_RO.T @ x_RD).chunk(2)
+    real_OD, imaginary_OD = products[0].chunk(2)
     result_POI[0] = real_OD[:, :channels]
     result_POI[0][:, part] += imaginary_OD[:, channels:]
     result_POI[1] = imaginary_OD[:, :channels]

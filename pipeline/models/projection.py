@@ -75,7 +75,7 @@ class Projection(nn.Module):
         if not self.training:
             scaled_POI = self.weight * torch.rsqrt(EPSILON + self.running_var)  # P_j/deviation
             mean_D = torch.cat([self.running_mean[0], self.running_mean[1, part]])
-            return project(features_RD, scaled_POI, part, -mean_D)
+            return project(features_RD, scaled_POI, part, mean_D)
         return self._updated(*standardized_product(features_RD, self.weight, part, self._all_workers()))
 
     def of_moduli(self, z_SPTFMNBC: Tensor, parts: int, skip: bool) -> Tensor:
@@ -92,11 +92,9 @@ class Projection(nn.Module):
         if is_recomputing():
             return y_RO
         with torch.no_grad():
-            kept = 1 - MOMENTUM
-            self.running_mean.mul_(kept)
-            self.running_mean[0].add_(mean_D[: self.in_channels], alpha=MOMENTUM)
-            self.running_mean[1, part].add_(mean_D[self.in_channels :], alpha=MOMENTUM)
-            self.running_var.mul_(kept).add_(variance_I, alpha=MOMENTUM)
+            self.running_mean[0].lerp_(mean_D[: self.in_channels].to(self.running_mean.dtype), MOMENTUM)
+            self.running_mean[1, part].lerp_(mean_D[self.in_channels :].to(self.running_mean.dtype), MOMENTUM)
+            self.running_var.lerp_(variance_I.to(self.running_var.dtype), MOMENTUM)
         return y_RO
 
     def multiply_adds(self) -> int:

@@ -29,6 +29,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -87,6 +88,7 @@ class WaveletTransform(nn.Module):
         by_frequency = _as_real(along, 2).transpose(2, 0, 3, 4, 5, 1, 6)  # (ω, part, t, f, alias, part, w)
         to_row = _as_real(back, 2).transpose(2, 0, 3, 1)  # (s, part, ω, part)
         outputs = 2 * self.columns.tile * self.filters
+        self._casts: dict[str, Tensor] = {}
         self.register_buffer("to_frequencies", constant(by_row, 2 * period, -1), persistent=False)
         self.register_buffer("kernels", constant(by_frequency, self.frequencies, outputs, -1), persistent=False)
         self.register_buffer("from_frequencies", constant(to_row, 2 * self.rows.tile, -1), persistent=False)
@@ -101,19 +103,33 @@ class WaveletTransform(nn.Module):
         tiles = self.rows.tiles, self.columns.tiles
         windows = self.row_windows(x_HPWBC.reshape(1, height * parts, -1))  # (1, window·P·M, W·B·C)
         # x̂[ω, ·] = Σ_h e^{−iωh} x[h, ·]: (ω·alias·2, M·W·B·C)
-        spectrum = to_frequencies(windows.view(self.to_frequencies.shape[1], -1), self.to_frequencies, parts)
+        matrix = self._constant("to_frequencies", windows.dtype)
+        spectrum = to_frequencies(windows.view(matrix.shape[1], -1), matrix, parts)
         # (ω·alias·2, window·M·N, B·C)
         spectrum = self.column_windows(spectrum.view(2 * self.rows.period, tiles[0] * width, -1))
         # ẑ_f[ω, w'] = Σ_w k_f[ω, w' − w] x̂[ω, w]: (ω, 2·T·F, M·N·B·C)
-        filtered = self.kernels.to(spectrum.dtype) @ spectrum.view(self.frequencies, self.kernels.shape[2], -1)
+        filtered = self._constant("kernels", spectrum.dtype) @ spectrum.view(
+            self.frequencies, self.kernels.shape[2], -1
+        )
         # z_f[h', ·] = Σ_ω e^{iωh'} ẑ_f[ω, ·]: (S·2, T·F·M·N·B·C)
-        filtered = self.from_frequencies.to(filtered.dtype) @ filtered.view(2 * self.frequencies, -1)
+        filtered = self._constant("from_frequencies", filtered.dtype) @ filtered.view(2 * self.frequencies, -1)
         z_SPTFMNBC = filtered.view(self.rows.tile, 2, self.columns.tile, self.filters, *tiles, batch, channels)
         if (self.rows.tile * tiles[0], self.columns.tile * tiles[1]) == self.output:
             return z_SPTFMNBC
         # The last tiles are not full: a copy without the surplus, with rows in one tile and each column in its own.
         z_HPFWBC = z_SPTFMNBC.permute(4, 0, 1, 3, 5, 2, 6, 7).flatten(0, 1).flatten(3, 4)
         return z_HPFWBC[: self.output[0], :, :, : self.output[1]].contiguous()[:, :, None, :, None]
+
+    def _constant(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The matrix of this name in the precision that it multiplies in, made once and not in each step."""
+        constant: Tensor = getattr(self, name)
+        if constant.dtype == dtype or torch.compiler.is_compiling():
+            return constant.to(dtype)
+        cast = self._casts.get(name)
+        if cast is None or (cast.dtype, cast.device) != (dtype, constant.device):
+            with torch.inference_mode(False):  # training may use it, too
+                cast = self._casts[name] = constant.to(dtype)
+        return cast
 
     def multiply_adds(self, channels: int) -> int:
         """Real multiply-adds of `forward`, for one image of `channels` channels."""

@@ -21,6 +21,7 @@ from benchmarks.fft_network import FourierNetwork
 from benchmarks.geometries import GEOMETRIES, Geometry
 from benchmarks.model_scaling import slope
 from benchmarks.model_step import learned_multiply_adds
+from benchmarks.model_traffic import Traffic, count
 from benchmarks.overhead import Lines, Side, percent
 from benchmarks.precision import compare
 from benchmarks.yardstick import MULTIPLY_ADDS
@@ -52,6 +53,34 @@ def test_learned_products_are_counted(name: str, skip: bool, yardsticks: float) 
     with torch.device("meta"):
         network = geometry.network(skip)
     assert round(geometry.batch * learned_multiply_adds(network) / MULTIPLY_ADDS, 1) == yardsticks
+
+
+def test_traffic_is_what_operations_read_and_write() -> None:
+    x, y = torch.zeros(10, 20), torch.zeros(20, 5)
+    for work, numbers in (
+        (lambda: x @ y, 200 + 100 + 50),
+        (lambda: x.view(4, 50).T, 0),
+        (lambda: torch.empty(7), 0),
+        (lambda: x.add_(1), 200 + 200),
+        (lambda: x.zero_(), 200),
+        (lambda: x.copy_(x[:1].expand(10, 20)), 20 + 200),
+        (lambda: torch.neg(y, out=torch.empty(20, 5)), 100 + 100),
+        (lambda: x.index_select(0, torch.tensor([1])), 20 + 2 + 20),  # an index takes two numbers of 4 bytes
+    ):
+        with Traffic() as traffic:
+            work()
+        assert sum(traffic.bytes.values()) == 4 * numbers
+
+
+def test_the_gpu_path_moves_less_in_fewer_operations_and_a_batch_costs_no_operation() -> None:
+    geometry = Geometry(widths=(6, 5, 4), angles=4, first_factorized_block=1, size=64, classes=3, batch=2)
+    totals = {}
+    for gpu in (False, True):
+        for batch in (2, 64):
+            traffic = count(geometry, False, torch.bfloat16, batch, gpu)
+            totals[gpu, batch] = sum(traffic.bytes.values()) / batch, sum(traffic.operations.values())
+    assert totals[True, 64][0] < totals[False, 64][0] and totals[True, 64][0] < totals[True, 2][0]
+    assert totals[True, 64][1] == totals[True, 2][1] < 0.5 * totals[False, 64][1]
 
 
 @pytest.mark.parametrize("oracle", [[], ["--oracle"]], ids=["ours", "plain"])

@@ -1,13 +1,14 @@
 """What a GPU computes with instead of torch's operations, where that takes fewer passes over memory.
 
-`elementwise` holds Triton kernels, each of which has its oracle in :mod:`pipeline.models.fused`. Triton comes with
-torch for GPUs; without it torch's operations are used.
+`elementwise` and `matrices` hold Triton kernels, each of which has its oracle in :mod:`pipeline.models.fused`. Triton
+comes with torch for GPUs; without it torch's operations are used.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 
 def of(x: Tensor) -> Any:
-    """The module `elementwise`, where a GPU computes on x without a compiler; otherwise None."""
+    """The functions of both modules, where a GPU computes on x without a compiler; otherwise None."""
     if x.device.type != "cuda" or torch.compiler.is_compiling():
         return None
     return load()
@@ -23,8 +24,9 @@ def of(x: Tensor) -> Any:
 
 @functools.cache
 def load() -> Any:
-    """The module `elementwise`; None without Triton. Imports Triton, for half a second."""
+    """The functions of both modules; None without Triton. Imports Triton, for half a second."""
     try:
-        return importlib.import_module("pipeline.models.kernels.elementwise")
+        modules = [importlib.import_module(f"{__name__}.{name}") for name in ("elementwise", "matrices")]
     except ImportError:
         return None
+    return SimpleNamespace(**{name: value for module in modules for name, value in vars(module).items()})

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pipeline.models.kernels.matrices import finish_moments
+
 TINY = 1e-30
 """Largest modulus that is taken as 0, where its derivative is."""
 LARGEST_BLOCK = 1024
@@ -231,11 +233,9 @@ def moments(x_RD: Tensor) -> tuple[Tensor, Tensor]:
     split = triton.cdiv(triton.cdiv(R, groups), rows) * rows
     groups = triton.cdiv(R, split)
     sums = x_RD.new_empty(groups, 2, D, dtype=_precise(x_RD))
-    _moments[(triton.cdiv(D, columns), groups)](
-        x_RD.contiguous(), sums, R, D, split, ROWS=rows, COLS=columns, KIND=_kind(x_RD)
-    )
-    first_D, second_D = (sums.sum(0, dtype=torch.float64) / R).unbind(0)
-    return (x_RD[0] + first_D).to(sums.dtype), (second_D - first_D.square()).clamp(min=0).to(sums.dtype)
+    x_RD = x_RD.contiguous()
+    _moments[(triton.cdiv(D, columns), groups)](x_RD, sums, R, D, split, ROWS=rows, COLS=columns, KIND=_kind(x_RD))
+    return finish_moments(x_RD[0], sums, R)
 
 
 @triton.jit

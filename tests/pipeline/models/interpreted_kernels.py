@@ -106,7 +106,7 @@ def test_frequencies(dtype: torch.dtype, interpreted: Any, monkeypatch: pytest.M
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(12, 10, generator=generator).to(torch.promote_types(dtype, torch.float32))
     x_AE = 1 + torch.randn(10, 37, generator=generator)
-    compare(monkeypatch, interpreted, lambda x: fused.to_frequencies(x, matrix, 2), x_AE.to(dtype))
+    compare(monkeypatch, interpreted, lambda x: fused.to_frequencies(x, matrix.to(x.dtype), 2), x_AE.to(dtype))
 
 
 @DTYPES

@@ -42,7 +42,7 @@ def test_frequencies_of_rows(parts: int) -> None:
     rows = np.stack([np.stack([wave.real, -wave.imag]), np.stack([wave.imag, wave.real])])[:, :parts]
     matrix = torch.from_numpy(rows.transpose(2, 0, 3, 1).reshape(10, 5 * parts).copy())
     assert_same(
-        lambda x: fused.to_frequencies(x, matrix, parts),
+        lambda x: fused.to_frequencies(x, matrix.to(x.dtype), parts),
         lambda x: fused.plain_to_frequencies(x, matrix),
         100 + torch.randn(5 * parts, 7),
     )
