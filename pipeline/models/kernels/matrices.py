@@ -1,6 +1,6 @@
 """Triton kernels for what is small, where a GPU's time is that of launches: matrices of projections, and moments.
 
-They do what :mod:`pipeline.models.fused` says, as those of :mod:`pipeline.models.kernels.elementwise`.
+They do what :mod:`pipeline.models.projection` and :mod:`pipeline.models.batch_stats` say.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _join(w, scale, out, OUT, C, D, FIRST, COLS: tl.constexpr, KIND: tl.constexp
 
 
 def join(weight_POI: Tensor, part: slice, dtype: torch.dtype, scale_I: Tensor) -> Tensor:
-    """`fused.joined` of a complex P_j·scale: (2·O, D)."""
+    """`projection.joined` of a complex P_j·scale: (2·O, D)."""
     _, OUT, C = weight_POI.shape
     D = C + len(range(C)[part])
     out_OD = weight_POI.new_empty(2 * OUT, D, dtype=dtype)
@@ -74,7 +74,7 @@ def _split(
 def split(
     products_OD: Tensor, weight_POI: Tensor, inverse_I: Tensor, mean_D: Tensor, part: slice, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `fused.product_derivatives` makes of Σ g·xᵀ (2·O, D): ∂loss/∂P of a complex P_j, slope and offset."""
+    """What `projection.product_derivatives` makes of Σ g·xᵀ (2·O, D): ∂loss/∂P of a complex P_j, slope and offset."""
     (_, OUT, C), D = weight_POI.shape, products_OD.shape[1]
     to_weight_POI, affine = torch.empty_like(weight_POI), mean_D.new_empty(2, D)
     _split[(triton.cdiv(C, COLUMNS),)](

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.model_schema import ScatteringSettings
-from pipeline.models import build, fused, kernels
+from pipeline.models import build, fused, kernels, projection
 from pipeline.models.batch_stats import moments
 from pipeline.models.projection import collapsed_product
 from pipeline.models.tiling import GatherWindows
@@ -79,7 +79,7 @@ def test_features_and_their_product(
         if kernels.of(z_SPTFMNBC):
             return collapsed_product(z_SPTFMNBC, weight_POI, parts, skip, part, False)
         features = fused.collapsed_features(z_SPTFMNBC, parts, skip).flatten(0, 4).flatten(1)
-        return fused.standardized_product(features, weight_POI, part, False)
+        return projection.standardized_product(features, weight_POI, part, False)
 
     with monkeypatch.context() as patch:
         compare(patch, interpreted, lambda z: fused.collapsed_features(z, parts, skip), z_SPTFMNBC)

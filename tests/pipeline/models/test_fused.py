@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.models import fused
+from pipeline.models import fused, projection
 from pipeline.models.tiling import GatherWindows
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -68,8 +68,8 @@ def test_features_of_a_phase_collapse(parts: int, skip: bool) -> None:
 @pytest.mark.parametrize("entries", [1, 2], ids=["real", "complex"])
 def test_a_standardized_product(entries: int) -> None:
     assert_same(
-        lambda x, weight: fused.standardized_product(x, weight, PART, False)[0],
-        lambda x, weight: fused.plain_standardized_product(x, weight, PART),
+        lambda x, weight: projection.standardized_product(x, weight, PART, False)[0],
+        lambda x, weight: projection.plain_standardized_product(x, weight, PART),
         2 + torch.randn(9, 6),
         torch.randn(entries, 3, 4),
     )
