@@ -77,7 +77,7 @@ def tune(config: Path, overrides: tuple[str, ...], dry_run: bool, retry_failed: 
     progress.show(frontier.table(report.rows, f"search {settings.search.name} {state}"), width=120)
     error = frontier.shown_error(settings.search.error)
     click.echo(f"* on the frontier: no completed trial is better in multiply-adds and in {error}")
-    for line in files.findings(report.rows):
+    for line in files.findings(report.rows, report.finals):
         click.echo(line)
     click.echo(f"folder: {report.folder} ({', '.join(files.FILES)})")
     click.echo(f"as one page: phasecollapse search show {report.folder} --page search.html")
@@ -126,7 +126,7 @@ def show(folder: Path, only_frontier: bool, page: Path | None) -> None:
     best = frontier.on_frontier(found.rows)
     rows = [row for row in found.rows if row.name in best] if only_frontier else found.rows
     progress.show(frontier.table(rows, f"search {found.settings.search.name}"), width=140)
-    for line in files.findings(found.rows):
+    for line in files.findings(found.rows, found.finals):
         click.echo(line)
     if shares := importance.measure(found.settings, found.records):
         progress.show(importance.table(shares), width=140)
@@ -134,7 +134,7 @@ def show(folder: Path, only_frontier: bool, page: Path | None) -> None:
             click.echo(line)
     if page:
         with tempfile.TemporaryDirectory() as results:
-            files.write(found.rows, found.records, Path(results), found.settings.search.error)
+            files.write(found.rows, found.records, Path(results), found.settings.search.error, found.finals)
             report_page.write([folder], page, Path(results))
         click.echo(f"page: {page}")
 

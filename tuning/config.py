@@ -97,6 +97,13 @@ class SearchSection(Section):
     reduction_factor: Annotated[float, Field(gt=1), MAY_ENLARGE] = 2.0
     """pareto_halving, asha, hyperband: at `grace_epochs`, and at each multiple of it by this factor, a trial continues
     only if it is among the best 1/reduction_factor of those that have reached that epoch."""
+    finalists: Annotated[int, Field(ge=0), MAY_ENLARGE] = 0
+    """Networks of the frontier, those with the smallest errors, that are trained again when all trials have ended: on
+    all training images, with `final_seeds` seeds, and measured on the validation images."""
+    final_seeds: Annotated[Positive, MAY_ENLARGE] = 3
+    """Runs of each finalist, with the seeds `training.seed`, `training.seed` + 1, …"""
+    final_epochs: Annotated[Positive | None, MAY_ENLARGE] = None
+    """Epochs of finalists; by default those of the trials."""
     error: Literal["top1", "top5"] = "top1"
     """The error that decides, on training images held out: 1 − top-1 accuracy, or 1 − top-5."""
 

@@ -21,7 +21,7 @@ from pipeline.tracking.mlflow_store.store import Store, store_of
 from pipeline.tracking.mlflow_store.store import check as check_store
 from pipeline.training import finetune
 from pipeline.training.dataloader import count_images
-from tuning import search_folder, searchers, tracking
+from tuning import finals, search_folder, searchers, tracking
 from tuning.config import SearchSettings
 from tuning.results import files
 from tuning.results.frontier import Row
@@ -39,8 +39,10 @@ class Report:
 
     folder: Path
     rows: list[Row]
+    finals: list[str]
+    """Sentences about the finalists."""
     already_finished: bool
-    """Every trial had ended before."""
+    """Every trial and finalist had ended before."""
 
 
 def search(settings: SearchSettings, report_line: ReportLine = print, *, retry_failed: bool = False) -> Report:
@@ -71,8 +73,12 @@ def search(settings: SearchSettings, report_line: ReportLine = print, *, retry_f
         runs = runs_of(settings, candidates, train, store)
         for run in runs.values():
             launcher.check(run, data)
+        finals.check(runs, settings, data)
         waiting = any(folder.record(name).status == "pending" for name in runs) or expects_more(choice, folder, runs)
-        if waiting:
+        finals_wait = bool(settings.search.finalists) and (
+            waiting or finals.wait(rows_of(runs, folder.records, data), runs, settings, folder)
+        )
+        if waiting or finals_wait:
             cluster_left_last.enter_context(session.cluster(settings.train.cluster, report_line))
         check_store(store)
         folder.begin()  # a search that was refused leaves no folder
@@ -80,7 +86,7 @@ def search(settings: SearchSettings, report_line: ReportLine = print, *, retry_f
         runs = runs_of(settings, candidates, train, store)
         folder.expect(candidates)
         tracking.begin(settings, folder, store)
-        with tracking.delivered(folder, runs, store.origin, report_line) as deliver:
+        with tracking.delivered(folder, [*runs, *folder.finals], store.origin, report_line) as deliver:
             if waiting:
                 weighed = costs_of(rows_of(runs, folder.records, data), settings)
 
@@ -94,9 +100,13 @@ def search(settings: SearchSettings, report_line: ReportLine = print, *, retry_f
                 further = further_trials(choice, folder, weighed, add, report_line)
                 session.run(runs, settings, folder, weighed, report_line, further)
             rows = rows_of(runs, folder.records, data)
-            if waiting or not all((folder.path / name).exists() for name in files.FILES):
-                files.write(rows, folder.records, folder.path, settings.search.error)
-        return Report(folder.path, rows, already_finished=not waiting)
+            if finals_wait:
+                found = finals.runs_of(rows, runs, settings, folder)
+                finals.train(found, settings, folder, costs_of(rows, settings), report_line, deliver)
+            about_finals = finals.describe(folder.finals, data.splits["validation"].samples)
+            if waiting or finals_wait or not all((folder.path / name).exists() for name in files.FILES):
+                files.write(rows, folder.records, folder.path, settings.search.error, about_finals)
+        return Report(folder.path, rows, about_finals, already_finished=not (waiting or finals_wait))
 
 
 def expects_more(choice: Choice, folder: SearchFolder, runs: Mapping[str, Settings]) -> bool:

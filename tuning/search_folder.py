@@ -3,6 +3,7 @@
 search.yaml    id, digest of the data set, resolved settings: what the search was started with
 search.lock    held while a process searches; the system releases it when that process ends
 trials.json    errors and status of every trial, as the scheduler saw them
+finals.json    the same of the finalists
 <trial>/       the run of each trial (see pipeline/runs/run_folder.py)
 tune/          Ray Tune's own files, of the last session
 table.md, …    the results (see tuning/results/files.py)
@@ -26,7 +27,7 @@ from data_prep.format.manifest import Manifest
 from pipeline.config.section import Section
 from pipeline.config.settings_io import annotated, differences, may_change
 from pipeline.runs import claimed_folder
-from pipeline.runs.paths import CHECKPOINTS, SEARCH, SEARCH_LOCK, TRIALS
+from pipeline.runs.paths import CHECKPOINTS, FINALS, SEARCH, SEARCH_LOCK, TRIALS
 from tuning.config import MAY_ENLARGE, SearchSettings
 from tuning.space.candidate import Candidate
 
@@ -83,18 +84,17 @@ class SearchFolder:
     path: Path
     identity: Identity
     records: dict[str, Record] = field(default_factory=dict)
+    """Of the trials."""
+    finals: dict[str, Record] = field(default_factory=dict)
+    """Of the finalists (see tuning/finals.py)."""
 
     def begin(self) -> None:
         """Writes search.yaml; from here on the settings that decide results are fixed."""
         claimed_folder.write_identity(self.path, SEARCH, self.identity)
 
-    @property
-    def _file(self) -> Path:
-        return self.path / TRIALS
-
     def record(self, trial: str) -> Record:
-        """The record of a trial; an empty one before it has begun."""
-        return self.records.get(trial, Record())
+        """The record of a trial or a finalist; an empty one before it has begun."""
+        return self.finals.get(trial) or self.records.get(trial, Record())
 
     def best(self) -> str | None:
         """Name of the trial with the lowest error after its last epoch; None before the first one has ended."""
@@ -103,14 +103,15 @@ class SearchFolder:
 
     def update(self, trial: str, record: Record) -> None:
         """Replaces a record, here and on disk."""
-        self.records[trial] = record
+        (self.finals if trial in self.finals else self.records)[trial] = record
         self._write_records()
 
     def retry_failed(self) -> None:
-        """Makes trials that have failed pending again; written with the next record."""
-        for name, record in self.records.items():
-            if record.status == "failed":
-                self.records[name] = record.model_copy(update={"status": "pending", "reason": "", "losses": 0})
+        """Makes trials and finalists that have failed pending again; written with the next record."""
+        for records in (self.records, self.finals):
+            for name, record in records.items():
+                if record.status == "failed":
+                    records[name] = record.model_copy(update={"status": "pending", "reason": "", "losses": 0})
 
     def expect(self, candidates: Iterable[Candidate]) -> None:
         """Adds records of trials that have none, so that the folder shows how many are to come, and removes those of
@@ -125,19 +126,25 @@ class SearchFolder:
         self.update(candidate.name, record_of(candidate, self.record(candidate.name)))
 
     def _write_records(self) -> None:
-        write_atomically(
-            self._file, json.dumps({name: one.model_dump() for name, one in self.records.items()}, indent=1)
-        )
+        for name, records in ((TRIALS, self.records), (FINALS, self.finals)):
+            if records or name == TRIALS:
+                content = {trial: one.model_dump() for trial, one in records.items()}
+                write_atomically(self.path / name, json.dumps(content, indent=1))
 
     def read_records(self) -> None:
         """Takes the records from disk."""
-        if self._file.exists():
-            try:
-                self.records = _RECORDS.validate_json(self._file.read_bytes())
-            except ValidationError as error:
-                raise UserError(
-                    f"{self._file} cannot be read ({first_line(error)}): choose another search.name"
-                ) from None
+        self.records = _read(self.path / TRIALS) or self.records
+        self.finals = _read(self.path / FINALS) or self.finals
+
+
+def _read(file: Path) -> dict[str, Record]:
+    """The records in a file; none if it is missing."""
+    if not file.exists():
+        return {}
+    try:
+        return _RECORDS.validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise UserError(f"{file} cannot be read ({first_line(error)}): choose another search.name") from None
 
 
 def record_of(candidate: Candidate, record: Record) -> Record:

@@ -117,7 +117,7 @@ def _read_run(folder: Path, name: str, kind: Literal["run", "trial"] = "run") ->
 
 
 def _read_search(folder: Path) -> Listed:
-    records = _records(folder / paths.TRIALS)
+    records = {**_records(folder / paths.TRIALS), **_records(folder / paths.FINALS)}
     running = claimed_folder.is_claimed(folder, paths.SEARCH_LOCK)
     begun = {entry.parent.name for entry in folder.glob(f"*/{paths.IDENTITY}")}
     trials = [_read_trial(folder, name, records.get(name, {}), running) for name in sorted({*records, *begun})]

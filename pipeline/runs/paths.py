@@ -44,8 +44,9 @@ TRAINING, LAST = "training.pt", "last.safetensors"
 DESCRIPTION = "checkpoint.json"
 """In a checkpoint: the hashes of its other files, written last."""
 
-SEARCH, SEARCH_LOCK, TRIALS = "search.yaml", "search.lock", "trials.json"
-"""In a search's folder, beside the folders of its trials: its identity, its lock, and status and errors of trials."""
+SEARCH, SEARCH_LOCK, TRIALS, FINALS = "search.yaml", "search.lock", "trials.json", "finals.json"
+"""In a search's folder, beside the folders of its trials: its identity, its lock, and status and errors of trials and
+of finalists."""
 SEARCH_TABLE, SEARCH_NUMBERS, SEARCH_FINDINGS = "table.md", "table.csv", "findings.txt"
 SEARCH_PICTURE, SEARCH_CURVES, SEARCH_COORDINATES = "frontier.png", "curves.png", "coordinates.png"
 """In a search's folder, at its end: its trials, what they show in sentences; error against cost, learning curves, and

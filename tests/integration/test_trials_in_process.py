@@ -23,8 +23,10 @@ import psutil
 import pytest
 import yaml
 
+from data_prep.format.manifest import load_manifest
 from pipeline.config import settings_io
 from pipeline.launch import launcher
+from pipeline.runs import history
 from pipeline.runs.run_folder import owner
 from tests.helpers.gate import Gate
 from tests.helpers.runs import assert_same_bits
@@ -153,6 +155,31 @@ def test_the_runs_of_trials_are_tracked_as_they_ended(searched: Searched) -> Non
     assert runs[BAD].data.tags["phasecollapse.outcome"] == "stopped early at epoch 1"
     assert not runs[BAD].outputs or not runs[BAD].outputs.model_outputs
     assert len(client.get_metric_history(runs[KILLED].info.run_id, "holdout/top1")) == EPOCHS
+
+
+def test_finalists_train_on_all_images_with_several_seeds_and_are_measured_on_the_validation_images(
+    searched: Searched, textures: Path, tmp_path: Path
+) -> None:
+    trials = searched.records()
+    again = ["search.finalists=1", "search.final_seeds=2", "search.final_epochs=1"]
+    for state in ("finished", "had already finished"):
+        search = start(searched.folder.parent.parent / "search.yaml", Gate(tmp_path / "open"), *again)
+        output, _ = search.communicate(timeout=300)
+        assert search.returncode == 0 and f"search tiny {state}" in " ".join(output.split()), output
+    assert searched.records() == trials
+    best = min((SMALL, KILLED), key=lambda name: trials[name]["errors"][str(EPOCHS)])
+    finals = json.loads((searched.folder / "finals.json").read_text())
+    assert list(finals) == [f"final_{best}_epochs-1_seed-{seed}" for seed in (0, 1)]
+    everything = load_manifest(textures).splits["train"].samples
+    errors = []
+    for name, record in finals.items():
+        [epoch] = history.read(searched.folder / name)
+        errors.append(1 - epoch.metrics["validation/top1"])
+        assert record["status"] == "completed" and record["errors"]["1"] == pytest.approx(errors[-1])
+        assert not any(metric.startswith("holdout/") for metric in epoch.metrics)
+        assert epoch.step == everything // 16
+    assert f"finalist {best}: error {sum(errors) / 2:.4f} on " in output
+    assert "mean of 2 seeds" in (searched.folder / "findings.txt").read_text()
 
 
 def test_no_process_stays_behind(searched: Searched) -> None:

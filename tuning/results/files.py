@@ -22,19 +22,25 @@ FILES = (
 )
 
 
-def findings(rows: Sequence[Row]) -> list[str]:
-    """What the trials show, in sentences: which of them the images tell apart, how the error falls with the cost."""
+def findings(rows: Sequence[Row], finals: Sequence[str] = ()) -> list[str]:
+    """What the trials show, in sentences: which of them the images tell apart, how the error falls with the cost.
+
+    Args:
+        finals: sentences about the finalists, which follow.
+    """
     best = frontier.on_frontier(rows)
     points = [(row.multiply_adds, row.error) for row in rows if row.name in best and row.error is not None]
-    return [frontier.told_apart(rows), *power_law.describe(points, "multiply-adds")]
+    return [frontier.told_apart(rows), *power_law.describe(points, "multiply-adds"), *finals]
 
 
-def write(rows: Sequence[Row], records: Mapping[str, Record], folder: Path, error_name: str) -> list[Path]:
-    """Writes FILES into `folder`; returns their paths."""
+def write(
+    rows: Sequence[Row], records: Mapping[str, Record], folder: Path, error_name: str, finals: Sequence[str] = ()
+) -> list[Path]:
+    """Writes FILES into `folder`, see :func:`findings`; returns their paths."""
     contents: tuple[str | bytes, ...] = (
         frontier.markdown(rows),
         frontier.comma_separated(rows),
-        "".join(f"{line}\n" for line in findings(rows)),
+        "".join(f"{line}\n" for line in findings(rows, finals)),
         style.png(lambda: pictures.draw_frontier(rows, error_name)),
         style.png(lambda: pictures.draw_curves(rows, records, error_name)),
         style.png(lambda: pictures.draw_coordinates(rows, records)),

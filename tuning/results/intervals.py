@@ -1,14 +1,17 @@
 """How far an error can be trusted that was measured on some images: intervals of 95 % confidence.
 
-They say what other images of the same kind could give for the same weights, not what other seeds of training would.
+That of an error says what other images of the same kind could give for the same weights; that of a mean over seeds,
+what other seeds of training could give on the same images.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from scipy.stats import binomtest
+from scipy import stats
 
 
 class Interval(NamedTuple):
@@ -20,8 +23,15 @@ class Interval(NamedTuple):
 
 def of_error(error: float, images: int) -> Interval:
     """Wilson's score interval of an error rate, from the number of images that it was measured on."""
-    found = binomtest(round(error * images), images).proportion_ci(0.95, method="wilson")
+    found = stats.binomtest(round(error * images), images).proportion_ci(0.95, method="wilson")
     return Interval(float(found.low), float(found.high))
+
+
+def of_mean(values: Sequence[float]) -> Interval:
+    """The interval of the mean that more values of the same kind would have, from at least two (Student's t)."""
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    mean = statistics.mean(values)
+    return Interval(mean - half, mean + half)
 
 
 def of_difference(one: float, other: float, images: int) -> Interval:

@@ -10,7 +10,7 @@ from data_prep.format.manifest import load_manifest
 from pipeline.config.schema import Settings
 from pipeline.runs.paths import SEARCH
 from pipeline.tracking.mlflow_store.store import store_of
-from tuning import search_folder
+from tuning import finals, search_folder
 from tuning.config import SearchSettings
 from tuning.results.frontier import Row
 from tuning.search import rows_of, runs_of
@@ -27,6 +27,8 @@ class StoredSearch:
     """By name of the trial."""
     records: dict[str, Record]
     rows: list[Row]
+    finals: list[str]
+    """Sentences about the finalists."""
 
 
 def read(path: Path) -> StoredSearch:
@@ -44,4 +46,6 @@ def read(path: Path) -> StoredSearch:
     data = load_manifest(Path(settings.train.data.path))
     candidates = search_folder.candidates_of(folder.records)
     runs = runs_of(settings, candidates, settings.train, store_of(settings.train))
-    return StoredSearch(folder.path, settings, runs, folder.records, rows_of(runs, folder.records, data))
+    rows = rows_of(runs, folder.records, data)
+    about_finals = finals.describe(folder.finals, data.splits["validation"].samples)
+    return StoredSearch(folder.path, settings, runs, folder.records, rows, about_finals)

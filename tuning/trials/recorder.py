@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial
 from data_prep.common import ray_internals
 from tuning import tracking
 from tuning.config import SearchSettings
-from tuning.schedulers import metric
+from tuning.schedulers import metric as metric_of
 from tuning.search_folder import SearchFolder
 from tuning.trials import failures
 
@@ -20,12 +20,24 @@ class TrialRecorder(tune.Callback):
     """Ray Tune calls these methods in the process of the search.
 
     A trial whose process or node was lost stays pending, until that has happened `cluster.max_failures` times.
+
+    Args:
+        metric: the accuracy that counts; by default the one that decides in the search.
+        epochs: of a complete trial; by default those of the search.
     """
 
     shared_failure: str | None = None
     """Why every further trial would fail, too; None while nothing says so."""
 
-    def __init__(self, folder: SearchFolder, settings: SearchSettings, report_line: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: SearchFolder,
+        settings: SearchSettings,
+        report_line: Callable[[str], None],
+        metric: str | None = None,
+        epochs: int | None = None,
+    ) -> None:
+        self._metric, self._epochs = metric or metric_of(settings), epochs or settings.train.training.epochs
         self._folder = folder
         self._settings = settings
         self._report_line = report_line
@@ -43,7 +55,7 @@ class TrialRecorder(tune.Callback):
         """The trial finished an epoch; the scheduler has decided whether it continues."""
         name = name_of(trial)
         record = self._folder.record(name)
-        errors = {**record.errors, int(result["epoch"]): 1 - float(result[metric(self._settings)])}
+        errors = {**record.errors, int(result["epoch"]): 1 - float(result[self._metric])}
         self._folder.update(name, record.model_copy(update={"errors": errors}))
         tracking.note_best(self._folder)
 
@@ -53,7 +65,7 @@ class TrialRecorder(tune.Callback):
         record = self._folder.record(name)
         if self.shared_failure is not None:
             return  # the search ends, and the trial with it
-        if record.epochs == self._settings.train.training.epochs:
+        if record.epochs == self._epochs:
             self._folder.update(name, record.model_copy(update={"status": "completed"}))
             self._report_line(f"{name}: finished with error {record.error:.4f}")
         else:

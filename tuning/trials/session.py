@@ -85,6 +85,7 @@ def run(
     costs: Mapping[str, float],
     report_line: ReportLine,
     further: Further | None = None,
+    recorder: Callable[..., TrialRecorder] = TrialRecorder,
 ) -> None:
     """Trains `runs` on the cluster until each has ended; one whose process was lost is tried again after the others.
 
@@ -103,15 +104,15 @@ def run(
     losses = {name: folder.record(name).losses for name in waiting}
     feeder: Feeder | None = None
     while waiting or (further and feeder is None):
-        recorder = TrialRecorder(folder, settings, report_line)
+        record = recorder(folder, settings, report_line)
         scheduler = build_scheduler(settings, folder.records, costs)
         # Trials have other working directories, outside of the source code's repository.
         trials = trial.Trials(waiting, costs, system_info.git_state(Path.cwd()))
         feeder = _feeder(waiting, runs, costs, settings, further) if further else None
-        _tuner(trials, settings, folder, scheduler, recorder, fitting, feeder).fit()
-        if recorder.shared_failure is not None:
+        _tuner(trials, settings, folder, scheduler, record, fitting, feeder).fit()
+        if record.shared_failure is not None:
             raise UserError(
-                f"{recorder.shared_failure}: correct this, and the same command resumes the search (--retry-failed "
+                f"{record.shared_failure}: correct this, and the same command resumes the search (--retry-failed "
                 "tries the trials that have failed, too)"
             )
         if feeder and feeder.fault:
