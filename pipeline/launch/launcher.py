@@ -107,7 +107,7 @@ def train(
                 print(f"starting {count_of(settings.cluster.workers, 'worker')} on Ray", flush=True)
             connection = cluster_left_last.enter_context(cluster_with_room(settings.cluster))
         check_store(store := store_of(settings))
-        folder.begin()  # after all checks: a refused run leaves no folder
+        _begin(folder, progress)  # after all checks: a refused run leaves no folder
         local = initial_weights.keep(settings, local, folder.path)
         had_ended = tracked_run.begin(folder, settings, data, tags or {}, in_search)
         with ExitStack() as until_the_end:
@@ -218,6 +218,13 @@ def _absolute(settings: Settings) -> Settings:
     data = settings.data.model_copy(update=absolute)
     with_paths = {"run": run, "data": data, "start": settings.start.absolute()}
     return addresses.choose(settings).model_copy(update=with_paths)
+
+
+def _begin(folder: RunFolder, progress: bool) -> None:
+    for sentence in folder.begin():
+        ProgressWriter(folder.path).event(sentence)
+        if progress:
+            print(sentence, flush=True)
 
 
 def _delivered(folder: Path, origin: Origin, progress: bool) -> AbstractContextManager[None]:

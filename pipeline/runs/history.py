@@ -57,6 +57,30 @@ def read(folder: Path) -> list[EpochRecord]:
     return []
 
 
+def restore(run: Path) -> str | None:
+    """Writes the records of the newest checkpoint into the folder of a run whose file is missing or damaged.
+
+    Returns:
+        A sentence that says so; None if the file is whole, or no checkpoint has records.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    try:
+        _EPOCHS.validate_json((run / paths.HISTORY).read_bytes())
+        return None
+    except FileNotFoundError:
+        problem = "is missing"
+    except ValueError:
+        problem = "is damaged"
+    for checkpoint in reversed(paths.stored_checkpoints(run)):
+        with suppress(FileNotFoundError, ValueError):
+            records = _EPOCHS.validate_json((checkpoint / paths.HISTORY).read_bytes())
+            write(run, records)
+            return f"{paths.HISTORY} {problem}: restored from checkpoint {checkpoint.name}"
+    return None
+
+
 _EPOCHS = TypeAdapter(list[EpochRecord])
 
 

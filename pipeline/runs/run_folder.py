@@ -64,9 +64,24 @@ class RunFolder:
         """The folder of the checkpoints."""
         return self.path / paths.CHECKPOINTS
 
-    def begin(self) -> None:
-        """Writes the identity of the run, which fixes its settings."""
+    def begin(self) -> list[str]:
+        """Writes the identity of the run, which fixes its settings, and what else is missing or damaged of what the
+        checkpoints have a copy of.
+
+        Returns:
+            A sentence about each file that was written from a checkpoint.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        restored = []
+        if (problem := _problem_of(self.path / IDENTITY)) and (source := _source_of_identity(self.path)):
+            restored.append(f"{IDENTITY} {problem}: restored from checkpoint {source.name}")
         claimed_folder.write_identity(self.path, IDENTITY, self.identity)
+        with explain_os_errors(self.path):
+            if sentence := history.restore(self.path):
+                restored.append(sentence)
+        return restored
 
     def latest_checkpoint(self) -> Path | None:
         """The latest complete checkpoint; None if there is none."""
@@ -159,6 +174,23 @@ def read_identity(path: Path) -> RunIdentity | None:
             "run.name, and set start.checkpoint to begin with the weights of this run"
         )
     return None
+
+
+def _problem_of(file: Path) -> str | None:
+    """What is wrong with a run.yaml, in a few words; None if it is whole."""
+    try:
+        claimed_folder.parse_identity(file.read_text(encoding="utf-8"), RunIdentity)
+    except FileNotFoundError:
+        return "is missing"
+    except (OSError, ValueError):
+        return "is damaged"
+    return None
+
+
+def _source_of_identity(path: Path) -> Path | None:
+    """The checkpoint from which :func:`read_identity` takes the identity of a run whose run.yaml is lost."""
+    stored = reversed(paths.stored_checkpoints(path))
+    return next((one for one in stored if _problem_of(one / paths.IDENTITY_COPY) is None), None)
 
 
 def _identify(path: Path, settings: Settings, data: Manifest, start_digest: str | None) -> RunFolder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from data_prep.common.errors import UserError
 from data_prep.format.manifest import Manifest, load_manifest
 from pipeline.config.schema import Settings
 from pipeline.config.settings_io import flatten, override, resolve
-from pipeline.runs import paths
+from pipeline.runs import history, paths
+from pipeline.runs.history import EpochRecord
 from pipeline.runs.run_folder import EXECUTION_ONLY, claim, default_name
 from tests.helpers.disks import fill, small_disk
 
@@ -112,6 +114,31 @@ def test_a_run_keeps_its_identity_when_it_is_opened_again(data: Manifest, tmp_pa
     with claim(settings(tmp_path, "cluster.max_failures=7"), data) as second:
         assert second.identity == first.identity
         assert second.path == first.path
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"\0" * 40])
+def test_files_that_are_lost_are_restored_from_a_checkpoint_and_named(
+    data: Manifest, tmp_path: Path, damage: bytes | None
+) -> None:
+    with claim(settings(tmp_path), data) as run:
+        assert run.begin() == [], "a new run has lost nothing"
+        for epochs in (1, 2):
+            checkpoint = run.checkpoints / f"epoch-{epochs:05d}"
+            checkpoint.mkdir(parents=True)
+            shutil.copy(run.path / paths.IDENTITY, checkpoint / paths.IDENTITY_COPY)
+            history.write(checkpoint, [EpochRecord(epoch, 1.5, {"train/loss": 2.0}) for epoch in range(1, epochs + 1)])
+        history.write(run.path, run.history())
+    lost = [run.path / paths.IDENTITY, run.path / paths.HISTORY]
+    whole = [file.read_bytes() for file in lost]
+    for file in lost:
+        file.unlink() if damage is None else file.write_bytes(damage)
+    how = "is missing" if damage is None else "is damaged"
+    with claim(settings(tmp_path), data) as again:
+        said = again.begin()
+        assert again.begin() == [], "once"
+    assert said == [f"{file.name} {how}: restored from checkpoint epoch-00002" for file in lost]
+    assert [file.read_bytes() for file in lost] == whole
+    assert again.identity == run.identity
 
 
 def test_changed_settings_are_refused_with_the_difference(data: Manifest, tmp_path: Path) -> None:
