@@ -85,7 +85,7 @@ def search(settings: SearchSettings, report_line: ReportLine = print, *, retry_f
         train = initial_weights.keep(settings.train, train, folder.path)
         runs = runs_of(settings, candidates, train, store)
         folder.expect(candidates)
-        tracking.begin(settings, folder, store)
+        tracking.begin(settings, folder, store, has_work=waiting or finals_wait)
         with tracking.delivered(folder, [*runs, *folder.finals], store.origin, report_line) as deliver:
             if waiting:
                 weighed = costs_of(rows_of(runs, folder.records, data), settings)

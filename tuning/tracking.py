@@ -39,8 +39,11 @@ _STATUS: dict[str, Status] = {
 ReportLine = Callable[[str], None]
 
 
-def begin(settings: SearchSettings, folder: SearchFolder, store: Store) -> None:
+def begin(settings: SearchSettings, folder: SearchFolder, store: Store, *, has_work: bool) -> None:
     """Notes what the store is to have of a search that begins, resumes, or has finished.
+
+    Args:
+        has_work: a trial will be trained; a finished search that is enlarged then is under way again.
 
     Raises:
         UserError: the folder cannot be written.
@@ -48,6 +51,7 @@ def begin(settings: SearchSettings, folder: SearchFolder, store: Store) -> None:
     original = folder.identity.settings
     with explain_os_errors(folder.path):
         before = ledger.read_target(folder.path)
+        finished = before if before and before.status == "FINISHED" and not has_work else None
         target = Target(
             uri=store.uri,
             experiment=settings.train.tracking.experiment,
@@ -55,11 +59,11 @@ def begin(settings: SearchSettings, folder: SearchFolder, store: Store) -> None:
             name=settings.search.name,
             started_at=before.started_at if before else time.time(),
             parameters={key: str(value) for key, value in flatten(original).items()},
-            tags=before.tags if before and before.status == "FINISHED" else provenance(),
+            tags=finished.tags if finished else provenance(),
             settings=to_yaml(original),
             artifacts={name: name for name in files.FILES},
-            status=before.status if before and before.status == "FINISHED" else "RUNNING",
-            ended_at=before.ended_at if before and before.status == "FINISHED" else None,
+            status="FINISHED" if finished else "RUNNING",
+            ended_at=finished.ended_at if finished else None,
         )
         if target != before:
             ledger.write_target(folder.path, target)

@@ -166,6 +166,7 @@ def test_finalists_train_on_all_images_with_several_seeds_and_are_measured_on_th
         search = start(searched.folder.parent.parent / "search.yaml", Gate(tmp_path / "open"), *again)
         output, _ = search.communicate(timeout=300)
         assert search.returncode == 0 and f"search tiny {state}" in " ".join(output.split()), output
+        assert "tracking store" not in output, "it has the new results"
     assert searched.records() == trials
     best = min((SMALL, KILLED), key=lambda name: trials[name]["errors"][str(EPOCHS)])
     finals = json.loads((searched.folder / "finals.json").read_text())
