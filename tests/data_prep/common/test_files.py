@@ -15,6 +15,7 @@ from data_prep.common.files import (
     MADE_HERE,
     discard,
     locked,
+    open_regular,
     partials_in,
     rename_durably,
     replaceable,
@@ -172,3 +173,13 @@ def test_a_lock_makes_no_file_where_a_link_leads(tmp_path: Path) -> None:
     with pytest.raises((UserError, OSError)), locked(tmp_path / "lock", "busy"):
         pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_what_is_no_regular_file_is_refused_by_its_name_and_left_closed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    opened = sorted(Path("/proc/self/fd").iterdir())
+    for path, kind in ((tmp_path, IsADirectoryError), (tmp_path / "pipe", OSError)):
+        with pytest.raises(kind) as refused:
+            open_regular(path)
+        assert refused.value.filename == str(path)
+    assert sorted(Path("/proc/self/fd").iterdir()) == opened
