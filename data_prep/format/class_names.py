@@ -46,15 +46,16 @@ def imagenet() -> dict[str, str]:
 
 
 def find(classes: Sequence[ImageClass], wanted: str) -> ImageClass:
-    """The class of this id, name or index, the id before the others, and in whatever case.
+    """The class of this id, name or index, the id before the others; in another case where none is written so.
 
     Raises:
         UserError: there is none, or several have this name.
     """
-    for key in ("id", "name", "index"):
-        for each in classes:
-            if str(getattr(each, key)).casefold() == wanted.casefold():
-                return each
+    for written in (str, str.casefold):
+        for key in ("id", "name", "index"):
+            for each in classes:
+                if written(str(getattr(each, key))) == written(wanted):
+                    return each
     if several := [one.id for one in classes if one.name.casefold() == f"{wanted} ({one.id})".casefold()]:
         raise UserError(f"{wanted} is the name of several classes: name one by its id, {' or '.join(several)}")
     known = [text for each in classes for text in (each.id, each.name)]
