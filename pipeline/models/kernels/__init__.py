@@ -1,7 +1,8 @@
 """What a GPU computes with instead of torch's operations, where that takes fewer passes over memory.
 
-`elementwise` and `matrices` hold Triton kernels, each of which has its oracle in :mod:`pipeline.models.fused`. Triton
-comes with torch for GPUs; without it torch's operations are used.
+`elementwise` and `matrices` hold Triton kernels. Each does what torch's operations do beside its call, which are its
+oracle: in :mod:`pipeline.models.fused`, `projection` and `batch_stats`. Triton comes with torch for GPUs; without it
+torch's operations are used.
 """
 
 from __future__ import annotations

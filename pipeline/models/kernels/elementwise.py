@@ -7,24 +7,17 @@ that the same input gives the same bits. Triton's interpreter runs them on a CPU
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pipeline.models.kernels.matrices import finish_moments
+from pipeline.models.kernels.matrices import finish_moments, kind_of
 
 TINY = 1e-30
 """Largest modulus that is taken as 0, where its derivative is."""
 LARGEST_BLOCK = 1024
 """Numbers that a program computes at a time."""
-
-
-def _kind(x: Tensor) -> Any:
-    """In what a kernel computes on x."""
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
 def _precise(x: Tensor) -> torch.dtype:
@@ -119,7 +112,7 @@ def collapse(z_SPTFMNBC: Tensor, parts: int, skip: bool) -> Tensor:
     block = _block(B * C)
     _collapse[(M * S * N * T, triton.cdiv(B * C, block))](
         z_SPTFMNBC, out_MSNTBGC, S, T, M, N, B, C,
-        F=F, REAL=2 - parts, SKIP=skip, BLOCK=block, KIND=_kind(z_SPTFMNBC),
+        F=F, REAL=2 - parts, SKIP=skip, BLOCK=block, KIND=kind_of(z_SPTFMNBC),
     )  # fmt: skip
     return out_MSNTBGC
 
@@ -139,7 +132,7 @@ def collapse_back(
     block = _block(B * C)
     _collapse_back[(M * S * N * T, triton.cdiv(B * C, block))](
         z_SPTFMNBC, g, slope, offset, out_SPTFMNBC, S, T, M, N, B, C, TINY,
-        F=F, REAL=2 - parts, SKIP=skip, SCALED=affine is not None, BLOCK=block, KIND=_kind(g),
+        F=F, REAL=2 - parts, SKIP=skip, SCALED=affine is not None, BLOCK=block, KIND=kind_of(g),
     )  # fmt: skip
     return out_SPTFMNBC
 
@@ -190,7 +183,7 @@ def normalize(y_HWBPC: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
     rows, columns = _row_blocks(C)
     _normalize[(triton.cdiv(H * W * B, rows),)](
         y_HWBPC.contiguous(), out_HPWBC, inverse_R, H * W * B, W * B, C, smallest,
-        ROWS=rows, COLS=columns, KIND=_kind(y_HWBPC),
+        ROWS=rows, COLS=columns, KIND=kind_of(y_HWBPC),
     )  # fmt: skip
     return out_HPWBC, inverse_R
 
@@ -202,7 +195,7 @@ def normalize_back(g_HPWBC: Tensor, out_HPWBC: Tensor, inverse_R: Tensor) -> Ten
     rows, columns = _row_blocks(C)
     _normalize_back[(triton.cdiv(H * W * B, rows),)](
         g_HPWBC.contiguous(), out_HPWBC, inverse_R, to_y_HWBPC, H * W * B, W * B, C,
-        ROWS=rows, COLS=columns, KIND=_kind(out_HPWBC),
+        ROWS=rows, COLS=columns, KIND=kind_of(out_HPWBC),
     )  # fmt: skip
     return to_y_HWBPC
 
@@ -234,7 +227,7 @@ def moments(x_RD: Tensor) -> tuple[Tensor, Tensor]:
     groups = triton.cdiv(R, split)
     sums = x_RD.new_empty(groups, 2, D, dtype=_precise(x_RD))
     x_RD = x_RD.contiguous()
-    _moments[(triton.cdiv(D, columns), groups)](x_RD, sums, R, D, split, ROWS=rows, COLS=columns, KIND=_kind(x_RD))
+    _moments[(triton.cdiv(D, columns), groups)](x_RD, sums, R, D, split, ROWS=rows, COLS=columns, KIND=kind_of(x_RD))
     return finish_moments(x_RD[0], sums, R)
 
 
@@ -268,7 +261,7 @@ def gather(x_AWE: Tensor, places: Tensor, used: Tensor | None = None) -> Tensor:
     block = _block(E)
     _copies[(triton.cdiv(E, block), width, A)](
         x_AWE.contiguous(), places, places if used is None else used, out_AWE, width, E, length,
-        ROUNDS=rounds, WEIGHTED=used is not None, BLOCK=block, KIND=_kind(x_AWE),
+        ROUNDS=rounds, WEIGHTED=used is not None, BLOCK=block, KIND=kind_of(x_AWE),
     )  # fmt: skip
     return out_AWE
 
@@ -291,5 +284,5 @@ def center(x_HE: Tensor) -> tuple[Tensor, Tensor]:
     out_HE, mean_E = torch.empty_like(x_HE), x_HE.new_empty(E)
     rows = triton.next_power_of_2(H)
     columns = max(16, min(256, 8 * LARGEST_BLOCK // rows))
-    _center[(triton.cdiv(E, columns),)](x_HE, out_HE, mean_E, H, E, ROWS=rows, COLS=columns, KIND=_kind(x_HE))
+    _center[(triton.cdiv(E, columns),)](x_HE, out_HE, mean_E, H, E, ROWS=rows, COLS=columns, KIND=kind_of(x_HE))
     return out_HE, mean_E

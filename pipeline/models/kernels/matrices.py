@@ -16,7 +16,8 @@ COLUMNS = 128
 """Channels that a program computes."""
 
 
-def _kind(x: Tensor) -> Any:
+def kind_of(x: Tensor) -> Any:
+    """In what a kernel computes on x."""
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
@@ -39,7 +40,7 @@ def join(weight_POI: Tensor, part: slice, dtype: torch.dtype, scale_I: Tensor) -
     D = C + len(range(C)[part])
     out_OD = weight_POI.new_empty(2 * OUT, D, dtype=dtype)
     _join[(2 * OUT, triton.cdiv(D, COLUMNS))](
-        weight_POI.contiguous(), scale_I, out_OD, OUT, C, D, part.start, COLS=COLUMNS, KIND=_kind(weight_POI)
+        weight_POI.contiguous(), scale_I, out_OD, OUT, C, D, part.start, COLS=COLUMNS, KIND=kind_of(weight_POI)
     )
     return out_OD
 
@@ -79,7 +80,7 @@ def split(
     to_weight_POI, affine = torch.empty_like(weight_POI), mean_D.new_empty(2, D)
     _split[(triton.cdiv(C, COLUMNS),)](
         products_OD, weight_POI.contiguous(), inverse_I, mean_D, to_weight_POI, affine, OUT, C, D, part.start,
-        part.stop, count, COLS=COLUMNS, KIND=_kind(weight_POI),
+        part.stop, count, COLS=COLUMNS, KIND=kind_of(weight_POI),
     )  # fmt: skip
     return to_weight_POI, affine[0], affine[1]
 
