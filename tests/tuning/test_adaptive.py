@@ -297,6 +297,15 @@ def test_trials_of_an_earlier_search_that_lie_in_the_space_are_known(tmp_path: P
     assert one.left({}) == 40, "they are no trials of this search"
 
 
+def test_a_setting_that_may_be_unset_was_unset_in_an_earlier_search(tmp_path: Path, data: Manifest) -> None:
+    old = earlier(tmp_path, data, 6)
+    with search_folder.claim(old, data) as folder:
+        folder.update("without a point", Record(status="failed"))
+    space = {**RATES, "training.micro_batch_size": [None, 8]}
+    one = searchers.choose(settings(tmp_path, space=space, warm_start=["old"]), data).asker
+    assert one is not None and [each.point["training.micro_batch_size"] for each in one.warm] == [None] * 6
+
+
 def test_a_warm_start_that_cannot_be_used_is_refused(tmp_path: Path, data: Manifest) -> None:
     earlier(tmp_path, data)
     other = resolve(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def _of_search(name: str, settings: SearchSettings, data: Manifest, start_digest
     if why := _measures_something_else(folder.identity, settings, data, start_digest):
         raise UserError(f"search.warm_start: {name} {why}: its errors cannot be compared; leave it out")
     found, left_out = [], ""
-    for record, candidate in zip(folder.records.values(), search_folder.candidates_of(folder.records), strict=True):
+    recorded = [one for one in folder.records.values() if one.point]
+    for record, candidate in zip(recorded, search_folder.candidates_of(folder.records), strict=True):
         if record.status == "pending":
             continue
         run = trial_settings(folder.identity.settings, candidate, path, "")
@@ -84,9 +86,8 @@ def _point_of(record: Record, run: Settings, settings: SearchSettings) -> tuple[
     fields = flatten(run)
     for name in in_order(settings.search.space):
         if is_there(settings.search.space[name], point):
-            value = _value_of(name, record, fields)
-            if value is not None:
-                point[name] = value
+            with suppress(KeyError):
+                point[name] = _value_of(name, record, fields)
     if why := outside(settings.search.space, point):
         return None, why
     ours = trial_settings(settings, of_point(point, settings, "search.space"), search_folder.path_of(settings), "")
@@ -95,11 +96,15 @@ def _point_of(record: Record, run: Settings, settings: SearchSettings) -> tuple[
 
 
 def _value_of(name: str, record: Record, fields: Mapping[str, Any]) -> Any:
-    """The value of a dimension that the trial would have had."""
+    """The value of a dimension that the trial would have had.
+
+    Raises:
+        KeyError: nothing says what it would have been.
+    """
     if name in record.coordinates:
         return record.coordinates[name]
     if name == "widths":
         return record.point["widths"]
     if name in LAW_DEFAULTS and "depth" in record.coordinates:
         return LAW_DEFAULTS[name]
-    return fields.get(name)
+    return fields[name]
