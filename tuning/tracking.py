@@ -77,7 +77,7 @@ def delivered(
     before and after the body how trials that are not running have ended, and after it how the search has.
 
     Returns:
-        Called with the name of a trial, it delivers this one, too.
+        Called with the name of a trial, it delivers this one, too, if it does not yet.
     """
     names = list(names)
     end_trials(folder, names)  # those of a process that was killed
@@ -86,8 +86,9 @@ def delivered(
     delivery = Delivery(folders, backlog, report_line, origin)
 
     def add(name: str) -> None:
-        names.append(name)
-        delivery.add(folder.path / name)
+        if name not in names:
+            names.append(name)
+            delivery.add(folder.path / name)
 
     with delivery.running():
         outcome: Status = "FAILED"
