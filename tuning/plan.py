@@ -19,7 +19,7 @@ from pipeline.tracking.mlflow_store.store import store_of
 from pipeline.training import finetune
 from pipeline.training.dataloader import count_images
 from pipeline.training.setup import memory_errors
-from tuning import search_folder, searchers
+from tuning import finals, search_folder, searchers
 from tuning.config import SearchSettings
 from tuning.results import frontier
 from tuning.results.frontier import Row
@@ -101,6 +101,7 @@ def dry_run(settings: SearchSettings) -> SearchPlan:
         runs |= runs_of(settings, foreseen, train, store)
         for run in runs.values():
             launcher.check(run, data)
+        finals.check(runs, settings, data)
     rows = rows_of(runs, records, data)
     build_scheduler(settings, records, costs_of(rows, settings))
     waiting = {name: run for name, run in runs.items() if records.get(name, Record()).status == "pending"}
@@ -150,10 +151,8 @@ def _trials_at_once(settings: SearchSettings) -> int:
     if cluster.address or os.environ.get("RAY_ADDRESS"):
         with launcher.cluster_with_room(cluster):
             fitting = session.trials_that_fit(settings)
-    elif cluster.gpu:
-        fitting = int(torch.cuda.device_count() / (settings.search.gpu_share * cluster.workers))
     else:
-        fitting = cores() // (cluster.threads * cluster.workers)
+        fitting = session.trials_that_fit(settings, {"CPU": cores(), "GPU": torch.cuda.device_count()})
     return min(fitting, settings.search.max_concurrent or fitting)
 
 

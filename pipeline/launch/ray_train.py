@@ -35,6 +35,9 @@ from pipeline.tracking.writer import ProgressWriter
 from pipeline.training.context import WorkerSpec
 from pipeline.training.trainer import run_on_ray
 
+ROUNDING = 1e-9
+"""1 / 0.2 may be a little less than 5."""
+
 
 def fit(spec: WorkerSpec, callbacks: Sequence[UserCallback], connection: Connection) -> None:
     """Trains a run on the Ray cluster that this process is connected to, from its newest checkpoint to its end.
@@ -144,8 +147,15 @@ def _wait_until_saved(run: Path, seconds: float, request: str = paths.STOP) -> N
 def room(needed: Mapping[str, float]) -> int:
     """Number of processes with these resources that fit on the cluster's nodes if these are idle; each runs on one
     node."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(int(min(node.get(name, 0) // amount for name, amount in needed.items())) for node in nodes)
+    return sum(room_on(node["Resources"], needed) for node in ray.nodes() if node["Alive"])
+
+
+def room_on(machine: Mapping[str, float], needed: Mapping[str, float]) -> int:
+    """Number of processes with these resources that fit on one machine; a share of a GPU lies on a single GPU."""
+    return min(
+        int(machine.get(name, 0)) * int(1 / amount + ROUNDING) if amount < 1 else int(machine.get(name, 0) // amount)
+        for name, amount in needed.items()
+    )
 
 
 def check_capacity(cluster: ClusterSettings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tuning import plan, search_folder
 from tuning.cli import tune
 from tuning.config import load
 from tuning.search_folder import Record
+from tuning.trials import session
 
 
 @pytest.fixture
@@ -102,6 +104,24 @@ def test_what_the_search_would_refuse_is_refused(file: Path, textures: Path, cha
         folder.begin()
     with pytest.raises(UserError, match=says):
         plan.dry_run(load(file, re.split(r" (?=search)", change)))
+
+
+def test_what_finalists_would_be_refused_for_is_refused(file: Path, textures: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(textures, tmp_path / "copy")
+    for shard in copy.glob("validation-*"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+    changes = [f"train.data.path={copy}"]
+    assert len(plan.dry_run(load(file, changes)).networks) == 2, "trials are measured on images held out"
+    with pytest.raises(UserError, match=r"validation-00000\.beton is not an FFCV file"):
+        plan.dry_run(load(file, [*changes, "search.finalists=1"]))
+
+
+@pytest.mark.parametrize(("workers", "share", "at_once"), [(1, 0.2, 10), (1, 0.4, 4), (2, 0.5, 1), (1, 1.0, 2)])
+def test_as_many_trials_train_at_once_as_have_their_share_of_a_gpu(
+    file: Path, workers: int, share: float, at_once: int
+) -> None:
+    settings = load(file, ["train.cluster.gpu=true", f"train.cluster.workers={workers}", f"search.gpu_share={share}"])
+    assert session.trials_that_fit(settings, {"CPU": 64, "GPU": 2}) == at_once
 
 
 def test_workers_that_do_not_fit_are_named(file: Path) -> None:

@@ -200,10 +200,15 @@ def _tuner(
     )
 
 
-def trials_that_fit(settings: SearchSettings) -> int:
+def trials_that_fit(settings: SearchSettings, machine: Mapping[str, float] | None = None) -> int:
     """Number of trials that fit on the cluster at once. Of trials with several workers never more may start: two could
-    wait for each other's CPUs."""
+    wait for each other's CPUs.
+
+    Args:
+        machine: resources of the only machine of a cluster that is not running yet.
+    """
     cluster = settings.train.cluster
-    if trial.trains_here(cluster):
-        return ray_train.room(trial.resources(settings))
-    return ray_train.room(ray_train.resources(cluster)) // cluster.workers
+    here = trial.trains_here(cluster)
+    needed = trial.resources(settings) if here else ray_train.resources(cluster)
+    room = ray_train.room(needed) if machine is None else ray_train.room_on(machine, needed)
+    return room if here else room // cluster.workers

@@ -43,3 +43,13 @@ def test_a_dead_worker_is_one_sentence_and_a_file_with_the_whole_story(tmp_path:
     with pytest.raises(UserError), failure_recorded(tmp_path):
         raise error
     assert "a traceback" in (tmp_path / "error.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "share", "fitting"),
+    [(1, 0.1, 10), (1, 0.2, 5), (8, 0.1, 80), (4, 0.4, 8), (2, 0.3, 6), (2, 1.0, 2), (0, 0.5, 0)],
+)
+def test_as_many_processes_fit_as_have_a_share_of_one_gpu(gpus: int, share: float, fitting: int) -> None:
+    machine = {"CPU": 200.0, "GPU": float(gpus)}
+    assert ray_train.room_on(machine, {"CPU": 2, "GPU": share}) == fitting
+    assert ray_train.room_on({**machine, "CPU": 7}, {"CPU": 2, "GPU": share}) == min(3, fitting)
