@@ -271,7 +271,7 @@ def test_momentum_is_checked_for_the_optimizer_that_has_it(tmp_path: Path) -> No
 
 def test_the_names_of_lists_and_of_single_choices_are_explained() -> None:
     shown = " ".join(settings_io.explain(search_config.SearchSettings).split())
-    assert "Any of: grayscale, random_erasing." in shown and "One of: grid, random." in shown
+    assert "Any of: grayscale, random_erasing." in shown and "One of: grid, random, optuna." in shown
 
 
 def test_a_name_is_refused_where_none_is_registered() -> None:
